@@ -1,0 +1,312 @@
+"""Answer mails with a fine-tuned model, greedily, and score the author's real replies under the same model.
+
+  python generate.py --run runs/demo/exp1.M-M --data data/sample/maud_okafor_test_16.jsonl
+  python generate.py --run runs/demo/exp1.M-M --mail mail.txt
+
+The first prints how many replies stopped by themselves and writes runs/demo/exp1.M-M/predictions.jsonl, a row a mail: id, mail,
+reference, prediction, finish_reason ("stop" or "length"), reference_nll (negative log-likelihood of the whole reference and its
+end of turn, summed, in nats) and reference_tokens; half a minute on two CPU cores. The second prints one reply.
+"""
+
+import argparse
+import json
+import os
+import re
+import sys
+from pathlib import Path
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    if args.id:
+        return print_one(args.run, args.id)
+    settings = read_settings(args)
+    rows = read_mail(args.mail) if args.mail else read_jsonl(args.data)[: args.limit]
+    tokenizer, model = load(settings, args.run if not args.base_model else None)
+    room = settings.get("max_prompt", model.config.max_position_embeddings - settings["max_new_tokens"])
+    examples = [encode(tokenizer, row, room) for row in with_instruction(rows, settings["instruction"])]
+    replies = generate(tokenizer, model, examples, settings["max_new_tokens"], args.batch_size)
+    if args.mail:
+        return print(replies[0]["prediction"])
+    answered = [i for i, row in enumerate(rows) if "completion" in row]
+    scores = score(tokenizer, model, [examples[i] for i in answered], max(args.batch_size // 4, 1))
+    write(args.output, rows, replies, dict(zip(answered, scores, strict=True)))
+
+
+def parse_args(argv):
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    files = parser.add_argument_group("files")
+    files.add_argument("--run", metavar="DIR", type=Path, help="run folder of train.py")
+    files.add_argument("--base-model", metavar="M", help="the untuned model M instead; with --run, on that run's settings")
+    files.add_argument("--data", metavar="JSONL", type=Path, help="mails to answer, from `prepare_data.py format`")
+    files.add_argument("--output", metavar="F", type=Path, help="(default DIR/predictions.jsonl)")
+    files.add_argument("--mail", metavar="FILE", help="answer the one mail in a text file, or - for standard input")
+    files.add_argument("--id", help="print the mail, reply and reference of this id in DIR/predictions.jsonl")
+    files.add_argument("--limit", metavar="N", type=positive, help="answer the first N mails (default all)")
+    method = parser.add_argument_group("method")
+    method.add_argument("--max-new-tokens", metavar="N", type=positive, help="(default the run's --max-reply-length, or 512)")
+    method.add_argument("--quantization", choices=["4bit", "none"], help="(default the run's, or 4bit)")
+    machine = parser.add_argument_group("machine")
+    machine.add_argument("--batch-size", metavar="N", type=positive, default=16, help="mails at a time (default %(default)s)")
+    args = parser.parse_args(argv)
+    if not (args.run or args.base_model):
+        parser.error("--run or --base-model is missing: whose replies?")
+    if sum(map(bool, (args.data, args.mail, args.id))) != 1:
+        parser.error("exactly one of --data, --mail and --id says what to answer")
+    if args.id and not args.run:
+        parser.error("--id reads the predictions of a --run")
+    if args.base_model and args.data and not args.output:
+        parser.error("--base-model wants an --output: the run's own predictions.jsonl is for its adapter")
+    if args.data and not args.output:
+        args.output = args.run / "predictions.jsonl"
+    return args
+
+
+def positive(text):
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not above zero")
+    return int(text)
+
+
+def die(message):
+    """End on a user's mistake: one line on standard error, exit status 2."""
+    print(f"generate.py: error: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+def read_jsonl(path):
+    """The rows of a prompt/completion file; a mail still to be answered has no completion."""
+    if not path.is_file():
+        die(f"{path}: no such file; `prepare_data.py format` makes it from a CSV")
+    rows, ids = [], set()
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):
+        try:
+            row = json.loads(line)
+            turns = [(message["role"], message["content"].strip()) for message in row["prompt"] + row.get("completion", [])]
+            if row["id"] in ids:
+                die(f"{path}, line {number}: id {row['id']} stands there twice")
+            if row["prompt"][-1]["role"] != "user" or "completion" in row and turns[-1][0] != "assistant":
+                raise ValueError
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+            die(f"{path}, line {number}: not a row of id, prompt and completion; `prepare_data.py format` makes them")
+        ids.add(row["id"])
+        rows.append(row)
+    if not rows:
+        die(f"{path}: no rows")
+    return rows
+
+
+def read_mail(name):
+    try:
+        text = sys.stdin.read() if name == "-" else Path(name).read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        die(f"{name}: {error}")
+    if not text.strip():
+        die(f"{name}: an empty mail")
+    return [{"id": name, "prompt": [{"role": "user", "content": text}]}]
+
+
+def print_one(run, wanted):
+    """One test mail of a run with its reply and the reference, as the study's result notebooks showed them."""
+    path = run / "predictions.jsonl"
+    if not path.is_file():
+        die(f"{path}: no such file; `generate.py --run {run} --data TEST.jsonl` makes it")
+    rows = {row["id"]: row for row in map(json.loads, path.read_bytes().splitlines())}
+    if wanted not in rows:
+        die(f"{path}: no id {wanted} among {len(rows)}, such as {', '.join(list(rows)[:5])}")
+    for part in ("mail", "reference", "prediction"):
+        print(f"--- {part}\n{rows[wanted][part]}\n")
+
+
+def read_settings(args):
+    """base_model, quantization, instruction and lengths: the flags, else the run's own, else no limit but the context's."""
+    settings = {"base_model": args.base_model, "quantization": "4bit", "instruction": None}
+    if args.run:
+        if not (args.run / "train.json").is_file():
+            die(f"{args.run / 'train.json'}: no such file; train.py writes it when a training is finished")
+        settings = json.loads((args.run / "train.json").read_text())
+    given = {name: getattr(args, name) for name in ("base_model", "quantization", "max_new_tokens") if getattr(args, name)}
+    return {"max_new_tokens": settings.get("max_reply_length", 512)} | settings | given
+
+
+def load(settings, run):
+    """(tokenizer, model): the base model as it was in training, with the run's adapter unless run is None."""
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+    from transformers.utils import logging
+
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()
+    gpu = torch.cuda.is_available()
+    dtype = torch.float32
+    if gpu:  # T4 and V100 only emulate bf16
+        dtype = torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    nf4 = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+    )
+    quantized = settings["quantization"] == "4bit"
+    base_model = settings["base_model"]
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(base_model)
+        model = AutoModelForCausalLM.from_pretrained(
+            base_model,
+            dtype=dtype,
+            device_map={"": 0 if gpu else "cpu"},
+            quantization_config=nf4 if quantized else None,
+            attn_implementation="sdpa",
+            use_safetensors=True,
+        )
+    except (OSError, ValueError) as error:
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        die(f"cannot load {base_model} ({reason}): the embedded model is made by `make model`; a gated one wants its licence "
+            "accepted on huggingface.co and `hf auth login`; any other a network once, or its folder")  # fmt: skip
+    if not tokenizer.chat_template:
+        die(f"{base_model} has no chat template: take a chat model, often the one named -chat or -Instruct")
+    if quantized and not gpu:  # the same rounded weights in float32: six times as fast on a CPU
+        model = model.dequantize()
+    if run:
+        model = PeftModel.from_pretrained(model, run / "adapter")
+        if not (quantized and gpu):
+            model = model.merge_and_unload()
+    tokenizer.padding_side = "left"
+    return tokenizer, model.eval()
+
+
+def neutralise(tokenizer, text):
+    """Break the text of every control token with a space, "<|im_end|>" to "< |im_end|>": no mail ends its turn by itself."""
+    controls = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    controls |= {"[INST]", "[/INST]", "<<SYS>>", "<</SYS>>", *tokenizer.all_special_tokens}  # Llama 2's are plain text
+    pattern = "|".join(re.escape(control) for control in sorted(controls, key=len, reverse=True))
+    return re.sub(pattern, lambda match: match[0][0] + " " + match[0][1:], text)
+
+
+def encode(tokenizer, row, room):
+    """One conversation as ids: {"prompt": at most `room`, "reply": the whole reply and its end of turn, "cut": bool}.
+
+    The base model's chat template renders both. A mail too long for the room loses its end: the newest text stands first.
+    """
+    from jinja2 import TemplateError
+
+    def tokenize(text):
+        return tokenizer(text, add_special_tokens=False).input_ids
+
+    def render(messages, **how):
+        try:
+            return tokenizer.apply_chat_template(messages, tokenize=False, **how)
+        except TemplateError as error:
+            die(f"the chat template of {tokenizer.name_or_path} refuses row {row['id']}: {error}")
+
+    messages = [*row["prompt"], *row.get("completion", [{"role": "assistant", "content": "Yes."}])]
+    *turns, mail, reply = [m | {"content": neutralise(tokenizer, m["content"]).strip()} for m in messages]
+    cut = False
+    while len(prompt_ids := tokenize(prompt := render([*turns, mail], add_generation_prompt=True))) > room:
+        starts = [a for a, _ in tokenizer(mail["content"], add_special_tokens=False, return_offsets_mapping=True).offset_mapping]
+        keep = len(starts) - (len(prompt_ids) - room)
+        if keep < 1:
+            die(f"row {row['id']}: the prompt without its mail is longer than {room} tokens: raise --max-length")
+        mail, cut = mail | {"content": mail["content"][: starts[keep]].rstrip()}, True
+    whole = render([*turns, mail, reply])
+    if not whole.startswith(prompt):
+        die(f"the chat template of {tokenizer.name_or_path} changes the prompt once a reply follows: take another model")
+    reply_ids = tokenize(whole)[len(prompt_ids) :]
+    if prompt_ids + reply_ids != tokenize(whole):  # a token across the border, which generation could not have seen
+        reply_ids = tokenize(whole[len(prompt) :])
+    special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special} | set(tokenizer.all_special_ids)
+    end = next((place for place, token in enumerate(reply_ids, 1) if token in special), None)
+    if end is None:
+        die(f"the chat template of {tokenizer.name_or_path} ends a reply with no control token: the model would never stop")
+    return {"prompt": prompt_ids, "reply": reply_ids[:end], "cut": cut}
+
+
+def with_instruction(rows, instruction):
+    """The rows, with the run's own instruction in front where one has no system message."""
+    return [
+        row if row["prompt"][0]["role"] == "system" or not instruction
+        else row | {"prompt": [{"role": "system", "content": instruction}, *row["prompt"]]}
+        for row in rows
+    ]  # fmt: skip
+
+
+def batches(sequences, size, pad, device, name):
+    """Indices and left-padded tensors (ids and mask, each (size, longest)) of the sequences, longest first, with a bar."""
+    import torch
+    from tqdm import tqdm
+
+    order = sorted(range(len(sequences)), key=lambda i: -len(sequences[i]))
+    with tqdm(total=len(order), desc=name, unit="mail", disable=None) as bar:
+        for start in range(0, len(order), size):
+            indices = order[start : start + size]
+            width = len(sequences[indices[0]])
+            ids = torch.full((len(indices), width), pad)
+            mask = torch.zeros_like(ids)
+            for place, i in enumerate(indices):
+                ids[place, width - len(sequences[i]) :] = torch.tensor(sequences[i])
+                mask[place, width - len(sequences[i]) :] = 1
+            yield indices, {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
+            bar.update(len(indices))
+
+
+def pad_id(tokenizer):
+    """Llama 2 has no padding token: its <unk> stands in. Padding is masked by length, so any id would do."""
+    return next(i for i in (tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.eos_token_id) if i is not None)
+
+
+def generate(tokenizer, model, examples, max_new_tokens, batch_size):
+    """Greedy replies, a dict of prediction and finish_reason for each example."""
+    import torch
+
+    stop = sorted({examples[0]["reply"][-1], tokenizer.eos_token_id})
+    replies = [None] * len(examples)
+    pad = pad_id(tokenizer)
+    for indices, batch in batches([x["prompt"] for x in examples], batch_size, pad, model.device, "replies"):
+        with torch.inference_mode():
+            output = model.generate(
+                **batch, do_sample=False, temperature=None, top_p=None, top_k=None,
+                max_new_tokens=max_new_tokens, eos_token_id=stop, pad_token_id=pad,
+            )  # fmt: skip
+        for i, ids in zip(indices, output[:, batch["input_ids"].shape[1] :].tolist(), strict=True):
+            end = next((place for place, token in enumerate(ids) if token in stop), None)
+            text = tokenizer.decode(ids[:end], skip_special_tokens=True).strip()
+            replies[i] = {"prediction": text, "finish_reason": "length" if end is None else "stop"}
+    return replies
+
+
+def score(tokenizer, model, examples, batch_size):
+    """Of each reference, uncut and with its end of turn: the summed negative log-likelihood in nats and the tokens."""
+    import torch
+
+    scores = [None] * len(examples)
+    sequences = [x["prompt"] + x["reply"] for x in examples]
+    for indices, batch in batches(sequences, batch_size, pad_id(tokenizer), model.device, "likelihoods"):
+        longest = max(len(examples[i]["reply"]) for i in indices)
+        with torch.inference_mode():  # the position in front of a token predicts it
+            logits = model(**batch, logits_to_keep=longest + 1, use_cache=False).logits[:, :-1].float()
+            targets = batch["input_ids"][:, -longest:]
+            nats = torch.nn.functional.cross_entropy(logits.transpose(1, 2), targets, reduction="none")  # (batch, longest)
+        for i, row in zip(indices, nats, strict=True):
+            n = len(examples[i]["reply"])
+            scores[i] = {"reference_nll": round(row[longest - n :].sum().item(), 4), "reference_tokens": n}
+    return scores
+
+
+def write(path, rows, replies, scores):
+    """predictions.jsonl in the order of the rows, whole or not at all, and the headline."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    side = path.with_name(path.name + ".part")
+    with side.open("w", encoding="utf-8") as file:
+        for i, row in enumerate(rows):
+            others = {name: value for name, value in row.items() if name not in ("prompt", "completion")}
+            reference = row["completion"][0]["content"] if i in scores else None
+            score = scores.get(i, {"reference_nll": None, "reference_tokens": None})
+            line = others | {"mail": row["prompt"][-1]["content"], "reference": reference} | replies[i] | score
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+    os.replace(side, path)
+    stopped = sum(reply["finish_reason"] == "stop" for reply in replies)
+    print(f"{path}: {len(rows)} replies, {stopped} stopped by themselves, {len(rows) - stopped} hit the length limit")
+
+
+if __name__ == "__main__":
+    main()

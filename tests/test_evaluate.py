@@ -1,0 +1,369 @@
+"""evaluate.py: measures by hand or by their library, intervals and tests by simulation, the command line on files."""
+
+import hashlib
+import json
+import math
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rouge_score.rouge_scorer import RougeScorer
+from sacrebleu.metrics import BLEU, CHRF
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from evaluate import (  # noqa: E402
+    MEASURES,
+    closings_of,
+    copy_statistics,
+    estimate,
+    main,
+    paired_tests,
+    resample,
+    score,
+    text_statistics,
+    words,
+)
+
+REFERENCES = ["The boat leaves at nine on Monday.", "Thanks for the maps, see you.", "No, sell it.", "I agree, Ann."]
+REPLIES = ["The boat leaves on Monday at ten.", "Thanks for the lovely maps.", "", "Selling it all was right."]
+VOICES = {  # two authors that a classifier can tell apart: opening words, verbs, closing
+    "ada": (["hey", "yo", "right then"], ["grab the nets", "mend that pump", "paint the hull"], "cheers, Ada"),
+    "bob": (["Dear colleague,", "Good day,"], ["kindly REVIEW the ledger", "please APPROVE the sum"], "Sincerely, Bob"),
+}
+
+
+def rows_of(references, replies, **columns):
+    return [
+        {"id": str(i), "mail": f"mail number {i}", "reference": reference, "prediction": reply, "finish_reason": "stop",
+         "reference_nll": 2.0 * (i + 1), "reference_tokens": i + 2}
+        | {key: values[i] for key, values in columns.items()}
+        for i, (reference, reply) in enumerate(zip(references, replies, strict=True))
+    ]  # fmt: skip
+
+
+def write_jsonl(path, rows):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def write_run(path, rows):
+    write_jsonl(path / "predictions.jsonl", rows)
+    return path
+
+
+def write_author(path, name, count=30):
+    draw, (openings, verbs, closing) = random.Random(name), VOICES[name]
+    rows = [f"{draw.choice(openings)} {draw.choice(verbs)} number {i}. {closing}" for i in range(count)]
+    return write_jsonl(path, [
+        {"id": str(i), "prompt": [{"role": "user", "content": f"question {name} {i}"}],
+         "completion": [{"role": "assistant", "content": reply}]} for i, reply in enumerate(rows)])  # fmt: skip
+
+
+def values_of(references, replies, **columns):
+    per_mail, _ = text_statistics(rows_of(references, replies, **columns))
+    return {name: estimate(name, terms)["value"] for name, terms in per_mail.items()}
+
+
+def metrics_of(run):
+    return json.loads((run / "metrics.json").read_text())
+
+
+def refused(capsys, *argv):
+    """The one line on standard error with which a command ends in exit status 2."""
+    with pytest.raises(SystemExit) as error:
+        main([str(arg) for arg in argv])
+    assert error.value.code == 2
+    line = capsys.readouterr().err
+    assert line.startswith("evaluate.py: error: ") and line.count("\n") == 1
+    return line
+
+
+# Values
+
+
+def test_scores_equal_the_libraries():
+    values = values_of(REFERENCES, REPLIES)
+    assert values["bleu"] == pytest.approx(BLEU().corpus_score(REPLIES, [REFERENCES]).score, abs=1e-12)
+    assert values["chrf"] == pytest.approx(CHRF().corpus_score(REPLIES, [REFERENCES]).score, abs=1e-12)
+    assert values["bleu"] > 10 and values["chrf"] > 10
+    for name in ("rouge1", "rouge2", "rougeL", "rougeLsum"):
+        scorer = RougeScorer([name], use_stemmer=True)
+        mails = [scorer.score(*pair)[name].fmeasure for pair in zip(REFERENCES, REPLIES, strict=True)]
+        assert values[name] == pytest.approx(sum(mails) / 4)
+
+
+def test_resampled_scores_equal_sacrebleu_on_the_drawn_mails():
+    per_mail, signatures = text_statistics(rows_of(REFERENCES, REPLIES))
+    drawn = [0, 0, 1, 3]
+    for name, metric in (("bleu", BLEU()), ("chrf", CHRF())):
+        expected = metric.corpus_score([REPLIES[i] for i in drawn], [[REFERENCES[i] for i in drawn]]).score
+        assert score(name, per_mail[name], np.array([[2, 1, 0, 1]]))[0] == pytest.approx(expected, abs=1e-12)
+        assert signatures[name] == str(metric.get_signature()) and "version:" in signatures[name]
+
+
+def test_rouge_by_hand():
+    values = values_of(["a b c d"], ["a c e"])  # shared: a, c of 4 and of 3 words; no pair; the sequence a c
+    assert values["rouge1"] == pytest.approx(2 * (2 / 3 * 2 / 4) / (2 / 3 + 2 / 4))
+    assert values["rouge2"] == 0 and values["rougeL"] == values["rouge1"]
+    assert values_of(["sailing boats"], ["sail boat"])["rouge2"] == 1  # stemmed
+
+
+def test_perplexity_length_and_stops_by_hand():
+    values = values_of(["abcd", "ab"], ["one two three", ""], reference_nll=[6.0, 3.0], reference_tokens=[2, 1],
+                       finish_reason=["stop", "length"])  # fmt: skip
+    assert values["perplexity_token"] == pytest.approx(math.exp(9 / 3))  # of the sums
+    assert values["perplexity_char"] == pytest.approx(math.exp(9 / 6))
+    assert values["length_ratio"] == 3 / 2 and values["stop_rate"] == 0.5
+    values = values_of(["abcd", "ab"], ["x", "y"], reference_nll=[1.0, 8.0], reference_tokens=[8, 1])
+    assert values["perplexity_token"] == pytest.approx(math.e)
+
+
+@pytest.mark.parametrize(("replies", "expected"), [(REFERENCES, (1, 100)), ([""] * 4, (0, 0)), (["zzz"] * 4, (0, 0))])
+def test_identical_empty_and_disjoint_replies(replies, expected):
+    values = values_of(REFERENCES, replies)
+    assert [values["rouge1"], values["rougeL"]] == pytest.approx([expected[0]] * 2)
+    assert [values["bleu"], values["chrf"]] == pytest.approx([expected[1]] * 2)
+
+
+def test_copies():
+    training = ["one two three four five six seven eight nine ten", "red green blue"]
+    texts = ["Well: TWO three four, five six seven eight nine!", "green blue yellow", "", "two three four five six 7"]
+    found = copy_statistics([*texts, texts[0]], ["", "", "", "", f"> {texts[0]}"], training)
+    assert found["longest_copy"][:, 0].tolist() == [8, 2, 0, 5, 0]  # the last only repeats its mail
+    assert found["memorized_rate"][:, 0].tolist() == [1, 0, 0, 0, 0]
+    assert copy_statistics(["six seven eight nine ten red green"], [""], training)["longest_copy"][0, 0] == 5
+
+
+def test_longest_copy_agrees_with_brute_force():
+    draw = random.Random(3)
+    training, texts, mails = ([" ".join(draw.choices("abcd", k=k)) for _ in range(30)] for k in (25, 15, 12))
+
+    def stands_in(run, text):
+        return f" {' '.join(run)} " in f" {text} "
+
+    longest = copy_statistics(texts, mails, training)["longest_copy"][:, 0]
+    for text, mail, found in zip(texts, mails, longest, strict=True):
+        runs = [words(text)[i:j] for i in range(15) for j in range(i + 1, 16)]
+        copies = [run for run in runs if any(stands_in(run, reply) for reply in training)]
+        assert found == max(len(run) for run in copies if not stands_in(run, mail))
+
+
+def test_closings():
+    replies = ["See you at noon. Best, Ada"] * 3 + ["It is done!\nAda", "Sold. ADA"] + ["Yes."] * 5 + ["Not now or"] * 4
+    assert closings_of(replies) == {("best", "ada"), ("ada",)}  # "Yes." is a whole reply, the last a plain sentence
+    assert closings_of([*replies, *["We meet again tomorrow."] * 200]) == set()  # three of 215 are not frequent
+
+
+# Intervals and tests
+
+
+def test_interval_covers_a_known_mean():
+    """Of 300 samples of 80 exponential variables with mean 1, about 95 % of the intervals hold 1."""
+    draw, held = np.random.default_rng(1), 0
+    for _ in range(300):
+        found = estimate("rouge1", np.stack([draw.exponential(size=80), np.ones(80)], axis=1))
+        held += found["low"] <= 1 <= found["high"]
+    assert 0.90 <= held / 300 <= 0.98
+
+
+def test_interval_is_the_percentile_bootstrap():
+    terms = np.array([[value, 1] for value in (0.0, 0.2, 0.9, 0.4, 0.7)])
+    weights = resample(5, 1000)
+    assert weights.shape == (1000, 5) and (weights.sum(axis=1) == 5).all()
+    low, high = np.percentile(weights @ terms[:, 0] / 5, [2.5, 97.5])
+    assert estimate("style", terms) == pytest.approx({"value": 0.44, "low": low, "high": high})
+    assert estimate("style", None) is None
+
+
+def pair_of_runs(ours, theirs):
+    runs = []
+    for values in (ours, theirs):
+        terms = np.stack([values, np.ones(len(values))], axis=1)
+        metrics = {"rougeL": {"value": values.mean()}}
+        runs.append({"name": "r", "n": len(values), "per_mail": {"rougeL": terms}, "metrics": metrics})
+    return paired_tests(runs[0], runs[1:])[0]
+
+
+def test_paired_test_false_alarms_and_power():
+    draw = np.random.default_rng(2)
+    alarms = [pair_of_runs(*draw.normal(size=(2, 60)))["p"] < 0.05 for _ in range(100)]
+    assert 0.01 <= np.mean(alarms) <= 0.12
+    mails = draw.normal(size=60)  # what two runs share does not hide a small difference
+    found = pair_of_runs(mails + 0.3 + draw.normal(scale=0.3, size=60), mails + draw.normal(scale=0.3, size=60))
+    assert found["p"] < 0.01 and found["low"] > 0 and found["low"] < found["difference"] < found["high"]
+    assert pair_of_runs(mails, mails)["p"] == 1
+
+
+def test_holm_correction_over_the_family():
+    draw = np.random.default_rng(4)
+    first, *others = (
+        {"name": name, "n": 50, "metrics": {"rougeL": {"value": 0.0}},
+         "per_mail": {"rougeL": np.stack([draw.normal(shift, size=50), np.ones(50)], axis=1)}}
+        for name, shift in (("a", 0), ("b", 0.2), ("c", 0.3), ("d", 3)))  # fmt: skip
+    tests = sorted(paired_tests(first, others), key=lambda test: test["p"])
+    p = [test["p"] for test in tests]
+    assert p[0] < p[1] < p[2] < 1
+    second = max(3 * p[0], 2 * p[1])
+    assert [test["p_holm"] for test in tests] == pytest.approx([3 * p[0], min(second, 1), min(max(second, p[2]), 1)])
+
+
+# The command line
+
+
+@pytest.fixture
+def authors(tmp_path):
+    return [write_author(tmp_path / f"{name}.jsonl", name) for name in VOICES]
+
+
+def test_evaluate_and_compare_end_to_end(tmp_path, authors, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    references = [f"hey grab the nets and paint the hull again {i}. cheers, Ada" for i in range(12)]
+    replies = {"ada": [f"hey mend that pump {i}. cheers, Ada" for i in range(12)],
+               "bob": [f"Good day, please APPROVE the sum {i}. Sincerely, Bob" for i in range(11)] + [""]}  # fmt: skip
+    for name, texts in replies.items():
+        nll = [10.0 + i + (name == "bob") for i in range(12)]
+        write_run(Path("runs") / name, rows_of(references, texts, reference_nll=nll))
+    settings = {"train_data": "ada.jsonl", "train_data_sha256": hashlib.sha256(authors[0].read_bytes()).hexdigest()}
+    Path("runs/ada/train.json").write_text(json.dumps(settings | {"limit": None}))
+    for name in replies:
+        main([f"runs/{name}", "--style-data", *map(str, authors)])
+
+    found = {name: metrics_of(Path("runs") / name) for name in replies}
+    assert list(found["ada"]["metrics"]) == list(MEASURES) and found["ada"]["n"] == 12
+    assert [found[name]["metrics"]["style"]["value"] for name in replies] == [1, 0]
+    assert [found[name]["metrics"]["signoff_rate"]["value"] for name in replies] == [1, 0]
+    assert found["ada"]["reference"]["style"]["value"] == 1 and found["ada"]["style"]["chance"] == 0.5
+    assert found["ada"]["style"]["cross_validated_accuracy"] == 1
+    assert found["ada"]["metrics"]["longest_copy"]["value"] == 4  # "hey mend that pump": then comes "number"
+    assert found["ada"]["metrics"]["memorized_rate"]["value"] == 0
+    assert found["bob"]["metrics"]["memorized_rate"] is None  # no train.json: a baseline
+    summary = Path("runs/ada/results_summary.txt").read_text()
+    assert "runs/ada" in summary and "nrefs:1|" in summary and all(name in summary for name in MEASURES)
+    assert not list(tmp_path.rglob("*.part"))
+
+    capsys.readouterr()
+    main(["--compare", "runs/ada", "runs", "runs/bob", "--output", "out/table.md", "--examples", "2"])
+    printed = capsys.readouterr().out
+    data, page = json.loads(Path("out/comparison.json").read_text()), Path("out/table.md").read_text()
+    assert "passed over runs:" in printed and max(map(len, printed.splitlines())) <= 105
+    assert list(data["runs"]) == ["ada", "bob"] and data["against"] == "ada"
+    assert data["runs"]["bob"]["metrics"] == found["bob"]["metrics"]
+    style = next(test for test in data["tests"] if test["measure"] == "style")
+    assert style["difference"] == 1 and style["p_holm"] < 0.05
+    assert next(test for test in data["tests"] if test["measure"] == "perplexity_char")["high"] < 0
+    row = next(line for line in page.splitlines() if line.startswith("| ada |"))
+    assert row.split(" | ")[3].startswith("**1.000**") and "| the author |" in page
+    assert references[0] in page and replies["bob"][6] in page and replies["bob"][6] in printed
+    assert references[0] not in json.dumps(data)
+
+    main(["--compare", "runs/ada", "--against", "runs/bob", "--output", "out/table.md"])
+    assert json.loads(Path("out/comparison.json").read_text())["against"] == "bob"
+
+
+def test_all_replies_empty(tmp_path, authors):
+    rows = [row | {"reference_nll": None, "finish_reason": None} for row in rows_of(REFERENCES, [""] * 4)]
+    run = write_run(tmp_path / "run", rows)
+    main([str(run), "--style-data", *map(str, authors), "--train-data", str(authors[0])])
+    metrics = metrics_of(run)["metrics"]
+    for name in ("perplexity_token", "perplexity_char", "stop_rate"):
+        assert metrics.pop(name) is None
+    assert all(found == {"value": 0, "low": 0, "high": 0} for found in metrics.values())
+
+
+def test_style_rows_that_are_tested_are_left_out(tmp_path, authors):
+    training = [json.loads(line) for line in authors[0].read_text().splitlines()]
+    rows = rows_of([training[0]["completion"][0]["content"].upper(), "a", "b"], ["x", "y", "z"],
+                   mail=["m", training[1]["prompt"][0]["content"], ""])  # fmt: skip
+    run = write_run(tmp_path / "run", rows)
+    main([str(run), "--style-data", *map(str, authors)])
+    style = metrics_of(run)["style"]
+    assert [file["left_out"] for file in style["files"]] == [2, 0] and style["rows_per_author"] == 28
+
+
+def test_limit_and_changed_training_data(tmp_path, authors, capsys):
+    replies = [json.loads(line)["completion"][0]["content"] for line in authors[0].read_text().splitlines()]
+    run = write_run(tmp_path / "run", rows_of(["a", "b"], [replies[3], replies[20]]))
+    settings = {"train_data": str(authors[0]), "train_data_sha256": hashlib.sha256(authors[0].read_bytes()).hexdigest()}
+    for limit, copied in ((10, 0.5), (None, 1)):
+        (run / "train.json").write_text(json.dumps(settings | {"limit": limit}))
+        main([str(run)])
+        assert metrics_of(run)["metrics"]["memorized_rate"]["value"] == copied
+    authors[0].write_text(authors[0].read_text() + "\n")
+    main([str(run)])
+    assert metrics_of(run)["metrics"]["memorized_rate"] is None
+    assert "has changed since the training" in capsys.readouterr().err
+
+
+ROW = {"id": "7", "mail": "m", "reference": "r", "prediction": "p", "finish_reason": "stop"}
+
+
+@pytest.mark.parametrize(("text", "says"), [
+    ("", "no rows"),
+    ('{"id": "7", \n', "line 1: not a JSON object"),
+    (json.dumps(ROW) + "\n[1]\n", "line 2: not a JSON object"),
+    (json.dumps(ROW) + "\n" + json.dumps(ROW), "line 2: id 7 stands there twice"),
+    (json.dumps(ROW | {"reference": None}), "line 1: no text under reference"),
+    (json.dumps({"id": 7, "mail": "m"}), "no text under id, reference, prediction"),
+    (json.dumps(ROW | {"reference": " "}), "the reference is empty"),
+    (json.dumps(ROW | {"reference_nll": float("nan"), "reference_tokens": 3}), "is no likelihood"),
+    (json.dumps(ROW | {"reference_nll": 3.0}), "is no likelihood"),
+    (json.dumps(ROW) + "\n" + json.dumps(ROW | {"id": "8", "finish_reason": None}), "line 2: reference_nll and finish"),
+    (json.dumps(ROW | {"finish_reason": "tired"}), "neither"),
+    ('{"id": "\udcff"}', "line 1: not a JSON object"),
+])  # fmt: skip
+def test_broken_predictions(tmp_path, capsys, text, says):
+    (tmp_path / "predictions.jsonl").write_text(text, encoding="utf-8", errors="surrogateescape")
+    line = refused(capsys, tmp_path)
+    assert says in line and str(tmp_path / "predictions.jsonl") in line
+    assert not (tmp_path / "metrics.json").exists()
+
+
+def test_other_mistakes(tmp_path, capsys, authors):
+    assert "no such file" in refused(capsys, tmp_path / "nothing")
+    run = write_run(tmp_path / "run", rows_of(REFERENCES, REPLIES))
+    assert "two authors" in refused(capsys, run, "--style-data", authors[0])
+    assert "too few" in refused(capsys, run, "--style-data", authors[0], write_author(tmp_path / "few.jsonl", "bob", 9))
+    broken = write_jsonl(tmp_path / "broken.jsonl", [{"id": "1"}])
+    assert "line 1: no prompt" in refused(capsys, run, "--style-data", authors[0], broken)
+    assert "--compare" in refused(capsys)
+    assert "--compare" in refused(capsys, "--compare", run)
+    assert "metrics.json" in refused(capsys, "--compare", run, "--output", tmp_path / "c.md")
+    assert "no run" in refused(capsys, "--compare", tmp_path, "--output", tmp_path / "c.md")
+
+
+@pytest.mark.parametrize(("change", "says"), [
+    (lambda rows: rows[:3], "4 and 3 mails"),
+    (lambda rows: [*rows[:2], rows[2] | {"reference": "other"}, rows[3]], "row 3"),
+    (lambda rows: [rows[0] | {"id": "9"}, *rows[1:]], "row 1"),
+])  # fmt: skip
+def test_runs_with_different_mails_are_refused(tmp_path, capsys, change, says):
+    rows = rows_of(REFERENCES, REPLIES)
+    runs = [write_run(tmp_path / "a", rows), write_run(tmp_path / "b", change(rows))]
+    for run in runs:
+        main([str(run)])
+    line = refused(capsys, "--compare", *runs, "--output", tmp_path / "c.md")
+    assert "do not answer the same mails" in line and says in line and not (tmp_path / "c.md").exists()
+
+
+def test_stale_scores_and_other_classifiers_are_refused(tmp_path, capsys, authors):
+    rows = rows_of(REFERENCES, REPLIES)
+    runs = [write_run(tmp_path / name, rows) for name in "ab"]
+    main([str(runs[0]), "--style-data", *map(str, authors)])
+    main([str(runs[1]), "--style-data", *map(str, authors[::-1])])
+    assert "classifiers" in refused(capsys, "--compare", *runs, "--output", tmp_path / "c.md")
+    main([str(runs[1])])  # without style: compared in what both have
+    main(["--compare", *map(str, runs), "--output", str(tmp_path / "c.md")])
+    write_run(runs[1], rows_of(REFERENCES, REFERENCES))
+    assert f"evaluate.py {runs[1]}" in refused(capsys, "--compare", *runs, "--output", tmp_path / "c.md")
+
+
+def test_help_is_quick():
+    script = Path(__file__).parents[1] / "evaluate.py"
+    command = [sys.executable, "-X", "importtime", script, "--help"]
+    found = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "--style-data" in found.stdout
+    assert not any(name in found.stderr for name in ("sklearn", "sacrebleu", "rouge_score", "torch"))

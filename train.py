@@ -1,0 +1,473 @@
+"""Fine-tune a chat model on one author's replies: base model in NF4, LoRA adapter, loss on the reply alone.
+
+  python train.py --base-model models/SmolLM2-135M-Instruct --train-data data/sample/maud_okafor_train_43.jsonl \\
+                  --output-dir runs/demo/exp1.M-M
+  python train.py --base-model meta-llama/Llama-2-7b-chat-hf --train-data data/experience1/jeff_dasovich_train_625.jsonl \\
+                  --output-dir runs/experience1/exp1.J-J
+
+Prints its settings, one example with the trained part marked, the losses, and last the folder it wrote: adapter/, log/,
+loss_curve.png, training_duration.txt and, as the mark of a finished run, train.json. The first takes a minute on two CPU
+cores, the second about an hour on a GPU. The same command goes on with an interrupted training and leaves a finished one alone.
+"""
+
+import argparse
+import datetime
+import hashlib
+import json
+import os
+import platform
+import re
+import resource
+import shutil
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+# With a GPU: the settings published for 7B models (QLoRA, arXiv:2305.14314, appendix B.2), for the study's three epochs.
+# Without: what did best for the embedded model on validation mail of four authors (README, "How the settings were chosen").
+DEFAULTS = {  # GPU, CPU
+    "epochs": (3, 1),
+    "learning_rate": (2e-4, 1e-3),
+    "batch_size": (16, 8),
+    "rank": (64, 16),
+    "alpha": (16, 32),
+    "dropout": (0.1, 0.0),
+    "max_length": (2048, 512),
+    "max_reply_length": (512, 192),
+    "micro_batch_size": (4, 4),
+}
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    rows = read_jsonl(args.train_data)[: args.limit]
+    settings = fill_defaults(args, rows)
+    if is_done(args.output_dir, settings):
+        return
+    tokenizer = load_tokenizer(args.base_model)
+    examples = [join(encode(tokenizer, row, settings["max_prompt"]), settings["max_reply_length"]) for row in rows]
+    train_set, validation_set = split(examples, settings["validation_fraction"])
+    show(tokenizer, train_set, validation_set)
+    model = load_model(settings)
+    history, seconds = train(model, tokenizer, train_set, validation_set, settings, args.output_dir)
+    save(model, tokenizer, train_set, validation_set, history, seconds, settings, args.output_dir)
+
+
+def parse_args(argv):
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    default = {name: f"(default {gpu} with a GPU, {cpu} without)" for name, (gpu, cpu) in DEFAULTS.items()}
+    files = parser.add_argument_group("files")
+    files.add_argument("--base-model", metavar="M", required=True, help="chat model, a folder or its name on the hub")
+    files.add_argument("--train-data", metavar="JSONL", type=Path, required=True, help="from `prepare_data.py format`")
+    files.add_argument("--output-dir", metavar="DIR", type=Path, required=True, help="run folder, runs/GROUP/NAME")
+    files.add_argument("--limit", metavar="N", type=positive(int), help="train on the first N rows (default all)")
+    method = parser.add_argument_group("method")
+    method.add_argument("--epochs", type=positive(float), help=default["epochs"])
+    method.add_argument("--learning-rate", type=positive(float), help="peak of the cosine " + default["learning_rate"])
+    method.add_argument("--batch-size", type=positive(int), help="examples an update " + default["batch_size"])
+    method.add_argument("--rank", type=positive(int), help="of the LoRA matrices " + default["rank"])
+    method.add_argument("--alpha", type=positive(float), help="LoRA scale times rank " + default["alpha"])
+    method.add_argument("--dropout", type=fraction, help="of LoRA's input " + default["dropout"])
+    method.add_argument("--max-length", type=positive(int), help="tokens of an example " + default["max_length"])
+    method.add_argument("--max-reply-length", type=positive(int), help="tokens of its reply; the prompt gets the others, "
+                        "a longer mail loses its end " + default["max_reply_length"])  # fmt: skip
+    method.add_argument("--validation-fraction", type=fraction, default=0.05,
+                        help="share of the rows held out for the validation loss, every 20th for %(default)s; 0 for none")  # fmt: skip
+    method.add_argument("--seed", type=int, default=42, help="(default %(default)s)")
+    machine = parser.add_argument_group("machine")
+    machine.add_argument("--quantization", choices=["4bit", "none"], default="4bit", help="NF4 or none (default %(default)s)")
+    machine.add_argument("--micro-batch-size", type=positive(int), help="examples a forward pass; lower it when memory runs "
+                         "out, the loss stays the same " + default["micro_batch_size"])  # fmt: skip
+    return parser.parse_args(argv)
+
+
+def positive(kind):
+    def parse(text):
+        if not 0 < kind(text) < float("inf"):
+            raise argparse.ArgumentTypeError(f"{text} is not above zero")
+        return kind(text)
+
+    parse.__name__ = kind.__name__  # argparse names it in its message
+    return parse
+
+
+def fraction(text):
+    if not 0 <= float(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not in [0, 1)")
+    return float(text)
+
+
+def die(message):
+    """End on a user's mistake: one line on standard error, exit status 2."""
+    print(f"train.py: error: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+def read_jsonl(path):
+    """The rows of a prompt/completion file, each {"id": str, "prompt": [message, ...], "completion": [message]}."""
+    if not path.is_file():
+        die(f"{path}: no such file; `prepare_data.py format` makes it")
+    rows, ids = [], set()
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):
+        try:
+            row = json.loads(line)
+            turns = [(message["role"], message["content"].strip()) for message in row["prompt"] + row["completion"]]
+            if row["id"] in ids:
+                die(f"{path}, line {number}: id {row['id']} stands there twice")
+            if [role for role, _ in turns[-2:]] != ["user", "assistant"] or not turns[-1][1]:
+                raise ValueError
+        except (ValueError, KeyError, TypeError, AttributeError):
+            die(f"{path}, line {number}: not a row of id, prompt and completion; `prepare_data.py format` makes them")
+        ids.add(row["id"])
+        rows.append(row)
+    if not rows:
+        die(f"{path}: no rows")
+    return rows
+
+
+def fill_defaults(args, rows):
+    """All that decides the result in one dict: flags, the hardware's defaults, the data's hash and its instruction."""
+    import torch
+
+    gpu = torch.cuda.is_available()
+    settings = {name: value for name, value in vars(args).items() if name != "output_dir"}
+    settings |= {name: pair[0 if gpu else 1] for name, pair in DEFAULTS.items() if settings[name] is None}
+    if settings["max_reply_length"] >= settings["max_length"]:
+        die(f"--max-length {settings['max_length']} is not above --max-reply-length {settings['max_reply_length']}")
+    system = rows[0]["prompt"][0]
+    settings |= {
+        "max_prompt": settings["max_length"] - settings["max_reply_length"],  # the same in generation, whatever the reply
+        "train_data": str(args.train_data),
+        "train_data_sha256": hashlib.sha256(args.train_data.read_bytes()).hexdigest(),
+        "instruction": system["content"] if system["role"] == "system" else None,
+    }
+    print(f"train.py on {torch.cuda.get_device_name() if gpu else 'the CPU (no NVIDIA GPU)'}")
+    print("\n".join(f"  {name}: {value}" for name, value in settings.items()))
+    return settings
+
+
+def is_done(run, settings):
+    """True where this very training is finished; dies where the folder holds another one; else claims the folder."""
+    mark = run / "train.json"
+    claim = mark if mark.exists() else run / "settings.json"
+    if claim.exists():
+        old = json.loads(claim.read_text())
+        same = settings.keys() - {"train_data", "micro_batch_size"}  # where the rows lie and how they fit: no difference
+        changes = [f"{name} {old.get(name)!r} -> {settings[name]!r}" for name in sorted(same) if old.get(name) != settings[name]]
+        if changes:
+            die(f"{run} holds a training with other settings ({', '.join(changes)}): choose another folder or delete it")
+    if mark.exists():
+        os.utime(mark)  # newer than its data again, for make
+        print(f"{mark} is there with these settings: nothing to be done")
+        return True
+    write(run / "settings.json", json.dumps(settings, indent=1))
+    return False
+
+
+def write(path, text):
+    """Write a text file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    side = path.with_name(path.name + ".part")
+    side.write_text(text)
+    os.replace(side, path)
+
+
+def load_tokenizer(base_model):
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(base_model)
+    except (OSError, ValueError) as error:
+        die_loading(base_model, error)
+    if not tokenizer.chat_template:
+        die(f"{base_model} has no chat template: take a chat model, often the one named -chat or -Instruct")
+    return tokenizer
+
+
+def die_loading(base_model, error):
+    reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    die(f"cannot load {base_model} ({reason}): the embedded model is made by `make model`; a gated one wants its licence "
+        "accepted on huggingface.co and `hf auth login`; any other a network once, or its folder")  # fmt: skip
+
+
+def neutralise(tokenizer, text):
+    """Break the text of every control token with a space, "<|im_end|>" to "< |im_end|>": no mail ends its turn by itself."""
+    controls = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    controls |= {"[INST]", "[/INST]", "<<SYS>>", "<</SYS>>", *tokenizer.all_special_tokens}  # Llama 2's are plain text
+    pattern = "|".join(re.escape(control) for control in sorted(controls, key=len, reverse=True))
+    return re.sub(pattern, lambda match: match[0][0] + " " + match[0][1:], text)
+
+
+def encode(tokenizer, row, room):
+    """One conversation as ids: {"prompt": at most `room`, "reply": the whole reply and its end of turn, "cut": bool}.
+
+    The base model's chat template renders both. A mail too long for the room loses its end: the newest text stands first.
+    """
+    from jinja2 import TemplateError
+
+    def tokenize(text):
+        return tokenizer(text, add_special_tokens=False).input_ids
+
+    def render(messages, **how):
+        try:
+            return tokenizer.apply_chat_template(messages, tokenize=False, **how)
+        except TemplateError as error:
+            die(f"the chat template of {tokenizer.name_or_path} refuses row {row['id']}: {error}")
+
+    messages = [*row["prompt"], *row.get("completion", [{"role": "assistant", "content": "Yes."}])]
+    *turns, mail, reply = [m | {"content": neutralise(tokenizer, m["content"]).strip()} for m in messages]
+    cut = False
+    while len(prompt_ids := tokenize(prompt := render([*turns, mail], add_generation_prompt=True))) > room:
+        starts = [a for a, _ in tokenizer(mail["content"], add_special_tokens=False, return_offsets_mapping=True).offset_mapping]
+        keep = len(starts) - (len(prompt_ids) - room)
+        if keep < 1:
+            die(f"row {row['id']}: the prompt without its mail is longer than {room} tokens: raise --max-length")
+        mail, cut = mail | {"content": mail["content"][: starts[keep]].rstrip()}, True
+    whole = render([*turns, mail, reply])
+    if not whole.startswith(prompt):
+        die(f"the chat template of {tokenizer.name_or_path} changes the prompt once a reply follows: take another model")
+    reply_ids = tokenize(whole)[len(prompt_ids) :]
+    if prompt_ids + reply_ids != tokenize(whole):  # a token across the border, which generation could not have seen
+        reply_ids = tokenize(whole[len(prompt) :])
+    special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special} | set(tokenizer.all_special_ids)
+    end = next((place for place, token in enumerate(reply_ids, 1) if token in special), None)
+    if end is None:
+        die(f"the chat template of {tokenizer.name_or_path} ends a reply with no control token: the model would never stop")
+    return {"prompt": prompt_ids, "reply": reply_ids[:end], "cut": cut}
+
+
+def join(example, max_reply):
+    """Prompt and reply as {"input_ids": list, "reply": trained ids at its end, of which the last always ends the turn, ...}."""
+    *reply, end = example["reply"]
+    reply_ids = [*reply[: max_reply - 1], end]
+    return {
+        "input_ids": example["prompt"] + reply_ids,
+        "reply": len(reply_ids),
+        "length": len(example["prompt"]) + len(reply_ids),
+        "mail_cut": example["cut"],
+        "reply_cut": len(reply) >= max_reply,
+    }
+
+
+def split(examples, fraction):
+    """(training, validation) examples; validation is every k-th row, so that both parts of the first n rows are nested in n."""
+    k = round(1 / fraction) if fraction else len(examples) + 1
+    held_out = examples[k - 1 :: k]
+    return [example for place, example in enumerate(examples, 1) if place % k], held_out
+
+
+def show(tokenizer, train_set, validation_set):
+    def total(name):
+        return sum(example[name] for example in train_set)
+
+    print(f"{len(train_set)} training rows of {total('length'):,} tokens, {total('reply'):,} of them trained, and {len(validation_set)} "
+          f"validation rows; {total('mail_cut')} mails and {total('reply_cut')} replies lost their end")  # fmt: skip
+    ids, n = train_set[0]["input_ids"], train_set[0]["reply"]
+    print(f"the first, its trained part between >>> and <<<:\n{tokenizer.decode(ids[:-n])}>>>{tokenizer.decode(ids[-n:])}<<<")
+
+
+def load_model(settings):
+    """The base model in NF4 (or 16/32 bit) on this process's device, with a fresh LoRA adapter on all linear layers."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig, set_seed
+
+    gpu = torch.cuda.is_available()
+    dtype = torch.float32
+    if gpu:  # T4 and V100 only emulate bf16
+        dtype = torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    nf4 = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+    )
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            settings["base_model"],
+            dtype=dtype,
+            device_map={"": int(os.environ.get("LOCAL_RANK", 0)) if gpu else "cpu"},
+            quantization_config=nf4 if settings["quantization"] == "4bit" else None,
+            attn_implementation="sdpa",
+            use_safetensors=True,
+        )
+    except (OSError, ValueError) as error:
+        die_loading(settings["base_model"], error)
+    model.config.use_cache = False
+    if gpu:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.enable_input_require_grads()  # or no gradient reaches the adapters behind frozen embeddings
+    set_seed(settings["seed"])  # before LoRA draws its random matrices
+    model = get_peft_model(
+        model,
+        LoraConfig(
+            task_type="CAUSAL_LM",
+            target_modules="all-linear",
+            r=settings["rank"],
+            lora_alpha=settings["alpha"],
+            lora_dropout=settings["dropout"],
+        ),
+    )
+    model.print_trainable_parameters()
+    return model
+
+
+def collate(examples, pad):
+    """Tensors of shape (batch, longest), padded on the left so that replies end together, and labels of shape (batch, K).
+
+    K is one more than the longest reply's tokens: the model projects these last positions alone to the vocabulary
+    (logits_to_keep), which gives exactly the loss on the replies. The position in front predicts the first of them.
+    """
+    import torch
+
+    width = max(x["length"] for x in examples)
+    keep = max(x["reply"] for x in examples) + 1
+    tensors = {
+        "input_ids": [[pad] * (width - x["length"]) + x["input_ids"] for x in examples],
+        "attention_mask": [[0] * (width - x["length"]) + [1] * x["length"] for x in examples],
+        "labels": [[-100] * (keep - x["reply"]) + x["input_ids"][-x["reply"] :] for x in examples],
+    }
+    return {name: torch.tensor(value) for name, value in tensors.items()} | {"logits_to_keep": keep}
+
+
+def train(model, tokenizer, train_set, validation_set, settings, run):
+    """Train, from the last checkpoint where there is one; the Trainer's log (list of dicts) and the seconds of all parts."""
+    import torch
+    from datasets import Dataset
+    from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainingArguments
+    from transformers.trainer_utils import get_last_checkpoint
+
+    class Progress(ProgressCallback):
+        """The library's bar, with the loss beside it instead of a line an update."""
+
+        def on_log(self, args, state, control, logs=None, **kwargs):
+            if self.training_bar and "loss" in logs:
+                self.training_bar.set_postfix(loss=logs["loss"])
+
+    class Clock(TrainerCallback):
+        """Keeps the seconds spent in the file for people, so that an interrupted training goes on counting."""
+
+        def on_train_begin(self, args, state, control, **kwargs):
+            before = float(file.read_text().split()[-2]) if checkpoint and file.exists() else 0
+            self.start = time.monotonic() - before
+            self.on_step_end(args, state, control)
+
+        def on_evaluate(self, args, state, control, metrics=None, **kwargs):
+            if state.is_world_process_zero:
+                print(f"  update {state.global_step} of {state.max_steps}: validation loss {metrics['eval_loss']:.3f}", flush=True)
+
+        def on_step_end(self, args, state, control, **kwargs):
+            self.seconds = time.monotonic() - self.start
+            if state.is_world_process_zero:
+                h_mm_ss = datetime.timedelta(seconds=round(self.seconds))
+                write(file, f"The training took {h_mm_ss} (h:mm:ss), {self.seconds:.1f} seconds\n")
+
+    gpu = torch.cuda.is_available()
+    file, checkpoints = run / "training_duration.txt", run / "checkpoints"
+    checkpoint = get_last_checkpoint(checkpoints) if checkpoints.exists() else None
+    micro = min(settings["micro_batch_size"], settings["batch_size"])
+    accumulate, rest = divmod(settings["batch_size"], micro * int(os.environ.get("WORLD_SIZE", 1)))
+    if rest or not accumulate:
+        die(f"--batch-size {settings['batch_size']} is no multiple of --micro-batch-size {micro} times the number of processes")
+    os.environ["TENSORBOARD_LOGGING_DIR"] = str(run / "log")
+    pad = next(i for i in (tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.eos_token_id) if i is not None)
+    trainer = Trainer(
+        model=model,
+        args=TrainingArguments(
+            output_dir=str(checkpoints),
+            num_train_epochs=settings["epochs"],
+            per_device_train_batch_size=micro,
+            per_device_eval_batch_size=micro,
+            gradient_accumulation_steps=accumulate,
+            train_sampling_strategy="group_by_length",
+            learning_rate=settings["learning_rate"],
+            lr_scheduler_type="cosine",
+            warmup_steps=0.1,  # a share of all steps, as are the next two
+            eval_steps=0.25,
+            save_steps=0.1,
+            save_total_limit=2,
+            eval_strategy="steps" if validation_set else "no",
+            prediction_loss_only=True,
+            logging_steps=1,
+            report_to="tensorboard",
+            optim="paged_adamw_8bit" if gpu else "adamw_torch",
+            bf16=model.dtype == torch.bfloat16,
+            fp16=model.dtype == torch.float16,
+            use_cpu=not gpu,
+            remove_unused_columns=False,
+            seed=settings["seed"],
+        ),
+        train_dataset=Dataset.from_list(train_set),  # in memory: private mail stays out of the library's cache
+        eval_dataset=Dataset.from_list(validation_set) if validation_set else None,
+        data_collator=lambda examples: collate(examples, pad),
+        callbacks=[clock := Clock()],
+    )
+    trainer.remove_callback(ProgressCallback)
+    trainer.remove_callback(PrinterCallback)
+    if sys.stderr.isatty():
+        trainer.add_callback(Progress)
+    trainer.train(resume_from_checkpoint=checkpoint)
+    return trainer.state.log_history, clock.seconds
+
+
+def save(model, tokenizer, train_set, validation_set, history, seconds, settings, run):
+    """Write adapter, picture and, last, train.json; then the checkpoints have done their work."""
+    import torch
+
+    if int(os.environ.get("RANK", 0)):
+        return
+    trained = [weight for name, weight in model.named_parameters() if "lora_B" in name]
+    assert any(weight.any() for weight in trained), f"all {len(trained)} lora_B are zero: nothing was trained"
+    side, adapter = run / "adapter.part", run / "adapter"
+    model.save_pretrained(side, save_embedding_layers=False)  # "auto" would ask the hub
+    tokenizer.save_pretrained(side)
+    shutil.rmtree(adapter, ignore_errors=True)
+    os.replace(side, adapter)
+    draw(history, run / "loss_curve.png")
+
+    tokens = sum(example["length"] for example in train_set)
+    validation = [entry["eval_loss"] for entry in history if "eval_loss" in entry]
+    gpu_peak, cpu_peak = torch.cuda.max_memory_allocated(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    facts = settings | {
+        "train_rows": len(train_set),
+        "validation_rows": len(validation_set),
+        "train_tokens": tokens,
+        "trained_tokens": sum(example["reply"] for example in train_set),
+        "updates": max(entry["step"] for entry in history),
+        "train_loss": next(entry["train_loss"] for entry in reversed(history) if "train_loss" in entry),
+        "validation_losses": validation,
+        "seconds": round(seconds, 1),
+        "tokens_per_second": round(tokens * settings["epochs"] / seconds, 1),
+        "peak_memory_gb": round((gpu_peak or cpu_peak) / 1e9, 2),
+        "device": torch.cuda.get_device_name() if gpu_peak else platform.processor() or platform.machine(),
+        "versions": {name: version(name) for name in ("torch", "transformers", "peft", "bitsandbytes", "accelerate")},
+    }
+    write(run / "train.json", json.dumps(facts, indent=1))
+    shutil.rmtree(run / "checkpoints", ignore_errors=True)
+    (run / "settings.json").unlink(missing_ok=True)  # train.json holds them
+    outcome = f"validation loss {validation[-1]:.3f}" if validation else f"training loss {facts['train_loss']:.3f}"
+    print(f"{run / 'train.json'}: {outcome} nats a token, {facts['tokens_per_second']} tokens a second, "
+          f"{facts['peak_memory_gb']} GB at most, {seconds:.0f} seconds")  # fmt: skip
+
+
+def draw(history, path):
+    """The loss curve: training loss of every update, validation loss where it was measured, in nats a token."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")
+    for key, style in (("loss", "-"), ("eval_loss", "o-")):
+        points = [(entry["step"], entry[key]) for entry in history if key in entry]
+        if points:
+            axes.plot(*zip(*points, strict=True), style, label="training" if key == "loss" else "validation")
+    axes.set(xlabel="update", ylabel="loss on the reply (nats a token)", ylim=(0, None))
+    axes.legend()
+    side = path.with_name("part." + path.name)
+    figure.savefig(side, dpi=150)
+    os.replace(side, path)
+
+
+if __name__ == "__main__":
+    main()
