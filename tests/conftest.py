@@ -1,0 +1,54 @@
+"""What several tests share: a chat model of two random layers with its own tokenizer, and rows to train it on."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}  # no test may ask a hub
+ROOT = Path(__file__).parents[1]
+EMBEDDED = ROOT / "models" / "SmolLM2-135M-Instruct"
+CHATML = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+WORDS = "the kiln is cold again -- wax, wick and brass by noon? cheers, m. Dear Ms Brandt, 12 lamps!".split()
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory):
+    """The folder of a Llama with two random layers and a byte-level tokenizer with ChatML's control tokens."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    control = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=control, initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+    tokenizer.train_from_iterator(WORDS, trainer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>", additional_special_tokens=control[:2])
+    tokenizer.chat_template = CHATML
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "head_dim": 16}
+    config = LlamaConfig(vocab_size=len(tokenizer), num_key_value_heads=2, max_position_embeddings=2048, eos_token_id=2, **sizes)
+    folder = tmp_path_factory.mktemp("tiny")
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def row(number, mail="Is the kiln cold?", reply="yes, by noon. cheers, m.", system="Respond to the given email"):
+    prompt = [{"role": "system", "content": system}, {"role": "user", "content": mail}]
+    return {"id": str(number), "prompt": prompt, "completion": [{"role": "assistant", "content": reply}]}
+
+
+def some_rows(count):
+    """Mails and replies of various lengths."""
+    return [row(i, " ".join((WORDS * 9)[i : 9 + 7 * (i % 5)]), " ".join((WORDS * 9)[i : i + 3 + i % 7])) for i in range(count)]
+
+
+def write_jsonl(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
