@@ -37,7 +37,7 @@ $(DEMO:=/predictions.jsonl) runs/demo/untuned/predictions.jsonl: data/sample/mau
 runs/small/predictions.jsonl: data/small_dataset/minitest.jsonl
 runs/demo/%: MODEL = $(EMBEDDED)
 $(DEMO:=/train.json): | $(EMBEDDED)/model.safetensors
-runs/demo/%/train.json: private FLAGS = --epochs 2 --learning-rate 1e-3 --batch-size 4 --max-length 320 --max-reply-length 128
+runs/demo/%/train.json: private FLAGS = --epochs 1 --learning-rate 2e-3 --batch-size 2 --rank 16 --alpha 32 --dropout 0 --max-length 272 --max-reply-length 112
 
 # What the untuned model is asked with (a run's settings), who else could have written (style), what is compared
 runs/demo/untuned/predictions.jsonl: runs/demo/exp1.M-M/train.json
@@ -104,6 +104,10 @@ runs/%/results_summary.txt: runs/%/predictions.jsonl evaluate.py | .venv/install
 
 runs/%/comparison.md: evaluate.py | .venv/installed
 	python evaluate.py --compare $(patsubst %/results_summary.txt,%,$(filter %/results_summary.txt,$^)) --output $@ $(FLAGS)
+
+report: | .venv/installed ## the comparisons anew, of the runs that are there
+	for group in $(sort $(foreach run,$(wildcard runs/*/*/results_summary.txt),$(word 2,$(subst /, ,$(run))))); do \
+	    python evaluate.py --compare $$(dirname runs/$$group/*/results_summary.txt) --output runs/$$group/comparison.md || exit; done
 
 # The tools
 .venv/installed: requirements.txt

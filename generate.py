@@ -37,6 +37,7 @@ def parse_args(argv):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
+    parser.error = die  # one line, without the usage
     files = parser.add_argument_group("files")
     files.add_argument("--run", metavar="DIR", type=Path, help="run folder of train.py")
     files.add_argument("--base-model", metavar="M", help="the untuned model M instead; with --run, on that run's settings")
@@ -138,6 +139,7 @@ def load(settings, run):
     from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
     from transformers.utils import logging
 
+    logging.set_verbosity_error()
     if not sys.stderr.isatty():
         logging.disable_progress_bar()
     gpu = torch.cuda.is_available()

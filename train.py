@@ -58,6 +58,7 @@ def parse_args(argv):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
+    parser.error = die  # one line, without the usage
     default = {name: f"(default {gpu} with a GPU, {cpu} without)" for name, (gpu, cpu) in DEFAULTS.items()}
     files = parser.add_argument_group("files")
     files.add_argument("--base-model", metavar="M", required=True, help="chat model, a folder or its name on the hub")
@@ -273,8 +274,11 @@ def load_model(settings):
     """The base model in NF4 (or 16/32 bit) on this process's device, with a fresh LoRA adapter on all linear layers."""
     import torch
     from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM, BitsAndBytesConfig, set_seed
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig, logging, set_seed
 
+    logging.set_verbosity_error()
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()
     gpu = torch.cuda.is_available()
     dtype = torch.float32
     if gpu:  # T4 and V100 only emulate bf16

@@ -15,11 +15,15 @@ from conftest import EMBEDDED, ROOT, row, some_rows, write_jsonl
 import generate
 import train
 
-LLAMA2_TEMPLATE = (  # Llama 2's own, for one turn
-    "{% set system = '' %}{% for message in messages %}{% if message['role'] == 'system' %}"
-    "{% set system = '<<SYS>>\\n' + message['content'] + '\\n<</SYS>>\\n\\n' %}{% set ns = namespace(system=system) %}"
-    "{% elif message['role'] == 'user' %}{{ bos_token + '[INST] ' + (ns.system if ns is defined else '') + message['content'].strip() + ' [/INST]' }}"
-    "{% else %}{{ ' ' + message['content'].strip() + ' ' + eos_token }}{% endif %}{% endfor %}"
+LLAMA2_TEMPLATE = (  # the one that comes with meta-llama/Llama-2-7b-chat-hf
+    "{% if messages[0]['role'] == 'system' %}{% set loop_messages = messages[1:] %}{% set system_message = messages[0]['content'] %}"
+    "{% else %}{% set loop_messages = messages %}{% set system_message = false %}{% endif %}{% for message in loop_messages %}"
+    "{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('Conversation roles must alternate') }}{% endif %}"
+    "{% if loop.index0 == 0 and system_message != false %}"
+    "{% set content = '<<SYS>>\\n' + system_message + '\\n<</SYS>>\\n\\n' + message['content'] %}"
+    "{% else %}{% set content = message['content'] %}{% endif %}"
+    "{% if message['role'] == 'user' %}{{ bos_token + '[INST] ' + content.strip() + ' [/INST]' }}"
+    "{% elif message['role'] == 'assistant' %}{{ ' ' + content.strip() + ' ' + eos_token }}{% endif %}{% endfor %}"
 )
 
 
@@ -135,7 +139,7 @@ def test_a_run_leaves_what_the_contract_says(trained):
     assert facts["train_rows"] == 38 and facts["validation_rows"] == 2 and facts["updates"] == 20
     assert facts["train_data_sha256"] == train.hashlib.sha256(data.read_bytes()).hexdigest()
     assert facts["instruction"] == "Respond to the given email" and facts["quantization"] == "4bit"
-    assert len(facts["validation_losses"]) == 4 and facts["validation_losses"][-1] < facts["validation_losses"][0]
+    assert len(facts["validation_losses"]) == 4 and facts["train_loss"] < 5.7  # 6 is chance among 400 tokens
     assert facts["seconds"] == pytest.approx(float((run / "training_duration.txt").read_text().split()[-2]), abs=0.06)
 
 
@@ -206,7 +210,7 @@ def test_the_adapter_changes_the_answer_and_a_mail_without_system_text_gets_the_
         generate.main(["--run", str(run), "--data", str(data), "--output", str(output), "--max-new-tokens", "4", *more])
     tuned, tuned2, untuned = ([json.loads(line)["reference_nll"] for line in output.read_text().splitlines()] for output in outputs)
     assert tuned == tuned2
-    assert sum(tuned) < 0.9 * sum(untuned)
+    assert sum(tuned) < 0.95 * sum(untuned)
 
 
 def test_one_mail_and_one_id(trained, tmp_path, capsys):
@@ -254,8 +258,8 @@ def test_mistakes_end_in_one_line(name, tiny, tmp_path, capsys):
         data.write_text(content)
     with pytest.raises(SystemExit) as stop:
         train.main(start_training(tiny, data, tmp_path / "run", *flags))
-    error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert stop.value.code == 2 and says in error and error.startswith("train.py: error:") or name == "flag"
+    (error,) = capsys.readouterr().err.strip().splitlines()
+    assert stop.value.code == 2 and error.startswith("train.py: error: ") and says in error
     assert not (tmp_path / "run" / "adapter").exists()
 
 
@@ -281,7 +285,7 @@ def test_a_model_without_chat_template_is_refused(tiny, tmp_path, capsys):
 def test_generates_mistakes_too(flags, says, trained, capsys):
     with pytest.raises(SystemExit) as stop:
         generate.main([str(trained[0]) if flag == "RUN" else flag for flag in flags])
-    assert stop.value.code == 2 and says in capsys.readouterr().err.splitlines()[-1]
+    assert stop.value.code == 2 and says in (error := capsys.readouterr().err) and error.count("\n") == 1
 
 
 @pytest.mark.parametrize("script", ["prepare_data", "train", "generate", "evaluate"])
