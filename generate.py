@@ -311,4 +311,9 @@ def write(path, rows, replies, scores):
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except Exception as error:  # each library has its own for a full disk
+        if not any(words in str(error) for words in ("No space left", "inline_container")):
+            raise
+        die("no space left on the disk: free some and run the same command again")

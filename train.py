@@ -29,7 +29,7 @@ from pathlib import Path
 DEFAULTS = {  # GPU, CPU
     "epochs": (3, 1),
     "learning_rate": (2e-4, 1e-3),
-    "batch_size": (16, 8),
+    "batch_size": (16, 4),
     "rank": (64, 16),
     "alpha": (16, 32),
     "dropout": (0.1, 0.0),
@@ -474,4 +474,9 @@ def draw(history, path):
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except Exception as error:  # each library has its own for a full disk
+        if not any(words in str(error) for words in ("No space left", "inline_container")):
+            raise
+        die("no space left on the disk: free some and the same command goes on")
