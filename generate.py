@@ -25,12 +25,10 @@ def main(argv=None):
     tokenizer, model = load(settings, args.run if not args.base_model else None)
     room = settings.get("max_prompt", model.config.max_position_embeddings - settings["max_new_tokens"])
     examples = [encode(tokenizer, row, room) for row in with_instruction(rows, settings["instruction"])]
-    replies = generate(tokenizer, model, examples, settings["max_new_tokens"], args.batch_size)
+    answers = answer(tokenizer, model, examples, settings["max_new_tokens"], args.batch_size)
     if args.mail:
-        return print(replies[0]["prediction"])
-    answered = [i for i, row in enumerate(rows) if "completion" in row]
-    scores = score(tokenizer, model, [examples[i] for i in answered], max(args.batch_size // 4, 1))
-    write(args.output, rows, replies, dict(zip(answered, scores, strict=True)))
+        return print(answers[0]["prediction"])
+    write(args.output, rows, answers)
 
 
 def parse_args(argv):
@@ -173,7 +171,6 @@ def load(settings, run):
         model = PeftModel.from_pretrained(model, run / "adapter")
         if not (quantized and gpu):
             model = model.merge_and_unload()
-    tokenizer.padding_side = "left"
     return tokenizer, model.eval()
 
 
@@ -232,81 +229,103 @@ def with_instruction(rows, instruction):
     ]  # fmt: skip
 
 
-def batches(sequences, size, pad, device, name):
-    """Indices and left-padded tensors (ids and mask, each (size, longest)) of the sequences, longest first, with a bar."""
+def answer(tokenizer, model, examples, max_new_tokens, batch_size):
+    """For each example its greedy reply (prediction, finish_reason) and its reference's reference_nll and reference_tokens.
+
+    A batch of prompts, longest first, is read once: its cache serves the likelihood of the references and then the replies.
+    """
     import torch
     from tqdm import tqdm
 
-    order = sorted(range(len(sequences)), key=lambda i: -len(sequences[i]))
-    with tqdm(total=len(order), desc=name, unit="mail", disable=None) as bar:
-        for start in range(0, len(order), size):
-            indices = order[start : start + size]
-            width = len(sequences[indices[0]])
-            ids = torch.full((len(indices), width), pad)
-            mask = torch.zeros_like(ids)
-            for place, i in enumerate(indices):
-                ids[place, width - len(sequences[i]) :] = torch.tensor(sequences[i])
-                mask[place, width - len(sequences[i]) :] = 1
-            yield indices, {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
+    pad = next(i for i in (tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.eos_token_id) if i is not None)
+    stop = {examples[0]["reply"][-1], tokenizer.eos_token_id}
+    order = sorted(range(len(examples)), key=lambda i: -len(examples[i]["prompt"]))
+    answers = [None] * len(examples)
+    with torch.inference_mode(), tqdm(total=len(order), unit="mail", disable=None) as bar:
+        for start in range(0, len(order), batch_size):
+            indices = order[start : start + batch_size]
+            ids, mask = pad_left([examples[i]["prompt"] for i in indices], pad, model.device)
+            read = model(input_ids=ids, attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp(0), logits_to_keep=1)
+            logits, cache = read.logits[:, -1], read.past_key_values
+            nats = score(model, logits, cache, mask, [examples[i]["reply"] for i in indices])
+            cache.crop(ids.shape[1] - cache.get_seq_length())  # the references off again
+            replies = decode(model, logits, cache, mask, stop, max_new_tokens)
+            for i, reply, nll in zip(indices, replies, nats, strict=True):
+                stopped = reply[-1] in stop
+                text = tokenizer.decode(reply[: len(reply) - stopped], skip_special_tokens=True).strip()
+                answers[i] = {"prediction": text, "finish_reason": "stop" if stopped else "length",
+                              "reference_nll": round(nll, 4), "reference_tokens": len(examples[i]["reply"])}  # fmt: skip
             bar.update(len(indices))
+    return answers
 
 
-def pad_id(tokenizer):
-    """Llama 2 has no padding token: its <unk> stands in. Padding is masked by length, so any id would do."""
-    return next(i for i in (tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.eos_token_id) if i is not None)
-
-
-def generate(tokenizer, model, examples, max_new_tokens, batch_size):
-    """Greedy replies, a dict of prediction and finish_reason for each example."""
+def pad_left(sequences, pad, device):
+    """(ids, mask) of shape (sequences, longest)."""
     import torch
 
-    stop = sorted({examples[0]["reply"][-1], tokenizer.eos_token_id})
-    replies = [None] * len(examples)
-    pad = pad_id(tokenizer)
-    for indices, batch in batches([x["prompt"] for x in examples], batch_size, pad, model.device, "replies"):
-        with torch.inference_mode():
-            output = model.generate(
-                **batch, do_sample=False, temperature=None, top_p=None, top_k=None,
-                max_new_tokens=max_new_tokens, eos_token_id=stop, pad_token_id=pad,
-            )  # fmt: skip
-        for i, ids in zip(indices, output[:, batch["input_ids"].shape[1] :].tolist(), strict=True):
-            end = next((place for place, token in enumerate(ids) if token in stop), None)
-            text = tokenizer.decode(ids[:end], skip_special_tokens=True).strip()
-            replies[i] = {"prediction": text, "finish_reason": "length" if end is None else "stop"}
-    return replies
+    width = max(map(len, sequences))
+    ids = [[pad] * (width - len(sequence)) + sequence for sequence in sequences]
+    mask = [[0] * (width - len(sequence)) + [1] * len(sequence) for sequence in sequences]
+    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
 
 
-def score(tokenizer, model, examples, batch_size):
-    """Of each reference, uncut and with its end of turn: the summed negative log-likelihood in nats and the tokens."""
+def score(model, logits, cache, mask, replies):
+    """Summed negative log-likelihood (nats) of each whole reply with its end of turn, behind the prompts in the cache.
+
+    Read 64 tokens at a time, for the logits of a long reply over the whole vocabulary would fill the memory.
+    """
     import torch
 
-    scores = [None] * len(examples)
-    sequences = [x["prompt"] + x["reply"] for x in examples]
-    for indices, batch in batches(sequences, batch_size, pad_id(tokenizer), model.device, "likelihoods"):
-        longest = max(len(examples[i]["reply"]) for i in indices)
-        with torch.inference_mode():  # the position in front of a token predicts it
-            logits = model(**batch, logits_to_keep=longest + 1, use_cache=False).logits[:, :-1].float()
-            targets = batch["input_ids"][:, -longest:]
-            nats = torch.nn.functional.cross_entropy(logits.transpose(1, 2), targets, reduction="none")  # (batch, longest)
-        for i, row in zip(indices, nats, strict=True):
-            n = len(examples[i]["reply"])
-            scores[i] = {"reference_nll": round(row[longest - n :].sum().item(), 4), "reference_tokens": n}
-    return scores
+    width = max(map(len, replies))
+    targets = torch.tensor([reply + [-100] * (width - len(reply)) for reply in replies], device=logits.device)
+    nats = torch.zeros(len(replies), device=logits.device)
+    for part in targets.split(64, dim=1):
+        real = part != -100
+        positions = mask.sum(1, keepdim=True) + torch.arange(part.shape[1], device=mask.device)
+        mask = torch.cat([mask, real.long()], dim=1)
+        after = model(input_ids=part * real, attention_mask=mask, position_ids=positions, past_key_values=cache).logits
+        before = torch.cat([logits[:, None], after[:, :-1]], dim=1)  # the logits in front of a token predict it
+        nats += torch.nn.functional.cross_entropy(before.transpose(1, 2).float(), part, reduction="none").sum(1)
+        logits = after[:, -1]
+    return nats.tolist()
 
 
-def write(path, rows, replies, scores):
+def decode(model, logits, cache, mask, stop, max_new_tokens):
+    """Greedy token ids of each row, up to its end of turn. Rows that have ended leave the batch."""
+    import torch
+
+    rows, replies = list(range(len(mask))), [[] for _ in mask]
+    while True:
+        tokens = logits.argmax(-1)
+        for row, token in zip(rows, tokens.tolist(), strict=True):
+            replies[row].append(token)
+        going = [place for place, row in enumerate(rows) if replies[row][-1] not in stop]
+        if not going or len(replies[rows[going[0]]]) == max_new_tokens:
+            return replies
+        if len(going) < len(rows):
+            kept = torch.tensor(going, device=mask.device)
+            rows, tokens, mask = [rows[place] for place in going], tokens[kept], mask[kept]
+            cache.batch_select_indices(kept)
+        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+        logits = model(input_ids=tokens[:, None], attention_mask=mask, position_ids=mask.sum(1, keepdim=True) - 1,
+                       past_key_values=cache).logits[:, -1]  # fmt: skip
+
+
+def write(path, rows, answers):
     """predictions.jsonl in the order of the rows, whole or not at all, and the headline."""
     path.parent.mkdir(parents=True, exist_ok=True)
     side = path.with_name(path.name + ".part")
     with side.open("w", encoding="utf-8") as file:
-        for i, row in enumerate(rows):
-            others = {name: value for name, value in row.items() if name not in ("prompt", "completion")}
-            reference = row["completion"][0]["content"] if i in scores else None
-            score = scores.get(i, {"reference_nll": None, "reference_tokens": None})
-            line = others | {"mail": row["prompt"][-1]["content"], "reference": reference} | replies[i] | score
+        for row, found in zip(rows, answers, strict=True):
+            line = {name: value for name, value in row.items() if name not in ("prompt", "completion")}
+            line |= {"mail": row["prompt"][-1]["content"], "reference": None} | found
+            if "completion" in row:
+                line["reference"] = row["completion"][0]["content"]
+            else:
+                line |= {"reference_nll": None, "reference_tokens": None}
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
     os.replace(side, path)
-    stopped = sum(reply["finish_reason"] == "stop" for reply in replies)
+    stopped = sum(found["finish_reason"] == "stop" for found in answers)
     print(f"{path}: {len(rows)} replies, {stopped} stopped by themselves, {len(rows) - stopped} hit the length limit")
 
 

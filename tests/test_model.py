@@ -196,7 +196,26 @@ def test_predictions_and_their_likelihoods(tiny, trained, tmp_path, capsys):
         n = len(ids["reply"])
         with torch.inference_mode():
             nats = torch.nn.functional.cross_entropy(model(sequence).logits[0, -n - 1 : -1], sequence[0, -n:], reduction="sum")
+            ids = model.generate(torch.tensor([ids["prompt"]]), do_sample=False, max_new_tokens=12, eos_token_id=2, pad_token_id=0)
+        reply = ids[0, len(sequence[0]) - n :].tolist()
         assert answer["reference_nll"] == pytest.approx(nats.item(), rel=1e-3) and answer["reference_tokens"] == n
+        assert answer["prediction"] == tokenizer.decode(reply, skip_special_tokens=True).strip()
+        assert answer["finish_reason"] == ("stop" if reply[-1] == 2 else "length")
+
+
+def test_rows_that_have_ended_leave_the_batch(tiny, tokenizer):
+    from transformers import AutoModelForCausalLM
+
+    model, stop = AutoModelForCausalLM.from_pretrained(tiny).eval(), set(range(0, 400, 7))
+    prompts = [train.encode(tokenizer, each, 120)["prompt"] for each in some_rows(9)]
+    with torch.inference_mode():
+        ids, mask = generate.pad_left(prompts, 0, "cpu")
+        read = model(input_ids=ids, attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp(0))
+        together = generate.decode(model, read.logits[:, -1], read.past_key_values, mask, stop, 20)
+        for prompt, reply in zip(prompts, together, strict=True):
+            alone = model.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=20, eos_token_id=list(stop), pad_token_id=0)
+            assert reply == alone[0, len(prompt) :].tolist()
+    assert len({len(reply) for reply in together}) > 2
 
 
 def test_the_adapter_changes_the_answer_and_a_mail_without_system_text_gets_the_runs_own(tiny, trained, tmp_path, capsys):
