@@ -13,6 +13,7 @@ import json
 import os
 import re
 import sys
+import warnings
 from pathlib import Path
 
 
@@ -138,6 +139,7 @@ def load(settings, run):
     from transformers.utils import logging
 
     logging.set_verbosity_error()
+    warnings.simplefilter("ignore", FutureWarning)  # the libraries' among themselves
     if not sys.stderr.isatty():
         logging.disable_progress_bar()
     gpu = torch.cuda.is_available()

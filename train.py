@@ -21,6 +21,7 @@ import resource
 import shutil
 import sys
 import time
+import warnings
 from importlib.metadata import version
 from pathlib import Path
 
@@ -80,6 +81,8 @@ def parse_args(argv):
     method.add_argument("--seed", type=int, default=42, help="(default %(default)s)")
     machine = parser.add_argument_group("machine")
     machine.add_argument("--quantization", choices=["4bit", "none"], default="4bit", help="NF4 or none (default %(default)s)")
+    machine.add_argument("--checkpoint-minutes", type=positive(float), default=5, help="at most so much is lost when training is "
+                         "interrupted (default %(default)s)")  # fmt: skip
     machine.add_argument("--micro-batch-size", type=positive(int), help="examples a forward pass; lower it when memory runs "
                          "out, the loss stays the same " + default["micro_batch_size"])  # fmt: skip
     return parser.parse_args(argv)
@@ -156,7 +159,7 @@ def is_done(run, settings):
     claim = mark if mark.exists() else run / "settings.json"
     if claim.exists():
         old = json.loads(claim.read_text())
-        same = settings.keys() - {"train_data", "micro_batch_size"}  # where the rows lie and how they fit: no difference
+        same = settings.keys() - {"train_data", "micro_batch_size", "checkpoint_minutes"}  # these change no result
         changes = [f"{name} {old.get(name)!r} -> {settings[name]!r}" for name in sorted(same) if old.get(name) != settings[name]]
         if changes:
             die(f"{run} holds a training with other settings ({', '.join(changes)}): choose another folder or delete it")
@@ -277,6 +280,7 @@ def load_model(settings):
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig, logging, set_seed
 
     logging.set_verbosity_error()
+    warnings.simplefilter("ignore", FutureWarning)  # the libraries' among themselves
     if not sys.stderr.isatty():
         logging.disable_progress_bar()
     gpu = torch.cuda.is_available()
@@ -349,11 +353,12 @@ def train(model, tokenizer, train_set, validation_set, settings, run):
                 self.training_bar.set_postfix(loss=logs["loss"])
 
     class Clock(TrainerCallback):
-        """Keeps the seconds spent in the file for people, so that an interrupted training goes on counting."""
+        """Saves by the clock and keeps the seconds in the file for people, so that an interrupted training goes on counting."""
 
         def on_train_begin(self, args, state, control, **kwargs):
             before = float(file.read_text().split()[-2]) if checkpoint and file.exists() else 0
             self.start = time.monotonic() - before
+            self.saved = time.monotonic()
             self.on_step_end(args, state, control)
 
         def on_evaluate(self, args, state, control, metrics=None, **kwargs):
@@ -362,6 +367,8 @@ def train(model, tokenizer, train_set, validation_set, settings, run):
 
         def on_step_end(self, args, state, control, **kwargs):
             self.seconds = time.monotonic() - self.start
+            if time.monotonic() - self.saved > 60 * settings["checkpoint_minutes"]:
+                control.should_save, self.saved = True, time.monotonic()
             if state.is_world_process_zero:
                 h_mm_ss = datetime.timedelta(seconds=round(self.seconds))
                 write(file, f"The training took {h_mm_ss} (h:mm:ss), {self.seconds:.1f} seconds\n")
@@ -386,11 +393,11 @@ def train(model, tokenizer, train_set, validation_set, settings, run):
             train_sampling_strategy="group_by_length",
             learning_rate=settings["learning_rate"],
             lr_scheduler_type="cosine",
-            warmup_steps=0.1,  # a share of all steps, as are the next two
+            warmup_steps=0.1,  # a share of all steps, as is the next
             eval_steps=0.25,
-            save_steps=0.1,
-            save_total_limit=2,
             eval_strategy="steps" if validation_set else "no",
+            save_strategy="no",  # the clock says when
+            save_total_limit=2,
             prediction_loss_only=True,
             logging_steps=1,
             report_to="tensorboard",
