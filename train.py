@@ -258,7 +258,7 @@ def join(example, max_reply):
 
 def split(examples, fraction):
     """(training, validation) examples; validation is every k-th row, so that both parts of the first n rows are nested in n."""
-    k = round(1 / fraction) if fraction else len(examples) + 1
+    k = max(2, round(1 / fraction)) if fraction else len(examples) + 1
     held_out = examples[k - 1 :: k]
     return [example for place, example in enumerate(examples, 1) if place % k], held_out
 
