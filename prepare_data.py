@@ -154,6 +154,170 @@ def cut_quotes(rows, names):
     return cut
 
 
+# ------------------------------------------------------------------------------------- own words in mail with lines
+
+ON = r"On|At|Am|Le|El|Il(?: giorno)?|Den|Em|Op|På|Dne|Dnia|W dniu|Vào|Ngày|Kl|Pe|在|於"
+WROTE = (r"wrote|writes|sent|schrieb|geschrieben|geschreven|a écrit|escribió|escreveu|ha scritto|scrisse|schreef|skrev|"
+         r"написала?(?:\(а\))?|пишет|napisała?(?:\(a\))?|pisze|napsala?(?:\(a\))?|kirjoitti|(?:ezt )?írta|yazdı|a scris|"
+         r"đã viết|写道|寫道|さんは書きました")
+ANOTHER_MAIL = (
+    r"Original (?:[Mm]essage|Appointment)|Reply [Mm]essage|Forwarded [Mm]essage|Begin forwarded message|"
+    r"Ursprüngliche (?:Nachricht|E-Mail)|Antwort Nachricht|(?:Anfang der w|W)eitergeleiteten? (?:Nachricht|E-Mail)|"
+    r"(?:Début du m|M)essage (?:d['’]origine|original|transféré|réexpédié)|"
+    r"(?:Inicio del m|M)ensaje (?:[oO]riginal|reenviado)|(?:Inizio m|M)essaggio (?:originale|inoltrato)|"
+    r"Mensagem (?:[oO]riginal|encaminhada)|(?:Oorspronkelijk|Origineel|(?:Begin )?[dD]oorgestuurd) [bB]ericht|"
+    r"Oprindelig [mM]eddelelse|Opprinnelig melding|Videresendt (?:meddelelse|melding)|"
+    r"(?:Originalm|Ursprungligt m|Vidarebefordrat m)eddelande|Alkuperäinen viesti|Oryginalna wiadomość|"
+    r"Wiadomość oryginalna|Původní zpráva|Eredeti üzenet|Orijinal Mesaj|"
+    r"(?:Исходное|Пересылаемое|Пересланное) сообщение|原始邮件|原始郵件|元のメッセージ")
+HEADER = re.compile(
+    r"[>\s]*\*?(?:(?P<sender>From|Von|De|От(?: кого)?|Från|Fra|Van|Da|Od|Feladó|Lähettäjä|Kimden|Author|发件人|寄件者|"
+    r"差出人)|(?P<date>Sent|Date|Gesendet|Datum|Envoyé(?: le)?|Enviad[oa]s?(?: el| em)?|Fecha|Data|Inviato|Verzonden|"
+    r"Skickat|Sendt|Dato|Дата|Отправлено|Wysłan[oy]|Odesláno|Elküldve|Lähetetty|发送时间|日期|送信日時)|"
+    r"(?P<recipient>To|An|À|A|Para|Pour|Кому|Till|Til|Aan|Do|Komu|Címzett|Vastaanottaja|Kime|[CcBb]cc?|CC|Kopi[ea]?|"
+    r"Reply-[Tt]o|Antwort an|Répondre à|Responder a|收件人|宛先)|"
+    r"(?P<subject>Subject|Betreff|Objet|Sujet|Asunto|Assunto|Oggetto|Тема|Ämne|Emne|Onderwerp|Temat|Předmět|Tárgy|"
+    r"Aihe|Konu|主题|主旨|件名))\*?\s?\*?[:：]")
+SEPARATOR = re.compile(
+    rf"\s*[-_=*]{{2,}}\s*(?:{ANOTHER_MAIL})|\s*(?:{ANOTHER_MAIL})\s?[:：]\s*$|\s*>>> .{{1,100}} >>>\s*$"
+    r"|\s*[-_=*]{3,}\s*(?:Forwarded by|Original|Reply Separator|Inline attachment follows)")
+SEPARATOR_WRAPPED = re.compile(r"\s*(?:>>> .{1,100} >>>\s*$|[-_=*]{3,}\s*(?:Forwarded by|Original [Mm]essage))")
+INTRODUCTION = re.compile(  # one to five lines, joined
+    rf"(?:[-*_]{{2,}}\s?)?(?:{ON})\b ?(?=.*\d)(?:(?![?!] | (?:On|Am|Le|Den) ).){{5,250}}?[^\w]"
+    rf"(?:{WROTE})(?!\w)(?:.{{0,80}}[:：]|\s?-{{2,}})"
+    rf"|(?:(?! On \w).){{0,120}}\w@\w.{{0,80}}?\W(?:{WROTE})\s?[:：]"
+    rf"|-{{2,}}.{{1,80}} (?:{WROTE})\s?-{{2,}}"
+    r"|\d{4}(?:[-/.]\d|年).{0,100}<[^<>]+@[^<>]+>\s?[:：]?")
+BARE_INTRODUCTION = re.compile(rf"[^:.?!]{{1,60}} (?:{WROTE}):")  # counts only in front of quoted lines
+QUOTED = re.compile(r"[ \t]{0,4}>(?!.*<<<)")
+DATE_LINE = pattern(rf"{DATE}$")
+SENT_BY = re.compile(r"\s*(?:Sent by|Please respond to)\b")
+LETTERHEAD = pattern(r"\s*Enron(?: [A-Z&][\w&-]*){0,6} (?:Corp|Inc|Ltd|Co|LLC|Services|Company|Group)\b[.,]?\s*$")
+RULE = re.compile(r"\s*[-_=*]{5,}\s*")
+
+
+def introduction_length(lines, i, above):
+    """How many lines the words before another person's text take, if they begin at line i, else 0.
+
+    Such words are a separator, "On … wrote:" or a quoted header; `above` is the last line of own words before them.
+    """
+    ahead = [line for line in lines[i + 1:i + 8] if line.strip()]
+    if SEPARATOR.match(lines[i]) or ahead and SEPARATOR_WRAPPED.match(f"{lines[i]} {ahead[0]}"):
+        return 1
+    if DATE_LINE.search(lines[i]) and re.match(r"\s*To:", next((line for line in ahead if not SENT_BY.match(line)), "")):
+        return 1
+    joined = ""
+    for n, line in enumerate(lines[i:i + 6], 1):
+        bracket = "".join(lines[i + n:i + n + 1]).lstrip().startswith("<")
+        if n > 1 and (not line.strip() and not bracket or QUOTED.match(line) and not line.endswith(":")):
+            break
+        joined = f"{joined} {line.strip()}".strip()
+        if not joined or len(joined) > 400:
+            break
+        shorter = " ".join(line.strip() for line in lines[i + 1:i + n])  # one that begins on the next line
+        if INTRODUCTION.fullmatch(joined) and not INTRODUCTION.fullmatch(shorter) or (
+                BARE_INTRODUCTION.fullmatch(joined) and n == 1 and ahead and QUOTED.match(ahead[0])):
+            return n
+    first = HEADER.match(lines[i])
+    if not first:
+        return 0
+    kinds, end = set(), i
+    for j in range(i, min(i + 60, len(lines))):
+        if match := HEADER.match(lines[j]):
+            kinds.add(match.lastgroup)
+            end = j + 1
+        elif j - end > 1 and not lines[j].startswith(("\t", " ")):
+            break
+    if first.lastgroup == "recipient":  # a memo of the author's own begins so too, but then names its sender
+        copied = any(re.match(r"\s*[Cc]c:", line) for line in lines[i:end])
+        return end - i if above and copied and "subject" in kinds and "sender" not in kinds else 0
+    memo = (match := HEADER.match(above)) and match.lastgroup == "recipient"
+    return end - i if not memo and ("sender" in kinds and len(kinds) > 1 or {"date", "recipient"} <= kinds) else 0
+
+
+def start_of_lotus_header(lines, i):
+    """Where the header begins whose date stands on line i: at the sender's name, or the letterhead above it."""
+    start = i
+    if not re.sub(r"^(?:on\b|<\S*>)", "", DATE_LINE.sub("", lines[i]).strip()).strip():
+        while start and SENT_BY.match(lines[start - 1]):
+            start -= 1
+        start -= bool(start and lines[start - 1].strip())
+    letterhead = next((j for j in range(start - 1, max(-1, start - 5), -1) if lines[j].strip()), start)
+    return letterhead if LETTERHEAD.match(lines[letterhead]) and "From:" in lines[start] else start
+
+
+def split_lines(text):
+    """(own words, quoted text) of a mail whose lines are intact; own lines between quoted ones stay own words."""
+    lines = text.split("\n")
+    plain = [re.sub(r"=20|=09|[\xa0\u200b\u202f\ufeff]", " ", line).rstrip() for line in lines]
+    own, quoted, above, i = [], [], "", 0
+    while i < len(lines):
+        length = introduction_length(plain, i, above)
+        if not length and not QUOTED.match(plain[i]):
+            own.append(lines[i])
+            above = plain[i] if plain[i].strip() else above
+            i += 1
+            continue
+        start, i = i, i + length
+        if length and DATE_LINE.search(plain[start]):
+            more = min(start - start_of_lotus_header(plain, start), len(own))
+            quoted += own[len(own) - more:]
+            del own[len(own) - more:]
+        content = next((j for j in range(i, len(lines)) if plain[j].strip()), len(lines))
+        if length and not (content < len(lines) and QUOTED.match(plain[content])):
+            content = i = len(lines)
+        while content < len(lines) and (QUOTED.match(plain[content]) or is_torn_quote(plain, content)):
+            i = content + 1
+            content = next((j for j in range(i, len(lines)) if plain[j].strip()), len(lines))
+        quoted += lines[start:i]
+        while own and (not own[-1].strip() or RULE.fullmatch(own[-1])):
+            own.pop()
+        own.append("")
+    return "\n".join(own).strip("\n").rstrip(), "\n".join(quoted).strip("\n").rstrip()
+
+
+def is_torn_quote(lines, i):
+    """Whether line i is the end of a quoted line that was too long, and lost its mark when it was wrapped."""
+    return bool(i + 1 < len(lines) and len(lines[i - 1]) > 64 and QUOTED.match(lines[i - 1]) and len(lines[i]) < 40
+                and QUOTED.match(lines[i + 1]) and lines[i - 1][-1] not in ".?!:")
+
+
+def split_own_words(text):
+    """(own words, quoted text) of any mail; together they lose only white space, and own words stay as they are."""
+    own, quoted = text, []
+    while True:
+        own, lines = split_lines(own)
+        own, folded = split_quoted(own)
+        if not lines and not folded:
+            return own, "\n\n".join(quoted)
+        quoted += filter(None, [lines, folded])
+
+
+BOILERPLATE = re.compile(
+    r"(?:sent|gesendet|envoyé|enviado|inviato|verzonden|verstuurd|skickat|sendt|wysłane|отправлено|von meinem|get|läh)"
+    r"\b[^,.;!?]{0,30}\b(?:from|von|de|depuis|desde|da|vanaf|från|fra|z|с|via|using|with|meinem|outlook)\b[^,;!?\n]{0,60}$"
+    r"|(?:<?https?://\S+>?\s*)?(?:do you yahoo|get (?:your|free|private)\b.{0,60}(?:hotmail|msn|yahoo|free)|join the world|"
+    r"chat with friends online|send .{0,40} with yahoo|free email)"
+    r"|\W*(?:this|the|diese|ce|este|questo)\b.{0,30}\b(?:e-?mail|message|transmission|communication|information|nachricht|"
+    r"courriel|correo|mensaje|messaggio)\b(?=.{0,700}?(?:confidential|privileged|intended (?:only|solely|for)|property of|"
+    r"vertraulich|confidentiel|confidencial|riservat|unauthori[sz]ed))"
+    r"|\W*(?:confidentiality (?:notice|note)|disclaimer|important notice|privileged (?:and|&|/) confidential)\b",
+    re.IGNORECASE | re.DOTALL)
+
+
+def drop_boilerplate(own):
+    """Own words without a signature behind "-- ", a device's line, an advertisement or a disclaimer at their end."""
+    lines = own.split("\n")
+    for i, line in enumerate(lines):
+        first = i == 0 or not lines[i - 1].strip() or RULE.fullmatch(lines[i - 1])
+        if re.fullmatch(r"--[ \xa0]?", line) and len(lines) - i <= 20 or first and BOILERPLATE.match(
+                "\n".join(lines[i:i + 12]) if len(line) > 20 or RULE.fullmatch(line) else line):
+            while i and (not lines[i - 1].strip() or RULE.fullmatch(lines[i - 1])):
+                i -= 1
+            return "\n".join(lines[:i]).rstrip()
+    return own
+
+
 # --------------------------------------------------------------------------------------------------- format
 
 def read_replies(path):
