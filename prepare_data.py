@@ -12,15 +12,24 @@ what follows its first "Subject:" is compared, if that is eight words or more, b
 behind a different header when it was answered, forwarded or sent by another program.
 """
 import argparse
+import collections
 import csv
+import datetime
+import email
+import email.header
+import email.utils
+import html.parser
 import io
 import json
 import os
+import random
 import re
 import sys
+import tarfile
 import tempfile
 
 COLUMNS = ["id", "date", "subject", "From", "To", "body", "length", "response", "mail"]
+NO_DATE = datetime.datetime(1981, 1, 1)
 INSTRUCTION = "Respond to the given email"
 INSTRUCTION_BY_NAME = "Respond to the given email addressed to {name}, by using the style of {name}"
 
@@ -185,7 +194,7 @@ SEPARATOR_WRAPPED = re.compile(r"\s*(?:>>> .{1,100} >>>\s*$|[-_=*]{3,}\s*(?:Forw
 INTRODUCTION = re.compile(  # one to five lines, joined
     rf"(?:[-*_]{{2,}}\s?)?(?:{ON})\b ?(?=.*\d)(?:(?![?!] | (?:On|Am|Le|Den) ).){{5,250}}?[^\w]"
     rf"(?:{WROTE})(?!\w)(?:.{{0,80}}[:：]|\s?-{{2,}})"
-    rf"|(?:(?! On \w).){{0,120}}\w@\w.{{0,80}}?\W(?:{WROTE})\s?[:：]"
+    rf"|(?P<address>(?:(?! On \w).){{0,120}}\w@\w.{{0,80}}?\W(?:{WROTE})\s?[:：])"
     rf"|-{{2,}}.{{1,80}} (?:{WROTE})\s?-{{2,}}"
     r"|\d{4}(?:[-/.]\d|年).{0,100}<[^<>]+@[^<>]+>\s?[:：]?")
 BARE_INTRODUCTION = re.compile(rf"[^:.?!]{{1,60}} (?:{WROTE}):")  # counts only in front of quoted lines
@@ -215,7 +224,8 @@ def introduction_length(lines, i, above):
         if not joined or len(joined) > 400:
             break
         shorter = " ".join(line.strip() for line in lines[i + 1:i + n])  # one that begins on the next line
-        if INTRODUCTION.fullmatch(joined) and not INTRODUCTION.fullmatch(shorter) or (
+        match = INTRODUCTION.fullmatch(joined)
+        if match and not (match["address"] and INTRODUCTION.fullmatch(shorter)) or (
                 BARE_INTRODUCTION.fullmatch(joined) and n == 1 and ahead and QUOTED.match(ahead[0])):
             return n
     first = HEADER.match(lines[i])
@@ -318,6 +328,342 @@ def drop_boilerplate(own):
     return own
 
 
+def own_words(body, keep_signature=False):
+    """(own words, quoted text) of a mail's body; unless `keep_signature`, trailing boilerplate is in neither."""
+    own, quoted = split_own_words(body)
+    return own if keep_signature else split_own_words(drop_boilerplate(own))[0], quoted
+
+
+def print_own_words(args):
+    print(own_words(decode(sys.stdin.buffer.read(), "utf-8"), args.keep_signature)[0])
+
+
+# ---------------------------------------------------------------------------------------------------- extract
+
+SENT_FOLDERS = {"sent", "sent_items", "_sent_mail", "sent_mail"}  # of the Enron corpus; its others are copies
+FIELD = re.compile(rb"^(from|to|date|subject|message-id|in-reply-to|references|auto-submitted|x-autoreply|precedence|"
+                   rb"x-gmail-labels|content-type)[ \t]*:(.*(?:\n[ \t].*)*)", re.IGNORECASE | re.MULTILINE)
+MBOX_FROM = re.compile(rb"From .*\d\d:\d\d.*\d{4}")
+AUTOMATIC_SUBJECT = re.compile(r"auto(?:matic)?[- ]?(?:re(?:ply|sponse)|antwort)|out of (?:the )?office|abwesenheit|"
+                               r"automatische antwort|réponse automatique|respuesta automática", re.IGNORECASE)
+FORWARD_SUBJECT = re.compile(r"(?:fwd?|wg|tr|rv|i|doorst)\s*(?:\[\d+\])?\s*:", re.IGNORECASE)
+FORWARD = re.compile(r"\W*(?:Forwarded|Begin forwarded|Weitergeleitet|Message transféré|Mensaje reenviado)")
+
+
+def messages(source, bar):
+    """(name, bytes) of every message in an archive, in its order; `bar` is a tqdm that follows the reading."""
+    if os.path.isdir(source):
+        paths = sorted(os.path.join(folder, name) for folder, _, names in os.walk(source) for name in names)
+        bar.reset(len(paths))
+        for path in paths:
+            with open(path, "rb") as file:
+                yield from messages_in(os.path.relpath(path, os.path.dirname(os.path.abspath(source))), file)
+            bar.update()
+        return
+    bar.unit, bar.unit_scale = "B", True
+    bar.reset(os.path.getsize(source))
+    with open(source, "rb") as file:
+        if tarfile.is_tarfile(source):
+            found = messages_in_tar(file)
+        elif source.endswith(".csv"):
+            found = messages_in_csv(source, file)
+        else:
+            found = messages_in(os.path.basename(source), file)
+        for message in found:
+            yield message
+            bar.update(file.tell() - bar.n)
+
+
+def messages_in_tar(file):
+    with tarfile.open(fileobj=file, mode="r|*") as archive:
+        for member in archive:
+            archive.members.clear()  # a stream remembers each member, which would fill the memory
+            if member.isfile() and not member.name.startswith("/") and ".." not in member.name.split("/"):
+                yield from messages_in(member.name, archive.extractfile(member))
+            elif not member.isdir():
+                yield member.name, b""
+
+
+def messages_in_csv(source, file):
+    csv.field_size_limit(sys.maxsize)
+    lines = (line.replace("\0", "") for line in io.TextIOWrapper(file, "utf-8", "surrogateescape", newline=""))
+    reader = csv.reader(lines)
+    header = next(reader, [])
+    if not {"file", "message"} <= set(header):
+        stop(f"{source}: no columns file, message; to cut and filter a reply CSV use: prepare_data.py format")
+    for fields in reader:
+        row = dict(zip(header, fields, strict=False))
+        yield row["file"], row.get("message", "").encode("utf-8", "surrogateescape")
+
+
+def messages_in(name, file):
+    """(name, bytes) of the one message in a file, or of each in an mbox, in which ">From " stands for "From "."""
+    line = file.readline()
+    if not line.startswith(b"From "):
+        yield name, line + file.read()
+        return
+    number, lines, blank = 1, [], True
+    for line in file:
+        if blank and MBOX_FROM.match(line):
+            yield f"{name}, message {number}", b"".join(lines)
+            number, lines = number + 1, []
+        else:
+            lines.append(line[1:] if line.startswith(b">") and line.lstrip(b">").startswith(b"From ") else line)
+        blank = not line.strip()
+    yield f"{name}, message {number}", b"".join(lines)
+
+
+def header_fields(raw):
+    """The header fields that decide what becomes of a message, by name, undecoded; found without parsing all of it."""
+    raw = raw[:100_000].replace(b"\r\n", b"\n")
+    fields = {}
+    for name, value in FIELD.findall(raw.partition(b"\n\n")[0]):
+        fields.setdefault(name.decode().lower(), b" ".join(value.split()))
+    return fields
+
+
+def address_of(field):
+    """The first address (lower case) of an undecoded address field, or ""."""
+    text = field.decode("latin-1").lower()
+    match = re.search(r"<([^<>@\s]+@[^<>\s]+)>", text) or re.search(r"([^\s<>\"'(),;:]+@[^\s<>\"'(),;:]+)", text)
+    return match[1] if match else ""
+
+
+def links_of(fields):
+    """The message ids that a message refers to; the one it answers is the last."""
+    return re.findall(rb"<[^<>\s]+>", fields.get("references", b"") + fields.get("in-reply-to", b""))
+
+
+def date_of(fields):
+    """A message's date in its sender's time zone; None if it is missing or absurd."""
+    try:
+        date = email.utils.parsedate_to_datetime(fields["date"].decode("latin-1")).replace(tzinfo=None)
+    except (KeyError, TypeError, ValueError, IndexError, OverflowError):
+        return None
+    return date if 1980 <= date.year < 2100 else None
+
+
+def decode(data, charset):
+    """Bytes as text: in the declared charset, else UTF-8, else Windows' Western European one."""
+    for name in (charset or "ascii", "utf-8"):
+        try:
+            return data.decode(name)
+        except (LookupError, ValueError):
+            continue
+    return data.decode("cp1252", "replace")
+
+
+def decode_words(field):
+    """The text of a header field with =?encoded words?=."""
+    text = decode(field, "utf-8")
+    try:
+        return " ".join(str(email.header.make_header(email.header.decode_header(text))).split()) if "=?" in text else text
+    except (LookupError, ValueError, email.errors.MessageError):
+        return text
+
+
+def text_of(message):
+    """The text of a parsed message: its plain parts, else its HTML parts, without attachments."""
+    texts, parts = {"plain": [], "html": []}, [message]
+    while parts:
+        part = parts.pop(0)
+        if part.get_content_maintype() == "multipart" and part.is_multipart():
+            parts = part.get_payload() + parts
+        elif (part.get_content_maintype() == "text" and part.get_content_subtype() in texts and not part.get_filename()
+                and part.get_content_disposition() != "attachment"):
+            data = part.get_payload(decode=True) or b""
+            texts[part.get_content_subtype()].append(decode(data, part.get_content_charset()))
+    plain = "\n".join(texts["plain"])
+    return clean(plain if plain.strip() else "\n".join(map(html_to_text, texts["html"])))
+
+
+def clean(text):
+    """Text with \\n at the ends of lines, no control characters, and no quoted-printable that was left undecoded."""
+    text = re.sub(r"\r\n?", "\n", text)
+    if re.search(r"=09|=20$|[^\n]{60}=\n", text, re.MULTILINE):
+        text = re.sub(r"=([0-9A-F]{2})", lambda match: bytes.fromhex(match[1]).decode("cp1252", "replace"),
+                      re.sub(r"=\n", "", text))
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]", "", text).strip("\n").rstrip()
+
+
+class TextOfHtml(html.parser.HTMLParser):
+    """Collects in `lines` the text of HTML, a line a block, with "> " in front of what a blockquote holds."""
+
+    BLOCKS = set("address blockquote body dd div dl dt h1 h2 h3 h4 h5 h6 hr li ol p pre table tr ul".split())
+    HIDDEN = {"head", "style", "script", "title"}
+
+    def __init__(self):
+        super().__init__()
+        self.lines, self.quotes, self.hidden = [""], 0, 0
+
+    def handle_starttag(self, tag, attrs):
+        self.hidden += tag in self.HIDDEN
+        self.quotes += tag == "blockquote"
+        if tag == "br" or tag in self.BLOCKS and self.lines[-1].strip("> "):
+            self.lines.append("> " * self.quotes)
+        elif tag in self.BLOCKS:
+            self.lines[-1] = "> " * self.quotes
+        if tag == "p" and self.lines[-2:-1] != [""]:
+            self.lines.append("> " * self.quotes)
+
+    def handle_endtag(self, tag):
+        self.hidden = max(0, self.hidden - (tag in self.HIDDEN))
+        self.quotes = max(0, self.quotes - (tag == "blockquote"))
+        if tag in self.BLOCKS and self.lines[-1].strip("> "):
+            self.lines.append("> " * self.quotes)
+        elif tag in self.BLOCKS:
+            self.lines[-1] = "> " * self.quotes
+
+    def handle_data(self, data):
+        if not self.hidden:
+            words = re.sub(r"[ \t\r\n]+", " ", data)
+            self.lines[-1] += words.lstrip() if self.lines[-1][-1:] in ("", " ") else words
+
+
+def html_to_text(source):
+    parser = TextOfHtml()
+    parser.feed(source)
+    parser.close()
+    return re.sub(r"\n{3,}", "\n\n", "\n".join(line.rstrip() for line in parser.lines))
+
+
+def reason_to_skip(name, fields, subject):
+    """Why a message of the author's is no mail that a person wrote and sent, by folder and header; None if it may be."""
+    folder = re.search(r"([^/]+)/\d+[._]$", name)  # only the Enron corpus names its files so
+    if folder and folder[1].lower() not in SENT_FOLDERS:
+        return "not in a folder of sent mail"
+    if b"draft" in fields.get("x-gmail-labels", b"").lower():
+        return "a draft"
+    if (AUTOMATIC_SUBJECT.match(subject) or fields.get("auto-submitted", b"no").lower() != b"no"
+            or "x-autoreply" in fields or b"auto" in fields.get("precedence", b"")):
+        return "an automatic reply"
+    return None
+
+
+def read_own(name, raw, fields, keep_signature, seen):
+    """(None, row) of a message that the author sent, or (reason to leave it out, None).
+
+    `seen` is {hash of subject and text: date} of the messages before.
+    """
+    subject, date = decode_words(fields.get("subject", b"")), date_of(fields)
+    if reason := reason_to_skip(name, fields, subject):
+        return reason, None
+    message = email.message_from_bytes(raw)
+    if any(part.get_content_type() == "text/calendar" for part in message.walk()):
+        return "an invitation or an answer to one", None
+    body = text_of(message)
+    key = hash((normalise(subject), normalise(body)))
+    if key in seen and not (date and seen[key] and abs(date - seen[key]) > datetime.timedelta(days=1)):
+        return "a copy of an earlier message", None
+    seen[key] = date
+    own, quoted = own_words(body, keep_signature)
+    links = links_of(fields)
+    if not normalise(own):
+        return "no word of the author's own", None
+    if not links and not quoted:
+        return "answers no mail", None
+    return None, {"date": date.strftime("%d-%m-%Y %H:%M:%S") if date else "", "subject": subject,
+                  "From": address_of(fields["from"]), "To": address_of(fields.get("to", b"")),
+                  "body": body, "length": len(body), "response": own, "mail": quoted,
+                  "links": links, "names": [fields["message-id"], *links] if "message-id" in fields else links}
+
+
+def find_answered(source, rows, ids, bar):
+    """{message id: (sender, text, ids)} of the mails in the archive that the rows answer, in a second reading."""
+    for row in rows:
+        row["answers"] = next((name for name in reversed(row["links"]) if name in ids), None)
+    wanted, answered = {row["answers"] for row in rows} - {None}, {}
+    for _, raw in messages(source, bar) if wanted else ():
+        fields = header_fields(raw)
+        name = fields.get("message-id")
+        if name in wanted and name not in answered:
+            text = text_of(email.message_from_bytes(raw))
+            answered[name] = address_of(fields.get("from", b"")), text, links_of(fields)
+    return answered
+
+
+def join_answered(rows, answered, authors):
+    """(rows with the mail that each answers, {reason: rows left out})."""
+    kept, left_out = [], collections.Counter()
+    for row in rows:
+        sender, text, links = answered.get(row["answers"], ("", "", []))
+        forward = FORWARD_SUBJECT.match(row["subject"]) or FORWARD.match(row["mail"])
+        if sender in authors:
+            reason = "answers a mail of the author's own"
+        elif text or row["mail"] and not forward:
+            row |= {"To": sender or row["To"], "names": row["names"] + links,
+                    "mail": text or re.sub(r"^[ \t]{0,4}> ?", "", row["mail"], flags=re.MULTILINE)}
+            kept.append(row)
+            continue
+        else:
+            reason = "a forward" if row["mail"] else "answers no mail"
+        left_out[reason] += 1
+    return kept, left_out
+
+
+def group(items):
+    """For each item, which is an iterable of keys, the number of its group; items that share a key share a group."""
+    parent = {}
+
+    def root(key):
+        while parent.setdefault(key, key) != key:
+            parent[key] = key = parent[parent[key]]
+        return key
+
+    count = 0
+    for count, keys in enumerate(items, 1):
+        for key in keys:
+            parent[root(key)] = root(count)
+    return [root(number) for number in range(1, count + 1)]
+
+
+def extract(args):
+    import tqdm
+    authors = {author.casefold() for author in args.author}
+    if not os.path.exists(args.source):
+        stop(f"{args.source}: No such file or directory")
+    rows, ids, seen = [], set(), {}
+    senders, left_out = collections.Counter(), collections.Counter()
+
+    def leave_out(name, reason):
+        left_out[reason] += 1
+        print(f"{args.source}: {name}: {reason}", file=sys.stderr)
+
+    with tqdm.tqdm(disable=None, desc="reading") as bar:
+        for name, raw in messages(args.source, bar):
+            fields = header_fields(raw)
+            sender = address_of(fields.get("from", b""))
+            senders[sender] += 1
+            ids.add(fields.get("message-id"))
+            if not sender and "date" not in fields:
+                leave_out(name, "no mail message")
+            elif sender in authors:
+                try:
+                    reason, row = read_own(name, raw, fields, args.keep_signature, seen)
+                except Exception as error:  # the email package raises what it likes on a damaged message
+                    leave_out(name, f"damaged: {error!r}")
+                    continue
+                if row:
+                    rows.append(row)
+                else:
+                    left_out[reason] += 1
+    read, own = sum(senders.values()), sum(senders[author] for author in authors)
+    print(f"read {read} messages from {args.source}\n{own} of them are by {', '.join(sorted(authors))}")
+    if not own:
+        stop(f"{args.source}: no message is by {', '.join(sorted(authors))}; most are by "
+             + ", ".join(f"{sender} ({count})" for sender, count in senders.most_common(5)))
+    with tqdm.tqdm(disable=None, desc="reading again") as bar:
+        rows, more = join_answered(rows, find_answered(args.source, rows, ids, bar), authors)
+    for reason, count in (left_out + more).most_common():
+        print(f"left out {count:6}: {reason}")
+    if not rows:
+        stop(f"{args.source}: no reply by {', '.join(sorted(authors))} is left")
+    for number, thread in enumerate(group(row["names"] for row in rows), 1):
+        rows[number - 1]["id"] = f"{thread}.{number}"
+    write_whole({args.output: csv_lines(rows)})
+    print(f"kept {len(rows)} replies in {args.output}")
+
+
 # --------------------------------------------------------------------------------------------------- format
 
 def read_replies(path):
@@ -390,18 +736,29 @@ def keep_clean(rows, shipped, held_out, without_sender):
     return kept, dropped
 
 
-def write_jsonl(path, rows):
-    """Write the rows to a side file, which only its owner may read since it is private mail, and move it when whole."""
-    side = None
+def write_whole(contents):
+    """Write {path: lines} to side files, which only their owner may read since it is private mail; move them when whole."""
+    sides = {}
     try:
-        handle, side = tempfile.mkstemp(dir=os.path.dirname(path) or ".", prefix=os.path.basename(path) + ".")
-        with open(handle, "w", encoding="utf-8") as file:
-            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        os.replace(side, path)
+        for path, lines in contents.items():
+            handle, sides[path] = tempfile.mkstemp(dir=os.path.dirname(path) or ".", prefix=os.path.basename(path) + ".")
+            with open(handle, "w", encoding="utf-8", newline="") as file:
+                file.writelines(lines)
+        for path in contents:
+            os.replace(sides[path], path)
+            del sides[path]
     except OSError as error:
-        if side:
-            os.unlink(side)
         stop(f"{path}: {error.strerror}")
+    finally:
+        for side in sides.values():
+            os.unlink(side)
+
+
+def csv_lines(rows):
+    """The text of a reply CSV, row by row."""
+    for values in [COLUMNS, *([row[name] for name in COLUMNS] for row in rows)]:
+        csv.writer(line := io.StringIO()).writerow(values)
+        yield line.getvalue()
 
 
 def format_replies(args):
@@ -424,11 +781,65 @@ def format_replies(args):
         for reason, count in dropped.items():
             print(f"dropped {count:4}: {reason}")
     rows = rows[:args.limit]
-    write_jsonl(args.output, ({
+    write_whole({args.output: (json.dumps({
         "id": row["id"],
         "prompt": [{"role": "system", "content": instruction}, {"role": "user", "content": row["mail"]}],
-        "completion": [{"role": "assistant", "content": row["response"]}]} for row in rows))
+        "completion": [{"role": "assistant", "content": row["response"]}]}, ensure_ascii=False) + "\n" for row in rows)})
     print(f"kept {len(rows)} rows in {args.output}")
+
+
+# ------------------------------------------------------------------------------------------------------ split
+
+REPLY_SUBJECT = re.compile(r"(?:\s*(?:re|fwd?|aw|wg|sv|vs|antw|tr|rif|ref|odp|res)\s*(?:\[\d+\])?\s*:)+", re.IGNORECASE)
+
+
+def thread_keys(row):
+    """What the rows of a thread share: the thread in an id that `extract` gave, the bare subject, the mail answered."""
+    thread = re.fullmatch(r"(\d+)\.\d+", row["id"])
+    keys = {"thread": thread and thread[1], "subject": normalise(REPLY_SUBJECT.sub("", row["subject"], count=1)),
+            "mail": normalise_mail(row["mail"])}
+    return [key for key in keys.items() if key[1]]
+
+
+def sent_at(row):
+    """The date of a row, the oldest of all if it is missing or no date, such as the 1979-12-31 of a lost one."""
+    for form in ("%d-%m-%Y %H:%M:%S", "%Y-%m-%d %H:%M:%S", "%Y-%m-%dT%H:%M:%S"):
+        try:
+            return max(datetime.datetime.strptime(row["date"].strip()[:19], form), NO_DATE)
+        except ValueError:
+            continue
+    return NO_DATE
+
+
+def split_replies(args):
+    if len({os.path.realpath(path) for path in (args.input, args.train, args.test)}) < 3:
+        stop(f"{args.input}, {args.train}, {args.test}: name three different files")
+    shipped = read_replies(args.input)
+    rows = list({(normalise_mail(row["mail"]), normalise(row["response"])): row for row in reversed(shipped)}.values())[::-1]
+    print(f"read {len(shipped)} rows from {args.input}\ndropped {len(shipped) - len(rows)}: same mail and reply as another row")
+    threads = {}
+    for row, thread in zip(rows, group(map(thread_keys, rows)), strict=True):
+        threads.setdefault(thread, []).append(row)
+    shuffled = random.Random(args.seed)
+    order = list(threads.values())
+    dated = sum(sent_at(row) > NO_DATE for row in rows)
+    if args.random or dated < len(rows) / 2:
+        print(f"{dated} of {len(rows)} rows have a date; threads are drawn at random")
+        shuffled.shuffle(order)
+    else:
+        order.sort(key=lambda thread: max(map(sent_at, thread)), reverse=True)
+    wanted, test = round(args.test_fraction * len(rows)), []
+    for thread in order:  # one that is too long for what is still wanted stays with the training rows
+        if len(test) + len(thread) <= wanted:
+            test += thread
+    chosen = {row["id"] for row in test}
+    train = [row for row in rows if row["id"] not in chosen]
+    if not test or not train:
+        stop(f"{args.input}: its {len(rows)} rows in {len(threads)} threads leave no {'train' if test else 'test'} rows; "
+             "change --test-fraction or extract more mail")
+    shuffled.shuffle(train)
+    write_whole({args.train: csv_lines(train), args.test: csv_lines([row for row in rows if row["id"] in chosen])})
+    print(f"kept {len(train)} rows in {args.train}, {len(test)} rows in {args.test}: {len(threads)} threads, none on both sides")
 
 
 # ---------------------------------------------------------------------------------------------- command line
@@ -439,10 +850,44 @@ def row_count(text):
     return int(text)
 
 
+def fraction(text):
+    try:
+        if 0 < float(text) < 1:
+            return float(text)
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"{text!r} is no fraction between 0 and 1, such as 0.2")
+
+
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
                                      allow_abbrev=False)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    command = commands.add_parser("extract", help="archive of mail to reply CSV", allow_abbrev=False)
+    command.set_defaults(run=extract)
+    command.add_argument("source", metavar="SOURCE", help="an mbox, a Maildir, a folder of .eml files, a tree or .tar of "
+                         "any of these, the Enron corpus, or its emails.csv")
+    command.add_argument("output", metavar="OUT.csv", help=f"a row a reply: {','.join(COLUMNS)}")
+    command.add_argument("--author", metavar="ADDRESS", nargs="+", action="extend", required=True,
+                         help="the addresses that the author writes from")
+    command.add_argument("--keep-signature", action="store_true",
+                         help="keep a signature, a device's line or a disclaimer behind the own words")
+
+    command = commands.add_parser("own-words", help="a mail's body in, its author's own words out", allow_abbrev=False)
+    command.set_defaults(run=print_own_words)
+    command.add_argument("--keep-signature", action="store_true", help="cut quoted mail alone")
+
+    command = commands.add_parser("split", help="reply CSV to a training and a test CSV", allow_abbrev=False)
+    command.set_defaults(run=split_replies)
+    files = command.add_argument_group("files")
+    files.add_argument("input", metavar="IN.csv", help=f"a reply CSV with the columns {','.join(COLUMNS)}")
+    files.add_argument("--train", metavar="OUT.csv", required=True, help="in random order: its first rows are a sample")
+    files.add_argument("--test", metavar="OUT.csv", required=True, help="the latest threads")
+    method = command.add_argument_group("method")
+    method.add_argument("--test-fraction", metavar="F", type=fraction, default=0.2, help="of the rows (default: %(default)s)")
+    method.add_argument("--random", action="store_true", help="threads drawn at random for the test, not the latest")
+    method.add_argument("--seed", metavar="N", type=int, default=1, help="of the shuffles (default: %(default)s)")
 
     command = commands.add_parser("format", help="reply CSV to prompt/completion JSONL", allow_abbrev=False)
     command.set_defaults(run=format_replies)
