@@ -16,6 +16,7 @@ import collections
 import csv
 import datetime
 import email
+import email.errors
 import email.header
 import email.utils
 import html.parser
@@ -211,10 +212,14 @@ def introduction_length(lines, i, above):
     Such words are a separator, "On … wrote:" or a quoted header; `above` is the last line of own words before them.
     """
     ahead = [line for line in lines[i + 1:i + 8] if line.strip()]
+    if not lines[i].strip():
+        return 0
     if SEPARATOR.match(lines[i]) or ahead and SEPARATOR_WRAPPED.match(f"{lines[i]} {ahead[0]}"):
         return 1
-    if DATE_LINE.search(lines[i]) and re.match(r"\s*To:", next((line for line in ahead if not SENT_BY.match(line)), "")):
-        return 1
+    for n in (1, 2):  # a date and "To:", as Lotus Notes quotes; a long sender wraps the date
+        ahead = [line for line in lines[i + n:i + n + 8] if line.strip() and not SENT_BY.match(line)]
+        if ahead and re.match(r"\s*To:", ahead[0]) and DATE_LINE.search(" ".join(lines[i:i + n])):
+            return n
     joined = ""
     for n, line in enumerate(lines[i:i + 6], 1):
         bracket = "".join(lines[i + n:i + n + 1]).lstrip().startswith("<")
@@ -248,12 +253,13 @@ def introduction_length(lines, i, above):
 def start_of_lotus_header(lines, i):
     """Where the header begins whose date stands on line i: at the sender's name, or the letterhead above it."""
     start = i
-    if not re.sub(r"^(?:on\b|<\S*>)", "", DATE_LINE.sub("", lines[i]).strip()).strip():
+    if re.fullmatch(r"\s*(?:on\b|<\S*>|\s)*", DATE_LINE.sub("", lines[i])):  # the name stands above the date
         while start and SENT_BY.match(lines[start - 1]):
             start -= 1
-        start -= bool(start and lines[start - 1].strip())
-    letterhead = next((j for j in range(start - 1, max(-1, start - 5), -1) if lines[j].strip()), start)
-    return letterhead if LETTERHEAD.match(lines[letterhead]) and "From:" in lines[start] else start
+        above = next((j for j in range(start - 1, max(-1, start - 4), -1) if lines[j].strip()), start)
+        start = above if above == start - 1 or ORGANISATION.search(lines[above]) else start
+    above = next((j for j in range(start - 1, max(-1, start - 5), -1) if lines[j].strip()), start)
+    return above if LETTERHEAD.match(lines[above]) and "From:" in lines[start] else start
 
 
 def split_lines(text):
@@ -269,7 +275,7 @@ def split_lines(text):
             i += 1
             continue
         start, i = i, i + length
-        if length and DATE_LINE.search(plain[start]):
+        if length and DATE_LINE.search(" ".join(plain[start:i])):
             more = min(start - start_of_lotus_header(plain, start), len(own))
             quoted += own[len(own) - more:]
             del own[len(own) - more:]
@@ -283,12 +289,12 @@ def split_lines(text):
         while own and (not own[-1].strip() or RULE.fullmatch(own[-1])):
             own.pop()
         own.append("")
-    return "\n".join(own).strip("\n").rstrip(), "\n".join(quoted).strip("\n").rstrip()
+    return "\n".join(own).strip(), "\n".join(quoted).strip("\n").rstrip()
 
 
 def is_torn_quote(lines, i):
     """Whether line i is the end of a quoted line that was too long, and lost its mark when it was wrapped."""
-    return bool(i + 1 < len(lines) and len(lines[i - 1]) > 64 and QUOTED.match(lines[i - 1]) and len(lines[i]) < 40
+    return bool(i + 1 < len(lines) and len(lines[i - 1]) > 54 and QUOTED.match(lines[i - 1]) and len(lines[i]) < 40
                 and QUOTED.match(lines[i + 1]) and lines[i - 1][-1] not in ".?!:")
 
 
@@ -640,7 +646,7 @@ def extract(args):
             elif sender in authors:
                 try:
                     reason, row = read_own(name, raw, fields, args.keep_signature, seen)
-                except Exception as error:  # the email package raises what it likes on a damaged message
+                except (ValueError, LookupError, TypeError, AttributeError, email.errors.MessageError) as error:
                     leave_out(name, f"damaged: {error!r}")
                     continue
                 if row:
