@@ -166,10 +166,10 @@ def cut_quotes(rows, names):
 
 # ------------------------------------------------------------------------------------- own words in mail with lines
 
-ON = r"On|At|Am|Le|El|Il(?: giorno)?|Den|Em|Op|På|Dne|Dnia|W dniu|Vào|Ngày|Kl|Pe|在|於"
+ON = r"On|At|Am|Le|El|Il(?: giorno)?|Den|Em|Op|På|Dne|Dnia|W dniu|Vào|Ngày|Kl|Pe"
 WROTE = (r"wrote|writes|sent|schrieb|geschrieben|geschreven|a écrit|escribió|escreveu|ha scritto|scrisse|schreef|skrev|"
          r"написала?(?:\(а\))?|пишет|napisała?(?:\(a\))?|pisze|napsala?(?:\(a\))?|kirjoitti|(?:ezt )?írta|yazdı|a scris|"
-         r"đã viết|写道|寫道|さんは書きました")
+         r"написав|пише|έγραψε|đã viết|写道|寫道|さんは書きました|님이 작성")
 ANOTHER_MAIL = (
     r"Original (?:[Mm]essage|Appointment)|Reply [Mm]essage|Forwarded [Mm]essage|Begin forwarded message|"
     r"Ursprüngliche (?:Nachricht|E-Mail)|Antwort Nachricht|(?:Anfang der w|W)eitergeleiteten? (?:Nachricht|E-Mail)|"
@@ -178,32 +178,34 @@ ANOTHER_MAIL = (
     r"Mensagem (?:[oO]riginal|encaminhada)|(?:Oorspronkelijk|Origineel|(?:Begin )?[dD]oorgestuurd) [bB]ericht|"
     r"Oprindelig [mM]eddelelse|Opprinnelig melding|Videresendt (?:meddelelse|melding)|"
     r"(?:Originalm|Ursprungligt m|Vidarebefordrat m)eddelande|Alkuperäinen viesti|Oryginalna wiadomość|"
-    r"Wiadomość oryginalna|Původní zpráva|Eredeti üzenet|Orijinal Mesaj|"
+    r"Wiadomość oryginalna|Przekazana wiadomość|Původní zpráva|Eredeti üzenet|Orijinal Mesaj|"
     r"(?:Исходное|Пересылаемое|Пересланное) сообщение|原始邮件|原始郵件|元のメッセージ")
 HEADER = re.compile(
-    r"[>\s]*\*?(?:(?P<sender>From|Von|De|От(?: кого)?|Från|Fra|Van|Da|Od|Feladó|Lähettäjä|Kimden|Author|发件人|寄件者|"
+    r"[>\s]*\*{0,2}(?:(?P<sender>From|Von|De|От(?: кого)?|Från|Fra|Van|Da|Od|Feladó|Lähettäjä|Kimden|Author|发件人|寄件者|"
     r"差出人)|(?P<date>Sent|Date|Gesendet|Datum|Envoyé(?: le)?|Enviad[oa]s?(?: el| em)?|Fecha|Data|Inviato|Verzonden|"
     r"Skickat|Sendt|Dato|Дата|Отправлено|Wysłan[oy]|Odesláno|Elküldve|Lähetetty|发送时间|日期|送信日時)|"
     r"(?P<recipient>To|An|À|A|Para|Pour|Кому|Till|Til|Aan|Do|Komu|Címzett|Vastaanottaja|Kime|[CcBb]cc?|CC|Kopi[ea]?|"
     r"Reply-[Tt]o|Antwort an|Répondre à|Responder a|收件人|宛先)|"
     r"(?P<subject>Subject|Betreff|Objet|Sujet|Asunto|Assunto|Oggetto|Тема|Ämne|Emne|Onderwerp|Temat|Předmět|Tárgy|"
-    r"Aihe|Konu|主题|主旨|件名))\*?\s?\*?[:：]")
+    r"Aihe|Konu|主题|主旨|件名))\*{0,2}\s?[:：]")
 SEPARATOR = re.compile(
-    rf"\s*[-_=*]{{2,}}\s*(?:{ANOTHER_MAIL})|\s*(?:{ANOTHER_MAIL})\s?[:：]\s*$|\s*>>> .{{1,100}} >>>\s*$"
+    rf"\s*[-_=*‐–—]{{2,}}\s*(?:{ANOTHER_MAIL})|\s*From: \S+@\S+\s*$|\s*(?:{ANOTHER_MAIL})\s?[:：]\s*$|\s*>>> .{{1,100}} >>>\s*$"
     r"|\s*[-_=*]{3,}\s*(?:Forwarded by|Original|Reply Separator|Inline attachment follows)")
 SEPARATOR_WRAPPED = re.compile(r"\s*(?:>>> .{1,100} >>>\s*$|[-_=*]{3,}\s*(?:Forwarded by|Original [Mm]essage))")
 INTRODUCTION = re.compile(  # one to five lines, joined
-    rf"(?:[-*_]{{2,}}\s?)?(?:{ON})\b ?(?=.*\d)(?:(?![?!] | (?:On|Am|Le|Den) ).){{5,250}}?[^\w]"
+    rf"(?:[-*_]{{2,}}\s?)?(?:(?:{ON})\b|[在於于]) ?(?=.*\d)(?:(?![?!] | (?:On|Am|Le|Den) ).){{5,250}}?[^\w]"
     rf"(?:{WROTE})(?!\w)(?:.{{0,80}}[:：]|\s?-{{2,}})"
-    rf"|(?P<address>(?:(?! On \w).){{0,120}}\w@\w.{{0,80}}?\W(?:{WROTE})\s?[:：])"
+    rf"|(?P<address>(?:(?! On \w).){{0,120}}\w@\w.{{0,80}}?\W(?:{WROTE})(?:\s?\([^()]*\))?\s?[:：])"
     rf"|-{{2,}}.{{1,80}} (?:{WROTE})\s?-{{2,}}"
-    r"|\d{4}(?:[-/.]\d|年).{0,100}<[^<>]+@[^<>]+>\s?[:：]?")
+    r"|.{0,60}\d.{0,60}\W(?:skrev|schrieb|schreef) .{1,120}@.{1,80}[:：]"
+    r"|.{0,40}\d{4}.{0,60}\d[:.]\d\d.{0,100}<[^<>]+@[^<>]+>\s?[:：]|\d{4}(?:[-/.]\d|年).{0,100}<[^<>]+@[^<>]+>\s?[:：]?")
 BARE_INTRODUCTION = re.compile(rf"[^:.?!]{{1,60}} (?:{WROTE}):")  # counts only in front of quoted lines
 QUOTED = re.compile(r"[ \t]{0,4}>(?!.*<<<)")
 DATE_LINE = pattern(rf"{DATE}$")
 SENT_BY = re.compile(r"\s*(?:Sent by|Please respond to)\b")
 LETTERHEAD = pattern(r"\s*Enron(?: [A-Z&][\w&-]*){0,6} (?:Corp|Inc|Ltd|Co|LLC|Services|Company|Group)\b[.,]?\s*$")
 RULE = re.compile(r"\s*[-_=*]{5,}\s*")
+MARK = re.compile(r"[:：@]|--|__|==|\*\*|>>>")  # no words before quoted text are without one
 
 
 def introduction_length(lines, i, above):
@@ -217,8 +219,8 @@ def introduction_length(lines, i, above):
     if SEPARATOR.match(lines[i]) or ahead and SEPARATOR_WRAPPED.match(f"{lines[i]} {ahead[0]}"):
         return 1
     for n in (1, 2):  # a date and "To:", as Lotus Notes quotes; a long sender wraps the date
-        ahead = [line for line in lines[i + n:i + n + 8] if line.strip() and not SENT_BY.match(line)]
-        if ahead and re.match(r"\s*To:", ahead[0]) and DATE_LINE.search(" ".join(lines[i:i + n])):
+        below = next((line for line in lines[i + n:i + n + 8] if line.strip() and not SENT_BY.match(line)), "")
+        if below.lstrip().startswith("To:") and DATE_LINE.search(" ".join(lines[i:i + n])):
             return n
     joined = ""
     for n, line in enumerate(lines[i:i + 6], 1):
@@ -226,12 +228,14 @@ def introduction_length(lines, i, above):
         if n > 1 and (not line.strip() and not bracket or QUOTED.match(line) and not line.endswith(":")):
             break
         joined = f"{joined} {line.strip()}".strip()
-        if not joined or len(joined) > 400:
+        if len(joined) > 400:
             break
+        if not joined.endswith((":", "：", "-", ">")):
+            continue
         shorter = " ".join(line.strip() for line in lines[i + 1:i + n])  # one that begins on the next line
         match = INTRODUCTION.fullmatch(joined)
-        if match and not (match["address"] and INTRODUCTION.fullmatch(shorter)) or (
-                BARE_INTRODUCTION.fullmatch(joined) and n == 1 and ahead and QUOTED.match(ahead[0])):
+        own_line = match and match["address"] and not lines[i].endswith("<") and INTRODUCTION.fullmatch(shorter)
+        if match and not own_line or n == 1 and BARE_INTRODUCTION.fullmatch(joined) and ahead and QUOTED.match(ahead[0]):
             return n
     first = HEADER.match(lines[i])
     if not first:
@@ -265,10 +269,13 @@ def start_of_lotus_header(lines, i):
 def split_lines(text):
     """(own words, quoted text) of a mail whose lines are intact; own lines between quoted ones stay own words."""
     lines = text.split("\n")
-    plain = [re.sub(r"=20|=09|[\xa0\u200b\u202f\ufeff]", " ", line).rstrip() for line in lines]
+    plain = [line.rstrip() for line in re.sub(r"=20|=09|[\xa0\u200b\u202f\ufeff]", " ", text).split("\n")]
+    marks = [i for i, line in enumerate(plain) if MARK.search(line)][::-1]
     own, quoted, above, i = [], [], "", 0
     while i < len(lines):
-        length = introduction_length(plain, i, above)
+        while marks and marks[-1] < i:
+            marks.pop()
+        length = introduction_length(plain, i, above) if marks and marks[-1] < i + 6 else 0
         if not length and not QUOTED.match(plain[i]):
             own.append(lines[i])
             above = plain[i] if plain[i].strip() else above
@@ -294,8 +301,11 @@ def split_lines(text):
 
 def is_torn_quote(lines, i):
     """Whether line i is the end of a quoted line that was too long, and lost its mark when it was wrapped."""
-    return bool(i + 1 < len(lines) and len(lines[i - 1]) > 54 and QUOTED.match(lines[i - 1]) and len(lines[i]) < 40
-                and QUOTED.match(lines[i + 1]) and lines[i - 1][-1] not in ".?!:")
+    if not (i + 1 < len(lines) and QUOTED.match(lines[i - 1]) and QUOTED.match(lines[i + 1])):
+        return False
+    link = re.match(r"\s*[(<]https?://", lines[i]) or re.search(r"[(<]https?://[^)>]*$", lines[i - 1])
+    short = len(lines[i]) < 40 or lines[i][0].islower() and len(lines[i]) < 60
+    return bool(link or len(lines[i - 1]) > 54 and short and lines[i - 1][-1] not in ".?!:")
 
 
 def split_own_words(text):
@@ -303,7 +313,11 @@ def split_own_words(text):
     own, quoted = text, []
     while True:
         own, lines = split_lines(own)
-        own, folded = split_quoted(own)
+        before, folded = split_quoted(own)
+        if folded:  # a rule right before it
+            before = re.sub(r"[-_=*]{3,}$", "", before).rstrip()
+            folded = own[len(before):].strip()
+        own = before
         if not lines and not folded:
             return own, "\n\n".join(quoted)
         quoted += filter(None, [lines, folded])
@@ -337,7 +351,8 @@ def drop_boilerplate(own):
 def own_words(body, keep_signature=False):
     """(own words, quoted text) of a mail's body; unless `keep_signature`, trailing boilerplate is in neither."""
     own, quoted = split_own_words(body)
-    return own if keep_signature else split_own_words(drop_boilerplate(own))[0], quoted
+    signed = own if keep_signature else drop_boilerplate(own)
+    return own if signed == own else split_own_words(signed)[0], quoted
 
 
 def print_own_words(args):
