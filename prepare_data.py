@@ -21,6 +21,7 @@ import email.header
 import email.utils
 import html.parser
 import io
+import itertools
 import json
 import os
 import random
@@ -159,7 +160,8 @@ def cut_quotes(rows, names):
     """The rows with the quoted text moved from the end of `response` to the front of `mail`."""
     cut = []
     for row in rows:
-        own, quoted = split_quoted(row["response"], row["From"], names)
+        lines = "\n" in row["response"]  # else all white space was folded
+        own, quoted = split_own_words(row["response"]) if lines else split_quoted(row["response"], row["From"], names)
         cut.append(row | {"response": own, "mail": f"{quoted} {row['mail']}".strip() if quoted else row["mail"]})
     return cut
 
@@ -190,21 +192,23 @@ HEADER = re.compile(
     r"Aihe|Konu|主题|主旨|件名))\*{0,2}\s?[:：]")
 SEPARATOR = re.compile(
     rf"\s*[-_=*‐–—]{{2,}}\s*(?:{ANOTHER_MAIL})|\s*From: \S+@\S+\s*$|\s*(?:{ANOTHER_MAIL})\s?[:：]\s*$|\s*>>> .{{1,100}} >>>\s*$"
-    r"|\s*[-_=*]{3,}\s*(?:Forwarded by|Original|Reply Separator|Inline attachment follows)")
+    r"|\s*[-_=*]{3,}\s*(?:Forwarded by|Original|Reply Separator)|[-_=*\s]*Inline attachment follows")
 SEPARATOR_WRAPPED = re.compile(r"\s*(?:>>> .{1,100} >>>\s*$|[-_=*]{3,}\s*(?:Forwarded by|Original [Mm]essage))")
-INTRODUCTION = re.compile(  # one to five lines, joined
+INTRODUCTION = re.compile(  # one to six lines, joined; an `inner` one may begin later than where it matches
     rf"(?:[-*_]{{2,}}\s?)?(?:(?:{ON})\b|[在於于]) ?(?=.*\d)(?:(?![?!] | (?:On|Am|Le|Den) ).){{5,250}}?[^\w]"
     rf"(?:{WROTE})(?!\w)(?:.{{0,80}}[:：]|\s?-{{2,}})"
-    rf"|(?P<address>(?:(?! On \w).){{0,120}}\w@\w.{{0,80}}?\W(?:{WROTE})(?:\s?\([^()]*\))?\s?[:：])"
+    rf"|(?P<inner>(?:(?! On \w).){{0,120}}\w@\w.{{0,80}}?\W(?:{WROTE})(?:\s?\([^()]*\))?\s?[:：]"
     rf"|-{{2,}}.{{1,80}} (?:{WROTE})\s?-{{2,}}"
     r"|.{0,60}\d.{0,60}\W(?:skrev|schrieb|schreef) .{1,120}@.{1,80}[:：]"
-    r"|.{0,40}\d{4}.{0,60}\d[:.]\d\d.{0,100}<[^<>]+@[^<>]+>\s?[:：]|\d{4}(?:[-/.]\d|年).{0,100}<[^<>]+@[^<>]+>\s?[:：]?")
+    r"|.{0,40}\d{4}.{0,60}\d[:.]\d\d.{0,100}<[^<>]+@[^<>]+>\s?[:：]|\d{4}(?:[-/.]\d|年).{0,100}<[^<>]+@[^<>]+>\s?[:：]?)")
 BARE_INTRODUCTION = re.compile(rf"[^:.?!]{{1,60}} (?:{WROTE}):")  # counts only in front of quoted lines
 QUOTED = re.compile(r"[ \t]{0,4}>(?!.*<<<)")
 DATE_LINE = pattern(rf"{DATE}$")
 SENT_BY = re.compile(r"\s*(?:Sent by|Please respond to)\b")
 LETTERHEAD = pattern(r"\s*Enron(?: [A-Z&][\w&-]*){0,6} (?:Corp|Inc|Ltd|Co|LLC|Services|Company|Group)\b[.,]?\s*$")
 RULE = re.compile(r"\s*[-_=*]{5,}\s*")
+WITHIN_LINE = re.compile(  # On … wrote: behind own words, on the same line
+    r"(?<=[^\s-])[ \t]*(?=(?:-{2,}|(?<=[ \t])-*) ?On (?=[^\n]{0,40}\d)[^\n]{5,150} wrote:[ \t]*$)", re.MULTILINE)
 MARK = re.compile(r"[:：@]|--|__|==|\*\*|>>>")  # no words before quoted text are without one
 
 
@@ -234,7 +238,7 @@ def introduction_length(lines, i, above):
             continue
         shorter = " ".join(line.strip() for line in lines[i + 1:i + n])  # one that begins on the next line
         match = INTRODUCTION.fullmatch(joined)
-        own_line = match and match["address"] and not lines[i].endswith("<") and INTRODUCTION.fullmatch(shorter)
+        own_line = match and match["inner"] and not lines[i].endswith("<") and INTRODUCTION.fullmatch(shorter)
         if match and not own_line or n == 1 and BARE_INTRODUCTION.fullmatch(joined) and ahead and QUOTED.match(ahead[0]):
             return n
     first = HEADER.match(lines[i])
@@ -257,7 +261,7 @@ def introduction_length(lines, i, above):
 def start_of_lotus_header(lines, i):
     """Where the header begins whose date stands on line i: at the sender's name, or the letterhead above it."""
     start = i
-    if re.fullmatch(r"\s*(?:on\b|<\S*>|\s)*", DATE_LINE.sub("", lines[i])):  # the name stands above the date
+    if SENT_BY.match(lines[i]) or re.fullmatch(r"\s*(?:on|<\S*>)?\s*(?:on)?\s*", DATE_LINE.sub("", lines[i])):
         while start and SENT_BY.match(lines[start - 1]):
             start -= 1
         above = next((j for j in range(start - 1, max(-1, start - 4), -1) if lines[j].strip()), start)
@@ -282,20 +286,19 @@ def split_lines(text):
             i += 1
             continue
         start, i = i, i + length
+        header = len(own)
         if length and DATE_LINE.search(" ".join(plain[start:i])):
-            more = min(start - start_of_lotus_header(plain, start), len(own))
-            quoted += own[len(own) - more:]
-            del own[len(own) - more:]
+            header = len(own) - min(start - start_of_lotus_header(plain, start), len(own))
         content = next((j for j in range(i, len(lines)) if plain[j].strip()), len(lines))
         if length and not (content < len(lines) and QUOTED.match(plain[content])):
             content = i = len(lines)
         while content < len(lines) and (QUOTED.match(plain[content]) or is_torn_quote(plain, content)):
             i = content + 1
             content = next((j for j in range(i, len(lines)) if plain[j].strip()), len(lines))
-        quoted += lines[start:i]
-        while own and (not own[-1].strip() or RULE.fullmatch(own[-1])):
-            own.pop()
-        own.append("")
+        while header and (not own[header - 1].strip() or RULE.fullmatch(own[header - 1])):
+            header -= 1
+        quoted += own[header:] + lines[start:i]
+        own[header:] = [""]
     return "\n".join(own).strip(), "\n".join(quoted).strip("\n").rstrip()
 
 
@@ -310,53 +313,59 @@ def is_torn_quote(lines, i):
 
 def split_own_words(text):
     """(own words, quoted text) of any mail; together they lose only white space, and own words stay as they are."""
-    own, quoted = text, []
+    quoted = []
     while True:
-        own, lines = split_lines(own)
-        before, folded = split_quoted(own)
-        if folded:  # a rule right before it
-            before = re.sub(r"[-_=*]{3,}$", "", before).rstrip()
-            folded = own[len(before):].strip()
-        own = before
-        if not lines and not folded:
-            return own, "\n\n".join(quoted)
-        quoted += filter(None, [lines, folded])
+        own, more = split_lines(WITHIN_LINE.sub("\n", text))
+        folded = ""
+        if "\n" not in own:
+            own, folded = split_quoted(own)
+        quoted += filter(None, [folded, more])
+        if own == text:
+            return text, "\n\n".join(quoted)
+        text = own
 
 
+DEVICE = re.compile(  # Sent from my iPhone, Von meinem iPad gesendet, Get Outlook for iOS
+    r"(?:sent|gesendet|envoyé|enviado|inviato|verzonden|verstuurd|skickat|sendt|wysłane|отправлено|von)\b"
+    r"(?:(?! \w+ \w+ \w+ \w+ \w+ \w+ )[^,.;!?])*\b(?:i?phone|i?pad|ipod|android|blackberry|handheld|mobile|mobil\w*|outlook|"
+    r"windows|samsung|galaxy|nokia|yahoo|sparrow|телефона|устройства|device|thunderbird|mailbox|acompli)\b[^,;!?]*"
+    r"|(?:get|download|holen sie sich|télécharger) outlook\b.*|sent (?:from|via|with|using) [^\s,]+(?: [^\s,]+){0,2}", re.IGNORECASE)
 BOILERPLATE = re.compile(
-    r"(?:sent|gesendet|envoyé|enviado|inviato|verzonden|verstuurd|skickat|sendt|wysłane|отправлено|von meinem|get|läh)"
-    r"\b[^,.;!?]{0,30}\b(?:from|von|de|depuis|desde|da|vanaf|från|fra|z|с|via|using|with|meinem|outlook)\b[^,;!?\n]{0,60}$"
-    r"|(?:<?https?://\S+>?\s*)?(?:do you yahoo|get (?:your|free|private)\b.{0,60}(?:hotmail|msn|yahoo|free)|join the world|"
-    r"chat with friends online|send .{0,40} with yahoo|free email)"
-    r"|\W*(?:this|the|diese|ce|este|questo)\b.{0,30}\b(?:e-?mail|message|transmission|communication|information|nachricht|"
-    r"courriel|correo|mensaje|messaggio)\b(?=.{0,700}?(?:confidential|privileged|intended (?:only|solely|for)|property of|"
-    r"vertraulich|confidentiel|confidencial|riservat|unauthori[sz]ed))"
-    r"|\W*(?:confidentiality (?:notice|note)|disclaimer|important notice|privileged (?:and|&|/) confidential)\b",
+    r"do you yahoo|get (?:your|free|private)\b.{0,60}\b(?:hotmail|msn|yahoo)|join the world|chat with friends online"
+    r"|\W*(?:this|the|diese|ce|este|questo)\b.{0,40}\b(?:e-?mail|message|transmission|communication|information|nachricht|"
+    r"courriel|correo|mensaje|messaggio)\b(?=.*(?:confidential|privileged|intended (?:only|solely|for)|property of|"
+    r"unauthori[sz]ed|vertraulich|confidentiel|confidencial|riservat))(?=.*(?:attach|contain|recipient|addressee|intended|"
+    r"affiliate|property|delet|lösch|destinat))|\W*(?:confidentiality (?:notice|note)|disclaimer|important notice)\b",
     re.IGNORECASE | re.DOTALL)
 
 
 def drop_boilerplate(own):
     """Own words without a signature behind "-- ", a device's line, an advertisement or a disclaimer at their end."""
     lines = own.split("\n")
-    for i, line in enumerate(lines):
-        first = i == 0 or not lines[i - 1].strip() or RULE.fullmatch(lines[i - 1])
-        if re.fullmatch(r"--[ \xa0]?", line) and len(lines) - i <= 20 or first and BOILERPLATE.match(
-                "\n".join(lines[i:i + 12]) if len(line) > 20 or RULE.fullmatch(line) else line):
-            while i and (not lines[i - 1].strip() or RULE.fullmatch(lines[i - 1])):
-                i -= 1
-            return "\n".join(lines[:i]).rstrip()
-    return own
+    end = len(lines)
+    for i in range(len(lines) - 1, -1, -1):
+        if end < len(lines) and i == end - 1 and (not lines[i].strip() or RULE.fullmatch(lines[i])):
+            end = i
+        elif lines[i].rstrip() == "--" and end - i <= 20:
+            end = i
+        elif lines[i].strip() and end - i <= 40 and (
+                i == 0 or not lines[i - 1].strip() or RULE.fullmatch(lines[i - 1])):
+            paragraph = itertools.takewhile(str.strip, lines[i:i + 12])
+            if DEVICE.fullmatch(lines[i].strip()) or BOILERPLATE.match("\n".join(paragraph)):
+                end = i
+    return "\n".join(lines[:end]).rstrip()
 
 
 def own_words(body, keep_signature=False):
     """(own words, quoted text) of a mail's body; unless `keep_signature`, trailing boilerplate is in neither."""
     own, quoted = split_own_words(body)
-    signed = own if keep_signature else drop_boilerplate(own)
-    return own if signed == own else split_own_words(signed)[0], quoted
+    while not keep_signature and (signed := drop_boilerplate(own)) != own:
+        own = split_own_words(signed)[0]
+    return own, quoted
 
 
 def print_own_words(args):
-    print(own_words(decode(sys.stdin.buffer.read(), "utf-8"), args.keep_signature)[0])
+    print(own_words(re.sub(r"\r\n?", "\n", decode(sys.stdin.buffer.read(), "utf-8")), args.keep_signature)[0])
 
 
 # ---------------------------------------------------------------------------------------------------- extract
