@@ -29,6 +29,7 @@ import re
 import sys
 import tarfile
 import tempfile
+import zlib
 
 COLUMNS = ["id", "date", "subject", "From", "To", "body", "length", "response", "mail"]
 NO_DATE = datetime.datetime(1981, 1, 1)
@@ -399,9 +400,12 @@ def messages(source, bar):
             found = messages_in_csv(source, file)
         else:
             found = messages_in(os.path.basename(source), file)
-        for message in found:
-            yield message
-            bar.update(file.tell() - bar.n)
+        try:
+            for message in found:
+                yield message
+                bar.update(file.tell() - bar.n)
+        except (EOFError, tarfile.TarError, zlib.error, csv.Error) as error:
+            print(f"{source}: ends early: {error}; what stands before counts", file=sys.stderr)
 
 
 def messages_in_tar(file):
@@ -632,7 +636,7 @@ def join_answered(rows, answered, authors):
 
 
 def group(items):
-    """For each item, which is an iterable of keys, the number of its group; items that share a key share a group."""
+    """For each item, which is an iterable of keys, its group: the number of the first item that keys link it to."""
     parent = {}
 
     def root(key):
@@ -644,7 +648,8 @@ def group(items):
     for count, keys in enumerate(items, 1):
         for key in keys:
             parent[root(key)] = root(count)
-    return [root(number) for number in range(1, count + 1)]
+    first = {}
+    return [first.setdefault(root(number), number) for number in range(1, count + 1)]
 
 
 def extract(args):
@@ -845,7 +850,10 @@ def split_replies(args):
     if len({os.path.realpath(path) for path in (args.input, args.train, args.test)}) < 3:
         stop(f"{args.input}, {args.train}, {args.test}: name three different files")
     shipped = read_replies(args.input)
-    rows = list({(normalise_mail(row["mail"]), normalise(row["response"])): row for row in reversed(shipped)}.values())[::-1]
+    unique = {}
+    for row in shipped:
+        unique.setdefault((normalise_mail(row["mail"]) or row["mail"], normalise(row["response"])), row)
+    rows = list(unique.values())
     print(f"read {len(shipped)} rows from {args.input}\ndropped {len(shipped) - len(rows)}: same mail and reply as another row")
     threads = {}
     for row, thread in zip(rows, group(map(thread_keys, rows)), strict=True):
