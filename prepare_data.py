@@ -192,7 +192,7 @@ HEADER = re.compile(
     r"(?P<subject>Subject|Betreff|Objet|Sujet|Asunto|Assunto|Oggetto|Тема|Ämne|Emne|Onderwerp|Temat|Předmět|Tárgy|"
     r"Aihe|Konu|主题|主旨|件名))\*{0,2}\s?[:：]")
 SEPARATOR = re.compile(
-    rf"\s*[-_=*‐–—]{{2,}}\s*(?:{ANOTHER_MAIL})|\s*From: \S+@\S+\s*$|\s*(?:{ANOTHER_MAIL})\s?[:：]\s*$|\s*>>> .{{1,100}} >>>\s*$"
+    rf"\s*[-_=*‐–—]{{2,}}\s*(?:{ANOTHER_MAIL})|\s*From: \S+@\S+\s*$|\s*Message-ID: <|\s*(?:{ANOTHER_MAIL})\s?[:：]\s*$|\s*>>> .{{1,100}} >>>\s*$"
     r"|\s*[-_=*]{3,}\s*(?:Forwarded by|Original|Reply Separator)|[-_=*\s]*Inline attachment follows")
 SEPARATOR_WRAPPED = re.compile(r"\s*(?:>>> .{1,100} >>>\s*$|[-_=*]{3,}\s*(?:Forwarded by|Original [Mm]essage))")
 INTRODUCTION = re.compile(  # one to six lines, joined; an `inner` one may begin later than where it matches
@@ -208,7 +208,8 @@ DATE_LINE = pattern(rf"{DATE}$")
 SENT_BY = re.compile(r"\s*(?:Sent by|Please respond to)\b")
 LETTERHEAD = pattern(r"\s*Enron(?: [A-Z&][\w&-]*){0,6} (?:Corp|Inc|Ltd|Co|LLC|Services|Company|Group)\b[.,]?\s*$")
 RULE = re.compile(r"\s*[-_=*]{5,}\s*")
-WITHIN_LINE = re.compile(  # On … wrote: behind own words, on the same line
+WITHIN_LINE = re.compile(  # words before quoted text that stand behind own words, on the same line
+    r"(?<=[^\s-])[ \t]*(?=-{4,} ?(?:Original Message|Forwarded by))|"
     r"(?<=[^\s-])[ \t]*(?=(?:-{2,}|(?<=[ \t])-*) ?On (?=[^\n]{0,40}\d)[^\n]{5,150} wrote:[ \t]*$)", re.MULTILINE)
 MARK = re.compile(r"[:：@]|--|__|==|\*\*|>>>")  # no words before quoted text are without one
 
@@ -326,11 +327,12 @@ def split_own_words(text):
         text = own
 
 
-DEVICE = re.compile(  # Sent from my iPhone, Von meinem iPad gesendet, Get Outlook for iOS
+BOILERPLATE_LINE = re.compile(  # Sent from my iPhone, Von meinem iPad gesendet, Get Outlook for iOS, names of attachments
     r"(?:sent|gesendet|envoyé|enviado|inviato|verzonden|verstuurd|skickat|sendt|wysłane|отправлено|von)\b"
     r"(?:(?! \w+ \w+ \w+ \w+ \w+ \w+ )[^,.;!?])*\b(?:i?phone|i?pad|ipod|android|blackberry|handheld|mobile|mobil\w*|outlook|"
     r"windows|samsung|galaxy|nokia|yahoo|sparrow|телефона|устройства|device|thunderbird|mailbox|acompli)\b[^,;!?]*"
-    r"|(?:get|download|holen sie sich|télécharger) outlook\b.*|sent (?:from|via|with|using) [^\s,]+(?: [^\s,]+){0,2}", re.IGNORECASE)
+    r"|(?:get|download|holen sie sich|télécharger) outlook\b.*|sent (?:from|via|with|using) [^\s,]+(?: [^\s,]+){0,2}"
+    r"|- \S[^.]*\.[a-z]{3,4}|\(see attached file: .*\)|<< (?:ole object|file): .* >>", re.IGNORECASE)
 BOILERPLATE = re.compile(
     r"do you yahoo|get (?:your|free|private)\b.{0,60}\b(?:hotmail|msn|yahoo)|join the world|chat with friends online"
     r"|\W*(?:this|the|diese|ce|este|questo)\b.{0,40}\b(?:e-?mail|message|transmission|communication|information|nachricht|"
@@ -350,9 +352,9 @@ def drop_boilerplate(own):
         elif lines[i].rstrip() == "--" and end - i <= 20:
             end = i
         elif lines[i].strip() and end - i <= 40 and (
-                i == 0 or not lines[i - 1].strip() or RULE.fullmatch(lines[i - 1])):
+                i in (0, end - 1) or not lines[i - 1].strip() or RULE.fullmatch(lines[i - 1])):
             paragraph = itertools.takewhile(str.strip, lines[i:i + 12])
-            if DEVICE.fullmatch(lines[i].strip()) or BOILERPLATE.match("\n".join(paragraph)):
+            if BOILERPLATE_LINE.fullmatch(lines[i].strip()) or BOILERPLATE.match("\n".join(paragraph)):
                 end = i
     return "\n".join(lines[:end]).rstrip()
 

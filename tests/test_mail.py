@@ -114,6 +114,13 @@ def test_own_words_between_and_below_quoted_lines_stay():
     assert prepare_data.split_own_words(text)[0] == "By six.\n\nLen does.\n\n\nHere.\n\nMaud"
 
 
+@pytest.mark.parametrize("quoted", [
+    "On Wed, Feb 6, 2019 at 1:12 PM, Len wrote:\n> When?", "--- On Wed, 2/6/2019, Len wrote:\n> When?",
+    "-----Original Message-----\nFrom: Len\nSent: now\n\nWhen?"])
+def test_quoted_text_may_begin_within_a_line(quoted):
+    assert prepare_data.split_own_words(f"Maud\nBy six. {quoted}")[0] == "Maud\nBy six."
+
+
 @pytest.mark.parametrize("boilerplate", [
     "-- \nMaud Okafor\nTern & Tallow", "--\nMaud", "Sent from my iPhone", "Von meinem iPhone gesendet",
     "Envoyé de mon iPhone", "Get Outlook for iOS<https://aka.example>", "Sent from Yahoo Mail on Android",
@@ -121,7 +128,7 @@ def test_own_words_between_and_below_quoted_lines_stay():
     "_____________________\nGet your FREE download of MSN Explorer at http://tern.example",
     "This e-mail and any attachments are confidential and may\nbe privileged. If you are not Maud, delete it.",
     "*******************\nThis e-mail is the property of Tern & Tallow and\nmay be confidential.",
-    "CONFIDENTIALITY NOTICE: for Maud alone."])
+    "CONFIDENTIALITY NOTICE: for Maud alone.", "(See attached file: kiln.doc)", " - kiln 7.xls\n - glass.doc"])
 def test_trailing_boilerplate_is_dropped_unless_kept(boilerplate):
     body = f"By six.\n\nBest,\nMaud\n\n{boilerplate}\n\nOn 6 Feb 2019, Len wrote:\n> When?"
     assert prepare_data.own_words(body)[0] == "By six.\n\nBest,\nMaud"
