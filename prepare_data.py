@@ -192,8 +192,8 @@ HEADER = re.compile(
     r"(?P<subject>Subject|Betreff|Objet|Sujet|Asunto|Assunto|Oggetto|Тема|Ämne|Emne|Onderwerp|Temat|Předmět|Tárgy|"
     r"Aihe|Konu|主题|主旨|件名))\*{0,2}\s?[:：]")
 SEPARATOR = re.compile(
-    rf"\s*[-_=*‐–—]{{2,}}\s*(?:{ANOTHER_MAIL})|\s*From: \S+@\S+\s*$|\s*Message-ID: <|\s*(?:{ANOTHER_MAIL})\s?[:：]\s*$|\s*>>> .{{1,100}} >>>\s*$"
-    r"|\s*[-_=*]{3,}\s*(?:Forwarded by|Original|Reply Separator)|[-_=*\s]*Inline attachment follows")
+    rf"\s*[-_=*‐–—]{{2,}}\s*(?:{ANOTHER_MAIL})|\s*(?:{ANOTHER_MAIL})\s?[:：]\s*$|\s*>>> .{{1,100}} >>>\s*$"
+    r"|\s*From: \S+@\S+\s*$|\s*Message-ID: <|\s*[-_=*]{3,}\s*(?:Forwarded by|Original|Reply Separator)|[-_=*\s]*Inline attachment follows")
 SEPARATOR_WRAPPED = re.compile(r"\s*(?:>>> .{1,100} >>>\s*$|[-_=*]{3,}\s*(?:Forwarded by|Original [Mm]essage))")
 INTRODUCTION = re.compile(  # one to six lines, joined; an `inner` one may begin later than where it matches
     rf"(?:[-*_]{{2,}}\s?)?(?:(?:{ON})\b|[在於于]) ?(?=.*\d)(?:(?![?!] | (?:On|Am|Le|Den) ).){{5,250}}?[^\w]"
@@ -209,7 +209,7 @@ SENT_BY = re.compile(r"\s*(?:Sent by|Please respond to)\b")
 LETTERHEAD = pattern(r"\s*Enron(?: [A-Z&][\w&-]*){0,6} (?:Corp|Inc|Ltd|Co|LLC|Services|Company|Group)\b[.,]?\s*$")
 RULE = re.compile(r"\s*[-_=*]{5,}\s*")
 WITHIN_LINE = re.compile(  # words before quoted text that stand behind own words, on the same line
-    r"(?<=[^\s-])[ \t]*(?=-{4,} ?(?:Original Message|Forwarded by))|"
+    r"(?<=[^\s-])(?<!=09)(?<!=20)[ \t]*(?=-{4,} ?(?:Original Message|Forwarded by))|"
     r"(?<=[^\s-])[ \t]*(?=(?:-{2,}|(?<=[ \t])-*) ?On (?=[^\n]{0,40}\d)[^\n]{5,150} wrote:[ \t]*$)", re.MULTILINE)
 MARK = re.compile(r"[:：@]|--|__|==|\*\*|>>>")  # no words before quoted text are without one
 
@@ -297,7 +297,7 @@ def split_lines(text):
         while content < len(lines) and (QUOTED.match(plain[content]) or is_torn_quote(plain, content)):
             i = content + 1
             content = next((j for j in range(i, len(lines)) if plain[j].strip()), len(lines))
-        while header and (not own[header - 1].strip() or RULE.fullmatch(own[header - 1])):
+        while header and RULE.fullmatch(own[header - 1]):
             header -= 1
         quoted += own[header:] + lines[start:i]
         own[header:] = [""]

@@ -111,7 +111,7 @@ def test_own_words_alone_stay_whole(text):
 
 def test_own_words_between_and_below_quoted_lines_stay():
     text = "On 6 Feb 2019, Len wrote:\n> When?\n\nBy six.\n\n> Who opens it?\nLen does.\n> Where?\n\nHere.\n\nMaud"
-    assert prepare_data.split_own_words(text)[0] == "By six.\n\nLen does.\n\n\nHere.\n\nMaud"
+    assert prepare_data.split_own_words(text)[0] == "By six.\n\n\nLen does.\n\n\nHere.\n\nMaud"
 
 
 @pytest.mark.parametrize("quoted", [
