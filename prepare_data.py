@@ -267,7 +267,7 @@ def start_of_lotus_header(lines, i):
         while start and SENT_BY.match(lines[start - 1]):
             start -= 1
         above = next((j for j in range(start - 1, max(-1, start - 4), -1) if lines[j].strip()), start)
-        start = above if above == start - 1 or ORGANISATION.search(lines[above]) else start
+        start = above if above == start - 1 or ORGANISATION.search(lines[above][-200:]) else start
     above = next((j for j in range(start - 1, max(-1, start - 5), -1) if lines[j].strip()), start)
     return above if LETTERHEAD.match(lines[above]) and "From:" in lines[start] else start
 
@@ -354,7 +354,7 @@ def drop_boilerplate(own):
         elif lines[i].strip() and end - i <= 40 and (
                 i in (0, end - 1) or not lines[i - 1].strip() or RULE.fullmatch(lines[i - 1])):
             paragraph = itertools.takewhile(str.strip, lines[i:i + 12])
-            if BOILERPLATE_LINE.fullmatch(lines[i].strip()) or BOILERPLATE.match("\n".join(paragraph)):
+            if len(lines[i]) < 120 and BOILERPLATE_LINE.fullmatch(lines[i].strip()) or BOILERPLATE.match("\n".join(paragraph)):
                 end = i
     return "\n".join(lines[:end]).rstrip()
 
@@ -523,44 +523,49 @@ def clean(text):
 
 
 class TextOfHtml(html.parser.HTMLParser):
-    """Collects in `lines` the text of HTML, a line a block, with "> " in front of what a blockquote holds."""
+    """Collects in `text` the pieces of HTML's text, a line a block, with "> " in front of what a blockquote holds."""
 
-    BLOCKS = set("address blockquote body dd div dl dt h1 h2 h3 h4 h5 h6 hr li ol p pre table tr ul".split())
-    HIDDEN = {"head", "style", "script", "title"}
+    BLOCKS = frozenset(("address blockquote body dd div dl dt h1 h2 h3 h4 h5 h6 hr li ol p pre table tr ul").split())
+    HIDDEN = frozenset(("head", "script", "style", "title"))
 
     def __init__(self):
         super().__init__()
-        self.lines, self.quotes, self.hidden = [""], 0, 0
+        self.text, self.line_is_empty, self.quotes, self.hidden, self.pre = [], True, 0, 0, 0
+
+    def handle_tag(self, tag, step):
+        if tag == "br" or tag in self.BLOCKS and not self.line_is_empty:
+            self.text.append("\n")
+            self.line_is_empty = True
+        self.quotes = max(0, self.quotes + step * (tag == "blockquote"))
+        self.pre = max(0, self.pre + step * (tag == "pre"))
+        self.hidden = max(0, self.hidden + step * (tag in self.HIDDEN))
 
     def handle_starttag(self, tag, attrs):
-        self.hidden += tag in self.HIDDEN
-        self.quotes += tag == "blockquote"
-        if tag == "br" or tag in self.BLOCKS and self.lines[-1].strip("> "):
-            self.lines.append("> " * self.quotes)
-        elif tag in self.BLOCKS:
-            self.lines[-1] = "> " * self.quotes
-        if tag == "p" and self.lines[-2:-1] != [""]:
-            self.lines.append("> " * self.quotes)
+        self.handle_tag(tag, 1)
+        if tag == "p":
+            self.text.append("\n")
 
     def handle_endtag(self, tag):
-        self.hidden = max(0, self.hidden - (tag in self.HIDDEN))
-        self.quotes = max(0, self.quotes - (tag == "blockquote"))
-        if tag in self.BLOCKS and self.lines[-1].strip("> "):
-            self.lines.append("> " * self.quotes)
-        elif tag in self.BLOCKS:
-            self.lines[-1] = "> " * self.quotes
+        if tag != "br":
+            self.handle_tag(tag, -1)
+        if tag in ("td", "th"):
+            self.handle_data(" ")
 
     def handle_data(self, data):
-        if not self.hidden:
-            words = re.sub(r"[ \t\r\n]+", " ", data)
-            self.lines[-1] += words.lstrip() if self.lines[-1][-1:] in ("", " ") else words
+        for i, line in enumerate(data.split("\n") if self.pre else [re.sub(r"[ \t\r\n]+", " ", data)]):
+            if i:
+                self.handle_tag("br", 0)
+            line = line.lstrip(" ") if self.line_is_empty and not self.pre else line
+            if line and not self.hidden:
+                self.text.append("> " * self.quotes * self.line_is_empty + line)
+                self.line_is_empty = False
 
 
 def html_to_text(source):
     parser = TextOfHtml()
     parser.feed(source)
     parser.close()
-    return re.sub(r"\n{3,}", "\n\n", "\n".join(line.rstrip() for line in parser.lines))
+    return re.sub(r"\n\s*\n\s*", "\n\n", re.sub(r" +\n", "\n", re.sub(r" {2,}", " ", "".join(parser.text))))
 
 
 def reason_to_skip(name, fields, subject):
@@ -657,8 +662,7 @@ def group(items):
 def extract(args):
     import tqdm
     authors = {author.casefold() for author in args.author}
-    if not os.path.exists(args.source):
-        stop(f"{args.source}: No such file or directory")
+    refuse_overwriting(args.source, args.output)
     rows, ids, seen = [], set(), {}
     senders, left_out = collections.Counter(), collections.Counter()
 
@@ -773,6 +777,13 @@ def keep_clean(rows, shipped, held_out, without_sender):
     return kept, dropped
 
 
+def refuse_overwriting(source, output):
+    if not os.path.exists(source):
+        stop(f"{source}: No such file or directory")
+    if os.path.exists(output) and os.path.samefile(source, output):
+        stop(f"{output}: is the input; name another output")
+
+
 def write_whole(contents):
     """Write {path: lines} to side files, which only their owner may read since it is private mail; move them when whole."""
     sides = {}
@@ -801,8 +812,7 @@ def csv_lines(rows):
 def format_replies(args):
     instruction = args.instruction or (INSTRUCTION_BY_NAME if args.author_name else INSTRUCTION).format(
         name=args.author_name)
-    if os.path.exists(args.output) and os.path.samefile(args.input, args.output):
-        stop(f"{args.output}: is the input; name another output")
+    refuse_overwriting(args.input, args.output)
     shipped = rows = read_replies(args.input)
     print(f"read {len(shipped)} rows from {args.input}")
     if args.as_shipped:
@@ -945,7 +955,10 @@ def main(argv=None):
                         help="cut and drop nothing (overrides --holdout and --without-sender)")
 
     args = parser.parse_args(argv)
-    args.run(args)
+    try:
+        args.run(args)
+    except OSError as error:
+        stop(f"{error.filename}: {error.strerror}")
 
 
 if __name__ == "__main__":

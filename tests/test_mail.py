@@ -337,6 +337,17 @@ def test_encodings_html_and_attachments(tmp_path):
     assert rows[0]["subject"] == "Re: Gl\u00fchen"
 
 
+def test_html_becomes_text_with_its_quotes_marked():
+    html = """<html><head><title>x</title></head><body><div>By <b>six</b>,  I
+    think.</div><div><br></div><div>Maud</div><ul><li>one</li><li>two</li></ul><table><tr><td>1</td><td>2</td></tr></table>
+    <pre>a  b\nc</pre><div>On 6 Feb 2019, Len wrote:<br></div><blockquote><p>When?</p><blockquote>Now?</blockquote>Yes</blockquote>
+    <p>Bye</p></body></html>"""
+    text = prepare_data.clean(prepare_data.html_to_text(html))
+    assert text == ("By six, I think.\n\nMaud\none\ntwo\n1 2\na b\nc\nOn 6 Feb 2019, Len wrote:\n\n> When?\n"
+                    "> > Now?\n> Yes\n\nBye")
+    assert prepare_data.html_to_text("<b>a</b> " * 500_000).startswith("a a a")
+
+
 def test_a_line_that_begins_with_from_does_not_end_a_message(tmp_path):
     body = "From here on it cools.\n\nFrom six to seven: 12:00 in 2019, Joss.\n\nMaud"
     path = tmp_path / "mail"
@@ -405,6 +416,7 @@ def test_archives_that_are_cut_off_or_hostile(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(("name", "data", "error"), [
+    ("out.csv", b"From: x", "out.csv: is the input;"),
     ("none", None, "none: No such file or directory"),
     ("x.csv", b"id,mail\n1,2\n", "x.csv: no columns file, message;"),
     ("x.csv", b"", "x.csv: no columns file, message;"),
@@ -417,7 +429,8 @@ def test_wrong_sources_are_refused_in_one_line(tmp_path, monkeypatch, capsys, na
     with pytest.raises(SystemExit) as stopped:
         prepare_data.main(["extract", name, "out.csv", "--author", MAUD])
     shown = capsys.readouterr().err.splitlines()
-    assert stopped.value.code == 2 and shown[-1].startswith(f"prepare_data.py: {error}") and not os.path.exists("out.csv")
+    assert stopped.value.code == 2 and shown[-1].startswith(f"prepare_data.py: {error}")
+    assert os.listdir() == ([] if data is None else [name])
 
 
 # ------------------------------------------------------------------------------------------------------ split
