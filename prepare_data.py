@@ -209,7 +209,7 @@ SENT_BY = re.compile(r"\s*(?:Sent by|Please respond to)\b")
 LETTERHEAD = pattern(r"\s*Enron(?: [A-Z&][\w&-]*){0,6} (?:Corp|Inc|Ltd|Co|LLC|Services|Company|Group)\b[.,]?\s*$")
 RULE = re.compile(r"\s*[-_=*]{5,}\s*")
 WITHIN_LINE = re.compile(  # words before quoted text that stand behind own words, on the same line
-    r"(?<=[^\s-])(?<!=09)(?<!=20)[ \t]*(?=-{4,} ?(?:Original Message|Forwarded by))|"
+    r"(?<=[^\s>-])(?<!=09)(?<!=20)[ \t]*(?=-{4,} ?(?:Original Message|Forwarded by))|"
     r"(?<=[^\s-])[ \t]*(?=(?:-{2,}|(?<=[ \t])-*) ?On (?=[^\n]{0,40}\d)[^\n]{5,150} wrote:[ \t]*$)", re.MULTILINE)
 MARK = re.compile(r"[:：@]|--|__|==|\*\*|>>>")  # no words before quoted text are without one
 
@@ -282,7 +282,8 @@ def split_lines(text):
         while marks and marks[-1] < i:
             marks.pop()
         length = introduction_length(plain, i, above) if marks and marks[-1] < i + 6 else 0
-        if not length and not QUOTED.match(plain[i]):
+        escaped = plain[i].startswith(">From ") and not any(map(QUOTED.match, plain[max(i - 1, 0):i] + plain[i + 1:i + 2]))
+        if not length and (escaped and ":" not in plain[i] or not QUOTED.match(plain[i])):
             own.append(lines[i])
             above = plain[i] if plain[i].strip() else above
             i += 1

@@ -93,6 +93,7 @@ CLEAN = [
     "The original message is lost, and Joss forwarded by noon what Len wrote:\n\nnothing.",
     "Meeting on 02/06/2019 01:49 PM\nRoom: 3\nTo be confirmed.",
     "5 > 3, and a -> b",
+    ">From six on it is cool.\n\nMaud",
     "",
 ]
 
