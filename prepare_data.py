@@ -192,8 +192,8 @@ HEADER = re.compile(
     r"(?P<subject>Subject|Betreff|Objet|Sujet|Asunto|Assunto|Oggetto|Тема|Ämne|Emne|Onderwerp|Temat|Předmět|Tárgy|"
     r"Aihe|Konu|主题|主旨|件名))\*{0,2}\s?[:：]")
 SEPARATOR = re.compile(
-    rf"\s*[-_=*‐–—]{{2,}}\s*(?:{ANOTHER_MAIL})|\s*(?:{ANOTHER_MAIL})\s?[:：]\s*$|\s*>>> .{{1,100}} >>>\s*$"
-    r"|\s*From: \S+@\S+\s*$|\s*Message-ID: <|\s*[-_=*]{3,}\s*(?:Forwarded by|Original|Reply Separator)|[-_=*\s]*Inline attachment follows")
+    rf"\s*[-_=*‐–—]{{2,}}\s*(?:{ANOTHER_MAIL})|\s*(?:{ANOTHER_MAIL})\s?[:：]\s*$"
+    r"|\s*>>> .{1,100} >>>\s*$|\s*From: \S+@\S+\s*$|\s*Message-ID: <|\s*[-_=*]{3,}\s*(?:Forwarded by|Original|Reply Separator)|[-_=*\s]*Inline attachment follows")
 SEPARATOR_WRAPPED = re.compile(r"\s*(?:>>> .{1,100} >>>\s*$|[-_=*]{3,}\s*(?:Forwarded by|Original [Mm]essage))")
 INTRODUCTION = re.compile(  # one to six lines, joined; an `inner` one may begin later than where it matches
     rf"(?:[-*_]{{2,}}\s?)?(?:(?:{ON})\b|[在於于]) ?(?=.*\d)(?:(?![?!] | (?:On|Am|Le|Den) ).){{5,250}}?[^\w]"
@@ -298,6 +298,9 @@ def split_lines(text):
         while content < len(lines) and (QUOTED.match(plain[content]) or is_torn_quote(plain, content)):
             i = content + 1
             content = next((j for j in range(i, len(lines)) if plain[j].strip()), len(lines))
+        if not length and i - start < 12 and len(re.findall(r"^.{,40}\d{3}[-. ]\d{4}\b", "\n".join(plain[start:i]), re.M)) > 1:
+            own += lines[start:i]  # two telephone numbers: the author's signature, which Outlook marked
+            continue
         while header and RULE.fullmatch(own[header - 1]):
             header -= 1
         quoted += own[header:] + lines[start:i]
@@ -890,7 +893,7 @@ def split_replies(args):
              "change --test-fraction or extract more mail")
     shuffled.shuffle(train)
     write_whole({args.train: csv_lines(train), args.test: csv_lines([row for row in rows if row["id"] in chosen])})
-    print(f"kept {len(train)} rows in {args.train}, {len(test)} rows in {args.test}: {len(threads)} threads, none on both sides")
+    print(f"{len(threads)} threads, none on both sides\nkept {len(train)} rows in {args.train}, {len(test)} in {args.test}")
 
 
 # ---------------------------------------------------------------------------------------------- command line
