@@ -193,7 +193,8 @@ HEADER = re.compile(
     r"Aihe|Konu|主题|主旨|件名))\*{0,2}\s?[:：]")
 SEPARATOR = re.compile(
     rf"\s*[-_=*‐–—]{{2,}}\s*(?:{ANOTHER_MAIL})|\s*(?:{ANOTHER_MAIL})\s?[:：]\s*$"
-    r"|\s*>>> .{1,100} >>>\s*$|\s*From: \S+@\S+\s*$|\s*Message-ID: <|\s*[-_=*]{3,}\s*(?:Forwarded by|Original|Reply Separator)|[-_=*\s]*Inline attachment follows")
+    r"|\s*>>> .{1,100} >>>\s*$|\s*From: \S+@\S+\s*$|\s*Message-ID: <"
+    r"|\s*[-_=*]{3,}\s*(?:Forwarded by|Original|Reply Separator)|[-_=*\s]*Inline attachment follows")
 SEPARATOR_WRAPPED = re.compile(r"\s*(?:>>> .{1,100} >>>\s*$|[-_=*]{3,}\s*(?:Forwarded by|Original [Mm]essage))")
 INTRODUCTION = re.compile(  # one to six lines, joined; an `inner` one may begin later than where it matches
     rf"(?:[-*_]{{2,}}\s?)?(?:(?:{ON})\b|[在於于]) ?(?=.*\d)(?:(?![?!] | (?:On|Am|Le|Den) ).){{5,250}}?[^\w]"
@@ -207,6 +208,7 @@ QUOTED = re.compile(r"[ \t]{0,4}>(?!.*<<<)")
 DATE_LINE = pattern(rf"{DATE}$")
 SENT_BY = re.compile(r"\s*(?:Sent by|Please respond to)\b")
 LETTERHEAD = pattern(r"\s*Enron(?: [A-Z&][\w&-]*){0,6} (?:Corp|Inc|Ltd|Co|LLC|Services|Company|Group)\b[.,]?\s*$")
+TELEPHONE = re.compile(r".{,40}\b\d{3}[-. ]\d{4}\b")
 RULE = re.compile(r"\s*[-_=*]{5,}\s*")
 WITHIN_LINE = re.compile(  # words before quoted text that stand behind own words, on the same line
     r"(?<=[^\s>-])(?<!=09)(?<!=20)[ \t]*(?=-{4,} ?(?:Original Message|Forwarded by))|"
@@ -241,7 +243,8 @@ def introduction_length(lines, i, above):
         shorter = " ".join(line.strip() for line in lines[i + 1:i + n])  # one that begins on the next line
         match = INTRODUCTION.fullmatch(joined)
         own_line = match and match["inner"] and not lines[i].endswith("<") and INTRODUCTION.fullmatch(shorter)
-        if match and not own_line or n == 1 and BARE_INTRODUCTION.fullmatch(joined) and ahead and QUOTED.match(ahead[0]):
+        bare = n == 1 and ahead and QUOTED.match(ahead[0]) and BARE_INTRODUCTION.fullmatch(joined)
+        if bare or match and not own_line:
             return n
     first = HEADER.match(lines[i])
     if not first:
@@ -282,8 +285,7 @@ def split_lines(text):
         while marks and marks[-1] < i:
             marks.pop()
         length = introduction_length(plain, i, above) if marks and marks[-1] < i + 6 else 0
-        escaped = plain[i].startswith(">From ") and not any(map(QUOTED.match, plain[max(i - 1, 0):i] + plain[i + 1:i + 2]))
-        if not length and (escaped and ":" not in plain[i] or not QUOTED.match(plain[i])):
+        if not length and not (QUOTED.match(plain[i]) and not is_escaped(plain, i)):
             own.append(lines[i])
             above = plain[i] if plain[i].strip() else above
             i += 1
@@ -298,14 +300,20 @@ def split_lines(text):
         while content < len(lines) and (QUOTED.match(plain[content]) or is_torn_quote(plain, content)):
             i = content + 1
             content = next((j for j in range(i, len(lines)) if plain[j].strip()), len(lines))
-        if not length and i - start < 12 and len(re.findall(r"^.{,40}\d{3}[-. ]\d{4}\b", "\n".join(plain[start:i]), re.M)) > 1:
-            own += lines[start:i]  # two telephone numbers: the author's signature, which Outlook marked
+        if not length and i - start < 12 and sum(map(bool, map(TELEPHONE.match, plain[start:i]))) > 1:
+            own += lines[start:i]  # the author's signature, which Outlook marked like a quote
             continue
         while header and RULE.fullmatch(own[header - 1]):
             header -= 1
         quoted += own[header:] + lines[start:i]
         own[header:] = [""]
     return "\n".join(own).strip(), "\n".join(quoted).strip("\n").rstrip()
+
+
+def is_escaped(lines, i):
+    """Whether line i begins with ">From " because it was "From " before an mbox, and not in quoted text."""
+    return lines[i].startswith(">From ") and ":" not in lines[i] and not any(
+        map(QUOTED.match, lines[max(i - 1, 0):i] + lines[i + 1:i + 2]))
 
 
 def is_torn_quote(lines, i):
@@ -331,9 +339,9 @@ def split_own_words(text):
         text = own
 
 
-BOILERPLATE_LINE = re.compile(  # Sent from my iPhone, Von meinem iPad gesendet, Get Outlook for iOS, names of attachments
+BOILERPLATE_LINE = re.compile(  # Sent from my iPhone, Von meinem iPad gesendet, Get Outlook for iOS, attachments
     r"(?:sent|gesendet|envoyé|enviado|inviato|verzonden|verstuurd|skickat|sendt|wysłane|отправлено|von)\b"
-    r"(?:(?! \w+ \w+ \w+ \w+ \w+ \w+ )[^,.;!?])*\b(?:i?phone|i?pad|ipod|android|blackberry|handheld|mobile|mobil\w*|outlook|"
+    r"(?:(?! \w+ \w+ \w+ \w+ \w+ \w+ )[^,.;!?])*\b(?:i?phone|i?pad|ipod|android|blackberry|handheld|mobil\w*|outlook|"
     r"windows|samsung|galaxy|nokia|yahoo|sparrow|телефона|устройства|device|thunderbird|mailbox|acompli)\b[^,;!?]*"
     r"|(?:get|download|holen sie sich|télécharger) outlook\b.*|sent (?:from|via|with|using) [^\s,]+(?: [^\s,]+){0,2}"
     r"|- \S[^.]*\.[a-z]{3,4}|\(see attached file: .*\)|<< (?:ole object|file): .* >>", re.IGNORECASE)
@@ -358,7 +366,8 @@ def drop_boilerplate(own):
         elif lines[i].strip() and end - i <= 40 and (
                 i in (0, end - 1) or not lines[i - 1].strip() or RULE.fullmatch(lines[i - 1])):
             paragraph = itertools.takewhile(str.strip, lines[i:i + 12])
-            if len(lines[i]) < 120 and BOILERPLATE_LINE.fullmatch(lines[i].strip()) or BOILERPLATE.match("\n".join(paragraph)):
+            line = lines[i].strip()
+            if len(line) < 120 and BOILERPLATE_LINE.fullmatch(line) or BOILERPLATE.match("\n".join(paragraph)):
                 end = i
     return "\n".join(lines[:end]).rstrip()
 
@@ -384,6 +393,8 @@ MBOX_FROM = re.compile(rb"From .*\d\d:\d\d.*\d{4}")
 AUTOMATIC_SUBJECT = re.compile(r"auto(?:matic)?[- ]?(?:re(?:ply|sponse)|antwort)|out of (?:the )?office|abwesenheit|"
                                r"automatische antwort|réponse automatique|respuesta automática", re.IGNORECASE)
 FORWARD_SUBJECT = re.compile(r"(?:fwd?|wg|tr|rv|i|doorst)\s*(?:\[\d+\])?\s*:", re.IGNORECASE)
+DAMAGE = (  # what the email package and the HTML parser raise on damaged messages
+    ValueError, LookupError, TypeError, AttributeError, AssertionError, RecursionError, email.errors.MessageError)
 FORWARD = re.compile(r"\W*(?:Forwarded|Begin forwarded|Weitergeleitet|Message transféré|Mensaje reenviado)")
 
 
@@ -427,7 +438,7 @@ def messages_in_tar(file):
 def messages_in_csv(source, file):
     csv.field_size_limit(sys.maxsize)
     lines = (line.replace("\0", "") for line in io.TextIOWrapper(file, "utf-8", "surrogateescape", newline=""))
-    reader = csv.reader(lines)
+    reader = csv.reader(lines, strict=True)
     header = next(reader, [])
     if not {"file", "message"} <= set(header):
         stop(f"{source}: no columns file, message; to cut and filter a reply CSV use: prepare_data.py format")
@@ -480,7 +491,7 @@ def date_of(fields):
         date = email.utils.parsedate_to_datetime(fields["date"].decode("latin-1")).replace(tzinfo=None)
     except (KeyError, TypeError, ValueError, IndexError, OverflowError):
         return None
-    return date if 1980 <= date.year < 2100 else None
+    return date if 1980 <= date.year <= datetime.date.today().year + 1 else None
 
 
 def decode(data, charset):
@@ -497,7 +508,8 @@ def decode_words(field):
     """The text of a header field with =?encoded words?=."""
     text = decode(field, "utf-8")
     try:
-        return " ".join(str(email.header.make_header(email.header.decode_header(text))).split()) if "=?" in text else text
+        decoded = str(email.header.make_header(email.header.decode_header(text))) if "=?" in text else text
+        return " ".join(clean(decoded).split())
     except (LookupError, ValueError, email.errors.MessageError):
         return text
 
@@ -526,23 +538,23 @@ def clean(text):
     return re.sub(r"[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]", "", text).strip("\n").rstrip()
 
 
+BLOCKS = set("address blockquote body dd div dl dt h1 h2 h3 h4 h5 h6 hr li ol p pre table tr ul".split())
+
+
 class TextOfHtml(html.parser.HTMLParser):
     """Collects in `text` the pieces of HTML's text, a line a block, with "> " in front of what a blockquote holds."""
-
-    BLOCKS = frozenset(("address blockquote body dd div dl dt h1 h2 h3 h4 h5 h6 hr li ol p pre table tr ul").split())
-    HIDDEN = frozenset(("head", "script", "style", "title"))
 
     def __init__(self):
         super().__init__()
         self.text, self.line_is_empty, self.quotes, self.hidden, self.pre = [], True, 0, 0, 0
 
     def handle_tag(self, tag, step):
-        if tag == "br" or tag in self.BLOCKS and not self.line_is_empty:
+        if tag == "br" or tag in BLOCKS and not self.line_is_empty:
             self.text.append("\n")
             self.line_is_empty = True
         self.quotes = max(0, self.quotes + step * (tag == "blockquote"))
         self.pre = max(0, self.pre + step * (tag == "pre"))
-        self.hidden = max(0, self.hidden + step * (tag in self.HIDDEN))
+        self.hidden = max(0, self.hidden + step * (tag in ("head", "script", "style", "title")))
 
     def handle_starttag(self, tag, attrs):
         self.handle_tag(tag, 1)
@@ -573,7 +585,7 @@ def html_to_text(source):
 
 
 def reason_to_skip(name, fields, subject):
-    """Why a message of the author's is no mail that a person wrote and sent, by folder and header; None if it may be."""
+    """Why a message of the author's is none that a person wrote and sent, by its folder and header, or None."""
     folder = re.search(r"([^/]+)/\d+[._]$", name)  # only the Enron corpus names its files so
     if folder and folder[1].lower() not in SENT_FOLDERS:
         return "not in a folder of sent mail"
@@ -622,7 +634,10 @@ def find_answered(source, rows, ids, bar):
         fields = header_fields(raw)
         name = fields.get("message-id")
         if name in wanted and name not in answered:
-            text = text_of(email.message_from_bytes(raw))
+            try:
+                text = text_of(email.message_from_bytes(raw))
+            except DAMAGE:
+                text = ""  # so the quoted text serves
             answered[name] = address_of(fields.get("from", b"")), text, links_of(fields)
     return answered
 
@@ -632,16 +647,17 @@ def join_answered(rows, answered, authors):
     kept, left_out = [], collections.Counter()
     for row in rows:
         sender, text, links = answered.get(row["answers"], ("", "", []))
-        forward = FORWARD_SUBJECT.match(row["subject"]) or FORWARD.match(row["mail"])
-        if sender in authors:
+        if FORWARD_SUBJECT.match(row["subject"]) or FORWARD.match(row["mail"]) and not text:
+            reason = "a forward"
+        elif sender in authors:
             reason = "answers a mail of the author's own"
-        elif text or row["mail"] and not forward:
+        elif text or row["mail"]:
             row |= {"To": sender or row["To"], "names": row["names"] + links,
                     "mail": text or re.sub(r"^[ \t]{0,4}> ?", "", row["mail"], flags=re.MULTILINE)}
             kept.append(row)
             continue
         else:
-            reason = "a forward" if row["mail"] else "answers no mail"
+            reason = "answers no mail"
         left_out[reason] += 1
     return kept, left_out
 
@@ -685,7 +701,7 @@ def extract(args):
             elif sender in authors:
                 try:
                     reason, row = read_own(name, raw, fields, args.keep_signature, seen)
-                except (ValueError, LookupError, TypeError, AttributeError, email.errors.MessageError) as error:
+                except DAMAGE as error:
                     leave_out(name, f"damaged: {error!r}")
                     continue
                 if row:
@@ -789,7 +805,7 @@ def refuse_overwriting(source, output):
 
 
 def write_whole(contents):
-    """Write {path: lines} to side files, which only their owner may read since it is private mail; move them when whole."""
+    """Write {path: lines} to side files, which only their owner may read (it is private mail); move all when whole."""
     sides = {}
     try:
         for path, lines in contents.items():

@@ -300,6 +300,7 @@ def test_what_is_no_reply_is_left_out_and_counted(tmp_path, capsys):
     archive = [*THREAD, THREAD[1],
                message(6, MAUD, "A new thing", "glass"),
                message(7, MAUD, "Look:\n\n---------- Forwarded message ---------\nFrom: Len\nDate: Wed\n\nx", "Fwd: kiln"),
+               message(13, MAUD, "For Joss.", "Fwd: kiln", In_Reply_To="<1@tern.example>"),
                message(8, MAUD, "> When?\n", "Re: kiln", In_Reply_To="<1@tern.example>"),
                message(9, MAUD, "I am away", "Automatic reply: kiln", In_Reply_To="<1@tern.example>"),
                message(10, MAUD, "I am away", "Away", In_Reply_To="<1@tern.example>", Auto_Submitted="auto-replied"),
@@ -310,7 +311,7 @@ def test_what_is_no_reply_is_left_out_and_counted(tmp_path, capsys):
     assert len(rows) == 3
     lines = [line for line in capsys.readouterr().out.splitlines() if "left out" in line]
     left_out = {line.split(": ")[1]: int(line.split()[2][:-1]) for line in lines}
-    assert left_out == {"an automatic reply": 2, "a copy of an earlier message": 1, "a draft": 1, "a forward": 1,
+    assert left_out == {"an automatic reply": 2, "a copy of an earlier message": 1, "a draft": 1, "a forward": 2,
                         "an invitation or an answer to one": 1, "answers a mail of the author's own": 1,
                         "answers no mail": 1, "no word of the author's own": 1}
 
