@@ -1,11 +1,13 @@
 """Turn mail into training examples that hold only the author's own words.
 
-    python prepare_data.py format data/sample/tomek_wilk_train_43.csv train.jsonl \\
-        --holdout data/sample/maud_okafor_test_16.csv
-    python prepare_data.py format data/sample/maud_okafor_test_16.csv test.jsonl
+    python prepare_data.py extract Sent.mbox replies.csv --author me@example.org
+    python prepare_data.py split replies.csv --train train.csv --test test.csv
+    python prepare_data.py format train.csv train.jsonl --holdout test.csv
+    python prepare_data.py own-words < BODY
 
-Each takes a fraction of a second and prints how many replies were cut, how many rows each rule dropped, and how many
-are in the file.
+extract finds what the author answered, in an archive of any size at some 2,000 messages a second, and prints how many
+messages it read and left out, and why. split puts whole threads on one side, the latest into the test. format cuts
+quoted text off the replies and prints how many rows each rule dropped. own-words shows the cut on the body of one mail.
 
 Two mails or two replies count as the same if their letters and digits are the same, in whatever case. Of a mail only
 what follows its first "Subject:" is compared, if that is eight words or more, because one and the same mail stands
@@ -171,8 +173,8 @@ def cut_quotes(rows, names):
 
 ON = r"On|At|Am|Le|El|Il(?: giorno)?|Den|Em|Op|På|Dne|Dnia|W dniu|Vào|Ngày|Kl|Pe"
 WROTE = (r"wrote|writes|sent|schrieb|geschrieben|geschreven|a écrit|escribió|escreveu|ha scritto|scrisse|schreef|skrev|"
-         r"написала?(?:\(а\))?|пишет|napisała?(?:\(a\))?|pisze|napsala?(?:\(a\))?|kirjoitti|(?:ezt )?írta|yazdı|a scris|"
-         r"написав|пише|έγραψε|đã viết|写道|寫道|さんは書きました|님이 작성")
+         r"написала?(?:\(а\))?|пишет|napisała?(?:\(a\))?|pisze|napsala?(?:\(a\))?|kirjoitti|(?:ezt )?írta|yazdı|"
+         r"a scris|написав|пише|έγραψε|đã viết|写道|寫道|さんは書きました|님이 작성")
 ANOTHER_MAIL = (
     r"Original (?:[Mm]essage|Appointment)|Reply [Mm]essage|Forwarded [Mm]essage|Begin forwarded message|"
     r"Ursprüngliche (?:Nachricht|E-Mail)|Antwort Nachricht|(?:Anfang der w|W)eitergeleiteten? (?:Nachricht|E-Mail)|"
@@ -184,8 +186,8 @@ ANOTHER_MAIL = (
     r"Wiadomość oryginalna|Przekazana wiadomość|Původní zpráva|Eredeti üzenet|Orijinal Mesaj|"
     r"(?:Исходное|Пересылаемое|Пересланное) сообщение|原始邮件|原始郵件|元のメッセージ")
 HEADER = re.compile(
-    r"[>\s]*\*{0,2}(?:(?P<sender>From|Von|De|От(?: кого)?|Från|Fra|Van|Da|Od|Feladó|Lähettäjä|Kimden|Author|发件人|寄件者|"
-    r"差出人)|(?P<date>Sent|Date|Gesendet|Datum|Envoyé(?: le)?|Enviad[oa]s?(?: el| em)?|Fecha|Data|Inviato|Verzonden|"
+    r"[>\s]*\*{0,2}(?:(?P<sender>From|Von|De|От(?: кого)?|Från|Fra|Van|Da|Od|Feladó|Lähettäjä|Kimden|Author|发件人|"
+    r"寄件者|差出人)|(?P<date>Sent|Date|Gesendet|Datum|Envoyé(?: le)?|Enviad[oa]s?(?: el| em)?|Fecha|Data|Inviato|Verzonden|"
     r"Skickat|Sendt|Dato|Дата|Отправлено|Wysłan[oy]|Odesláno|Elküldve|Lähetetty|发送时间|日期|送信日時)|"
     r"(?P<recipient>To|An|À|A|Para|Pour|Кому|Till|Til|Aan|Do|Komu|Címzett|Vastaanottaja|Kime|[CcBb]cc?|CC|Kopi[ea]?|"
     r"Reply-[Tt]o|Antwort an|Répondre à|Responder a|收件人|宛先)|"
@@ -809,7 +811,8 @@ def write_whole(contents):
     sides = {}
     try:
         for path, lines in contents.items():
-            handle, sides[path] = tempfile.mkstemp(dir=os.path.dirname(path) or ".", prefix=os.path.basename(path) + ".")
+            folder, name = os.path.split(path)
+            handle, sides[path] = tempfile.mkstemp(dir=folder or ".", prefix=name + ".")
             with open(handle, "w", encoding="utf-8", newline="") as file:
                 file.writelines(lines)
         for path in contents:
@@ -848,10 +851,11 @@ def format_replies(args):
         for reason, count in dropped.items():
             print(f"dropped {count:4}: {reason}")
     rows = rows[:args.limit]
-    write_whole({args.output: (json.dumps({
+    examples = ({
         "id": row["id"],
         "prompt": [{"role": "system", "content": instruction}, {"role": "user", "content": row["mail"]}],
-        "completion": [{"role": "assistant", "content": row["response"]}]}, ensure_ascii=False) + "\n" for row in rows)})
+        "completion": [{"role": "assistant", "content": row["response"]}]} for row in rows)
+    write_whole({args.output: (json.dumps(example, ensure_ascii=False) + "\n" for example in examples)})
     print(f"kept {len(rows)} rows in {args.output}")
 
 
@@ -886,7 +890,8 @@ def split_replies(args):
     for row in shipped:
         unique.setdefault((normalise_mail(row["mail"]) or row["mail"], normalise(row["response"])), row)
     rows = list(unique.values())
-    print(f"read {len(shipped)} rows from {args.input}\ndropped {len(shipped) - len(rows)}: same mail and reply as another row")
+    print(f"read {len(shipped)} rows from {args.input}")
+    print(f"dropped {len(shipped) - len(rows):4}: same mail and reply as an earlier row")
     threads = {}
     for row, thread in zip(rows, group(map(thread_keys, rows)), strict=True):
         threads.setdefault(thread, []).append(row)
@@ -905,11 +910,11 @@ def split_replies(args):
     chosen = {row["id"] for row in test}
     train = [row for row in rows if row["id"] not in chosen]
     if not test or not train:
-        stop(f"{args.input}: its {len(rows)} rows in {len(threads)} threads leave no {'train' if test else 'test'} rows; "
+        stop(f"{args.input}: {len(rows)} rows in {len(threads)} threads leave no row to {'train on' if test else 'test'}; "
              "change --test-fraction or extract more mail")
     shuffled.shuffle(train)
     write_whole({args.train: csv_lines(train), args.test: csv_lines([row for row in rows if row["id"] in chosen])})
-    print(f"{len(threads)} threads, none on both sides\nkept {len(train)} rows in {args.train}, {len(test)} in {args.test}")
+    print(f"kept {len(train)} rows in {args.train}, {len(test)} in {args.test}; {len(threads)} threads, each on one side")
 
 
 # ---------------------------------------------------------------------------------------------- command line
@@ -936,8 +941,8 @@ def main(argv=None):
 
     command = commands.add_parser("extract", help="archive of mail to reply CSV", allow_abbrev=False)
     command.set_defaults(run=extract)
-    command.add_argument("source", metavar="SOURCE", help="an mbox, a Maildir, a folder of .eml files, a tree or .tar of "
-                         "any of these, the Enron corpus, or its emails.csv")
+    command.add_argument("source", metavar="SOURCE", help="an mbox, a Maildir, a folder of .eml files, a tree or .tar.gz "
+                         "of any of these such as the Enron corpus, or its emails.csv")
     command.add_argument("output", metavar="OUT.csv", help=f"a row a reply: {','.join(COLUMNS)}")
     command.add_argument("--author", metavar="ADDRESS", nargs="+", action="extend", required=True,
                          help="the addresses that the author writes from")
@@ -955,7 +960,8 @@ def main(argv=None):
     files.add_argument("--train", metavar="OUT.csv", required=True, help="in random order: its first rows are a sample")
     files.add_argument("--test", metavar="OUT.csv", required=True, help="the latest threads")
     method = command.add_argument_group("method")
-    method.add_argument("--test-fraction", metavar="F", type=fraction, default=0.2, help="of the rows (default: %(default)s)")
+    method.add_argument("--test-fraction", metavar="F", type=fraction, default=0.2,
+                        help="of the rows (default: %(default)s)")
     method.add_argument("--random", action="store_true", help="threads drawn at random for the test, not the latest")
     method.add_argument("--seed", metavar="N", type=int, default=1, help="of the shuffles (default: %(default)s)")
 
