@@ -187,7 +187,8 @@ ANOTHER_MAIL = (
     r"(?:Исходное|Пересылаемое|Пересланное) сообщение|原始邮件|原始郵件|元のメッセージ")
 HEADER = re.compile(
     r"[>\s]*\*{0,2}(?:(?P<sender>From|Von|De|От(?: кого)?|Från|Fra|Van|Da|Od|Feladó|Lähettäjä|Kimden|Author|发件人|"
-    r"寄件者|差出人)|(?P<date>Sent|Date|Gesendet|Datum|Envoyé(?: le)?|Enviad[oa]s?(?: el| em)?|Fecha|Data|Inviato|Verzonden|"
+    r"寄件者|差出人)|"
+    r"(?P<date>Sent|Date|Gesendet|Datum|Envoyé(?: le)?|Enviad[oa]s?(?: el| em)?|Fecha|Data|Inviato|Verzonden|"
     r"Skickat|Sendt|Dato|Дата|Отправлено|Wysłan[oy]|Odesláno|Elküldve|Lähetetty|发送时间|日期|送信日時)|"
     r"(?P<recipient>To|An|À|A|Para|Pour|Кому|Till|Til|Aan|Do|Komu|Címzett|Vastaanottaja|Kime|[CcBb]cc?|CC|Kopi[ea]?|"
     r"Reply-[Tt]o|Antwort an|Répondre à|Responder a|收件人|宛先)|"
@@ -477,7 +478,7 @@ def header_fields(raw):
 
 def address_of(field):
     """The first address (lower case) of an undecoded address field, or ""."""
-    text = field.decode("latin-1").lower()
+    text = clean(field.decode("latin-1").lower())
     match = re.search(r"<([^<>@\s]+@[^<>\s]+)>", text) or re.search(r"([^\s<>\"'(),;:]+@[^\s<>\"'(),;:]+)", text)
     return match[1] if match else ""
 
@@ -910,11 +911,11 @@ def split_replies(args):
     chosen = {row["id"] for row in test}
     train = [row for row in rows if row["id"] not in chosen]
     if not test or not train:
-        stop(f"{args.input}: {len(rows)} rows in {len(threads)} threads leave no row to {'train on' if test else 'test'}; "
+        stop(f"{args.input}: {len(rows)} rows in {len(threads)} threads leave no {'train' if test else 'test'} rows; "
              "change --test-fraction or extract more mail")
     shuffled.shuffle(train)
     write_whole({args.train: csv_lines(train), args.test: csv_lines([row for row in rows if row["id"] in chosen])})
-    print(f"kept {len(train)} rows in {args.train}, {len(test)} in {args.test}; {len(threads)} threads, each on one side")
+    print(f"kept {len(train)} rows in {args.train}, {len(test)} in {args.test}; {len(threads)} threads, none on both")
 
 
 # ---------------------------------------------------------------------------------------------- command line
@@ -941,8 +942,8 @@ def main(argv=None):
 
     command = commands.add_parser("extract", help="archive of mail to reply CSV", allow_abbrev=False)
     command.set_defaults(run=extract)
-    command.add_argument("source", metavar="SOURCE", help="an mbox, a Maildir, a folder of .eml files, a tree or .tar.gz "
-                         "of any of these such as the Enron corpus, or its emails.csv")
+    command.add_argument("source", metavar="SOURCE", help="an mbox, a Maildir, a folder of .eml files, a tree or "
+                         ".tar.gz of any of these such as the Enron corpus, or its emails.csv")
     command.add_argument("output", metavar="OUT.csv", help=f"a row a reply: {','.join(COLUMNS)}")
     command.add_argument("--author", metavar="ADDRESS", nargs="+", action="extend", required=True,
                          help="the addresses that the author writes from")
