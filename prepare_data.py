@@ -171,12 +171,13 @@ def cut_quotes(rows, names):
 
 # ------------------------------------------------------------------------------------- own words in mail with lines
 
-ON = r"On|At|Am|Le|El|Il(?: giorno)?|Den|Em|Op|På|Dne|Dnia|W dniu|Vào|Ngày|Kl|Pe"
+ON = r"[Oo]n|At|In a message dated|Am|Le|El|Il(?: giorno)?|Den|Em|Op|På|Dne|Dnia|W dniu|Vào|Ngày|Kl|Pe"
 WROTE = (r"wrote|writes|sent|schrieb|geschrieben|geschreven|a écrit|escribió|escreveu|ha scritto|scrisse|schreef|skrev|"
          r"написала?(?:\(а\))?|пишет|napisała?(?:\(a\))?|pisze|napsala?(?:\(a\))?|kirjoitti|(?:ezt )?írta|yazdı|"
          r"a scris|написав|пише|έγραψε|đã viết|写道|寫道|さんは書きました|님이 작성")
 ANOTHER_MAIL = (
-    r"Original (?:[Mm]essage|Appointment)|Reply [Mm]essage|Forwarded [Mm]essage|Begin forwarded message|"
+    r"Begin (?:Included|Forwarded) [Mm]essage|Original (?:[Mm]essage|Appointment)|"
+    r"Reply [Mm]essage|Forwarded [Mm]essage|Begin forwarded message|"
     r"Ursprüngliche (?:Nachricht|E-Mail)|Antwort Nachricht|(?:Anfang der w|W)eitergeleiteten? (?:Nachricht|E-Mail)|"
     r"(?:Début du m|M)essage (?:d['’]origine|original|transféré|réexpédié)|"
     r"(?:Inicio del m|M)ensaje (?:[oO]riginal|reenviado)|(?:Inizio m|M)essaggio (?:originale|inoltrato)|"
@@ -195,26 +196,27 @@ HEADER = re.compile(
     r"(?P<subject>Subject|Betreff|Objet|Sujet|Asunto|Assunto|Oggetto|Тема|Ämne|Emne|Onderwerp|Temat|Předmět|Tárgy|"
     r"Aihe|Konu|主题|主旨|件名))\*{0,2}\s?[:：]")
 SEPARATOR = re.compile(
-    rf"\s*[-_=*‐–—]{{2,}}\s*(?:{ANOTHER_MAIL})|\s*(?:{ANOTHER_MAIL})\s?[:：]\s*$"
+    rf"[\s?|]*[-_=*‐–—]{{2,}}\s*(?:{ANOTHER_MAIL})|\s*(?:{ANOTHER_MAIL})\s?[:：]\s*$"
     r"|\s*>>> .{1,100} >>>\s*$|\s*From: \S+@\S+\s*$|\s*Message-ID: <"
-    r"|\s*[-_=*]{3,}\s*(?:Forwarded by|Original|Reply Separator)|[-_=*\s]*Inline attachment follows")
+    r"|[\s?|]*[-_=*]{3,}[\s(]*(?:Forwarded (?:by|letter)|Original|Reply Separator)|[-_=*\s]*Inline attachment follows")
 SEPARATOR_WRAPPED = re.compile(r"\s*(?:>>> .{1,100} >>>\s*$|[-_=*]{3,}\s*(?:Forwarded by|Original [Mm]essage))")
 INTRODUCTION = re.compile(  # one to six lines, joined; an `inner` one may begin later than where it matches
-    rf"(?:[-*_]{{2,}}\s?)?(?:(?:{ON})\b|[在於于]) ?(?=.*\d)(?:(?![?!] | (?:On|Am|Le|Den) ).){{5,250}}?[^\w]"
-    rf"(?:{WROTE})(?!\w)(?:.{{0,80}}[:：]|\s?-{{2,}})"
+    rf"(?:[-*_=]{{2,}}\s?)?(?:(?:{ON})\b|[在於于]) ?(?=.*\d)(?:(?![?!] | (?:On|Am|Le|Den) ).){{5,250}}?[^\w]"
+    rf"(?:{WROTE})(?!\w)(?:.{{0,80}}[:：](?:\s?={{2,}})?|\s?-{{2,}})"
     rf"|(?P<inner>(?:(?! On \w).){{0,120}}\w@\w.{{0,80}}?\W(?:{WROTE})(?:\s?\([^()]*\))?\s?[:：]"
     rf"|-{{2,}}.{{1,80}} (?:{WROTE})\s?-{{2,}}"
     r"|.{0,60}\d.{0,60}\W(?:skrev|schrieb|schreef) .{1,120}@.{1,80}[:：]"
     r"|.{0,40}\d{4}.{0,60}\d[:.]\d\d.{0,100}<[^<>]+@[^<>]+>\s?[:：]|\d{4}(?:[-/.]\d|年).{0,100}<[^<>]+@[^<>]+>\s?[:：]?)")
 BARE_INTRODUCTION = re.compile(rf"[^:.?!]{{1,60}} (?:{WROTE}):")  # counts only in front of quoted lines
 QUOTED = re.compile(r"[ \t]{0,4}>(?!.*<<<)")
-DATE_LINE = pattern(rf"{DATE}$")
+DATE_LINE = pattern(rf"{DATE}(?:\s+To:.*)?$")
+TWO_COLUMNS = re.compile(r"\s{8,}(?:\S.*?\s{2,})?To:\s")  # sender and date on the left, To:, cc:, Subject: on the right
 SENT_BY = re.compile(r"\s*(?:Sent by|Please respond to)\b")
 LETTERHEAD = pattern(r"\s*Enron(?: [A-Z&][\w&-]*){0,6} (?:Corp|Inc|Ltd|Co|LLC|Services|Company|Group)\b[.,]?\s*$")
 TELEPHONE = re.compile(r".{,40}\b\d{3}[-. ]\d{4}\b")
 RULE = re.compile(r"\s*[-_=*]{5,}\s*")
 WITHIN_LINE = re.compile(  # words before quoted text that stand behind own words, on the same line
-    r"(?<=[^\s>-])(?<!=09)(?<!=20)[ \t]*(?=-{4,} ?(?:Original Message|Forwarded by))|"
+    r"(?<=\w[^\s>-])(?<!=09)(?<!=20)[ \t]*(?=-{4,} ?(?:Original Message|Forwarded by))|"
     r"(?<=[^\s-])[ \t]*(?=(?:-{2,}|(?<=[ \t])-*) ?On (?=[^\n]{0,40}\d)[^\n]{5,150} wrote:[ \t]*$)", re.MULTILINE)
 MARK = re.compile(r"[:：@]|--|__|==|\*\*|>>>")  # no words before quoted text are without one
 
@@ -231,8 +233,11 @@ def introduction_length(lines, i, above):
         return 1
     for n in (1, 2):  # a date and "To:", as Lotus Notes quotes; a long sender wraps the date
         below = next((line for line in lines[i + n:i + n + 8] if line.strip() and not SENT_BY.match(line)), "")
-        if below.lstrip().startswith("To:") and DATE_LINE.search(" ".join(lines[i:i + n])):
+        match = DATE_LINE.search(" ".join(lines[i:i + n]))
+        if match and (below.lstrip().startswith("To:") or "To:" in match.group()):
             return n
+    if TWO_COLUMNS.match(lines[i]) and any(re.match(r"\s{8,}(?:\S.*?\s{2,})?Subject:", line) for line in ahead):
+        return 1
     joined = ""
     for n, line in enumerate(lines[i:i + 6], 1):
         bracket = "".join(lines[i + n:i + n + 1]).lstrip().startswith("<")
@@ -241,7 +246,7 @@ def introduction_length(lines, i, above):
         joined = f"{joined} {line.strip()}".strip()
         if len(joined) > 400:
             break
-        if not joined.endswith((":", "：", "-", ">")):
+        if not joined.endswith((":", "：", "-", "=", ">")):
             continue
         shorter = " ".join(line.strip() for line in lines[i + 1:i + n])  # one that begins on the next line
         match = INTRODUCTION.fullmatch(joined)
@@ -269,6 +274,10 @@ def introduction_length(lines, i, above):
 def start_of_lotus_header(lines, i):
     """Where the header begins whose date stands on line i: at the sender's name, or the letterhead above it."""
     start = i
+    if TWO_COLUMNS.match(lines[i]):
+        while start and re.match(r"\s{8,}\S", lines[start - 1]):
+            start -= 1
+        return start
     if SENT_BY.match(lines[i]) or re.fullmatch(r"\s*(?:on|<\S*>)?\s*(?:on)?\s*", DATE_LINE.sub("", lines[i])):
         while start and SENT_BY.match(lines[start - 1]):
             start -= 1
@@ -295,7 +304,7 @@ def split_lines(text):
             continue
         start, i = i, i + length
         header = len(own)
-        if length and DATE_LINE.search(" ".join(plain[start:i])):
+        if length and (TWO_COLUMNS.match(plain[start]) or DATE_LINE.search(" ".join(plain[start:i]))):
             header = len(own) - min(start - start_of_lotus_header(plain, start), len(own))
         content = next((j for j in range(i, len(lines)) if plain[j].strip()), len(lines))
         if length and not (content < len(lines) and QUOTED.match(plain[content])):
