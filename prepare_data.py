@@ -601,7 +601,7 @@ def reason_to_skip(name, fields, subject):
     folder = re.search(r"([^/]+)/\d+[._]$", name)  # only the Enron corpus names its files so
     if folder and folder[1].lower() not in SENT_FOLDERS:
         return "not in a folder of sent mail"
-    if b"draft" in fields.get("x-gmail-labels", b"").lower():
+    if b"draft" in fields.get("x-gmail-labels", b"").lower() or re.search(r":2,[A-Z]*D[A-Z]*$", name):  # Maildir's flag
         return "a draft"
     if (AUTOMATIC_SUBJECT.match(subject) or fields.get("auto-submitted", b"no").lower() != b"no"
             or "x-autoreply" in fields or b"auto" in fields.get("precedence", b"")):

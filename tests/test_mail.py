@@ -334,6 +334,14 @@ def test_only_folders_of_sent_mail_count_in_the_enron_corpus(tmp_path):
     assert sorted(row["response"] for row in rows) == ["1 hours", "2 hours", "3 hours", "4 hours"]
 
 
+def test_drafts_of_a_maildir_are_left_out(tmp_path, capsys):
+    quoted = "\n\nOn 6 Feb 2019, Len wrote:\n> When?"
+    write_folder(tmp_path / "in", ["cur/1.x:2,RS", "cur/2.x:2,DS", "new/3.x"],
+                 [message(i, MAUD, f"{i} hours{quoted}", f"Re: {i}") for i in range(3)])
+    assert [row["response"] for row in extracted(tmp_path / "in", tmp_path / "out.csv")] == ["0 hours", "2 hours"]
+    assert "left out      1: a draft" in capsys.readouterr().out
+
+
 def test_encodings_html_and_attachments(tmp_path):
     body = "<p>Gr\u00f6\u00dfe&nbsp;7 &amp; mehr</p><p>Maud<br>Ofen</p><style>p{}</style>"
     html = message(2, MAUD, "x", "Re: =?utf-8?q?Gl=C3=BChen?=", In_Reply_To="<1@tern.example>")
@@ -422,7 +430,7 @@ def test_archives_that_are_cut_off_or_hostile(tmp_path, capsys):
     capsys.readouterr()
     assert len(extracted(tar, tmp_path / "out.csv")) == 1
     assert "left out      2: no mail message" in capsys.readouterr().out
-    noise = b"".join(os.urandom(1) for _ in range(200_000))
+    noise = os.urandom(200_000)
     with tarfile.open(tar, "w:gz") as archive:
         for name, content in (("1.eml", THREAD[4].as_bytes()), ("2.eml", noise)):
             info = tarfile.TarInfo(name)
