@@ -1,26 +1,40 @@
 """Turn mail into training examples that hold only the author's own words.
 
-    python prepare_data.py format data/sample/tomek_wilk_train_43.csv train.jsonl \\
-        --holdout data/sample/maud_okafor_test_16.csv
-    python prepare_data.py format data/sample/maud_okafor_test_16.csv test.jsonl
+    python prepare_data.py extract Sent.mbox replies.csv --author me@example.org
+    python prepare_data.py split replies.csv --train train.csv --test test.csv
+    python prepare_data.py format train.csv train.jsonl --holdout test.csv
+    python prepare_data.py own-words < BODY
 
-Each takes a fraction of a second and prints how many replies were cut, how many rows each rule dropped, and how many
-are in the file.
+extract finds what the author answered, in an archive of any size at some 2,000 messages a second, and prints how many
+messages it read and left out, and why. split puts whole threads on one side, the latest into the test. format cuts
+quoted text off the replies and prints how many rows each rule dropped. own-words shows the cut on the body of one mail.
 
 Two mails or two replies count as the same if their letters and digits are the same, in whatever case. Of a mail only
 what follows its first "Subject:" is compared, if that is eight words or more, because one and the same mail stands
 behind a different header when it was answered, forwarded or sent by another program.
 """
 import argparse
+import collections
 import csv
+import datetime
+import email
+import email.errors
+import email.header
+import email.utils
+import html.parser
 import io
+import itertools
 import json
 import os
+import random
 import re
 import sys
+import tarfile
 import tempfile
+import zlib
 
 COLUMNS = ["id", "date", "subject", "From", "To", "body", "length", "response", "mail"]
+NO_DATE = datetime.datetime(1981, 1, 1)
 INSTRUCTION = "Respond to the given email"
 INSTRUCTION_BY_NAME = "Respond to the given email addressed to {name}, by using the style of {name}"
 
@@ -149,9 +163,578 @@ def cut_quotes(rows, names):
     """The rows with the quoted text moved from the end of `response` to the front of `mail`."""
     cut = []
     for row in rows:
-        own, quoted = split_quoted(row["response"], row["From"], names)
+        lines = "\n" in row["response"]  # else all white space was folded
+        own, quoted = split_own_words(row["response"]) if lines else split_quoted(row["response"], row["From"], names)
         cut.append(row | {"response": own, "mail": f"{quoted} {row['mail']}".strip() if quoted else row["mail"]})
     return cut
+
+
+# ------------------------------------------------------------------------------------- own words in mail with lines
+
+ON = r"[Oo]n|At|In a message dated|Am|Le|El|Il(?: giorno)?|Den|Em|Op|På|Dne|Dnia|W dniu|Vào|Ngày|Kl|Pe"
+WROTE = (r"wrote|writes|sent|schrieb|geschrieben|geschreven|a écrit|escribió|escreveu|ha scritto|scrisse|schreef|skrev|"
+         r"написала?(?:\(а\))?|пишет|napisała?(?:\(a\))?|pisze|napsala?(?:\(a\))?|kirjoitti|(?:ezt )?írta|yazdı|"
+         r"a scris|написав|пише|έγραψε|đã viết|写道|寫道|さんは書きました|님이 작성")
+ANOTHER_MAIL = (
+    r"Begin (?:Included|Forwarded) [Mm]essage|Original (?:[Mm]essage|Appointment)|"
+    r"Reply [Mm]essage|Forwarded [Mm]essage|Begin forwarded message|"
+    r"Ursprüngliche (?:Nachricht|E-Mail)|Antwort Nachricht|(?:Anfang der w|W)eitergeleiteten? (?:Nachricht|E-Mail)|"
+    r"(?:Début du m|M)essage (?:d['’]origine|original|transféré|réexpédié)|"
+    r"(?:Inicio del m|M)ensaje (?:[oO]riginal|reenviado)|(?:Inizio m|M)essaggio (?:originale|inoltrato)|"
+    r"Mensagem (?:[oO]riginal|encaminhada)|(?:Oorspronkelijk|Origineel|(?:Begin )?[dD]oorgestuurd) [bB]ericht|"
+    r"Oprindelig [mM]eddelelse|Opprinnelig melding|Videresendt (?:meddelelse|melding)|"
+    r"(?:Originalm|Ursprungligt m|Vidarebefordrat m)eddelande|Alkuperäinen viesti|Oryginalna wiadomość|"
+    r"Wiadomość oryginalna|Przekazana wiadomość|Původní zpráva|Eredeti üzenet|Orijinal Mesaj|"
+    r"(?:Исходное|Пересылаемое|Пересланное) сообщение|原始邮件|原始郵件|元のメッセージ")
+HEADER = re.compile(
+    r"[>\s]*\*{0,2}(?:(?P<sender>From|Von|De|От(?: кого)?|Från|Fra|Van|Da|Od|Feladó|Lähettäjä|Kimden|Author|发件人|"
+    r"寄件者|差出人)|"
+    r"(?P<date>Sent|Date|Gesendet|Datum|Envoyé(?: le)?|Enviad[oa]s?(?: el| em)?|Fecha|Data|Inviato|Verzonden|"
+    r"Skickat|Sendt|Dato|Дата|Отправлено|Wysłan[oy]|Odesláno|Elküldve|Lähetetty|发送时间|日期|送信日時)|"
+    r"(?P<recipient>To|An|À|A|Para|Pour|Кому|Till|Til|Aan|Do|Komu|Címzett|Vastaanottaja|Kime|[CcBb]cc?|CC|Kopi[ea]?|"
+    r"Reply-[Tt]o|Antwort an|Répondre à|Responder a|收件人|宛先)|"
+    r"(?P<subject>Subject|Betreff|Objet|Sujet|Asunto|Assunto|Oggetto|Тема|Ämne|Emne|Onderwerp|Temat|Předmět|Tárgy|"
+    r"Aihe|Konu|主题|主旨|件名))\*{0,2}\s?[:：]")
+SEPARATOR = re.compile(
+    rf"[\s?|]*[-_=*‐–—]{{2,}}\s*(?:{ANOTHER_MAIL})|\s*(?:{ANOTHER_MAIL})\s?[:：]\s*$"
+    r"|\s*>>> .{1,100} >>>\s*$|\s*From: \S+@\S+\s*$|\s*Message-ID: <"
+    r"|[\s?|]*[-_=*]{3,}[\s(]*(?:Forwarded (?:by|letter)|Original|Reply Separator)|[-_=*\s]*Inline attachment follows")
+SEPARATOR_WRAPPED = re.compile(r"\s*(?:>>> .{1,100} >>>\s*$|[-_=*]{3,}\s*(?:Forwarded by|Original [Mm]essage))")
+INTRODUCTION = re.compile(  # one to six lines, joined; an `inner` one may begin later than where it matches
+    rf"(?:[-*_=]{{2,}}\s?)?(?:(?:{ON})\b|[在於于]) ?(?=.*\d)(?:(?![?!] | (?:On|Am|Le|Den) ).){{5,250}}?[^\w]"
+    rf"(?:{WROTE})(?!\w)(?:.{{0,80}}[:：](?:\s?={{2,}})?|\s?-{{2,}})"
+    rf"|(?P<inner>(?:(?! On \w).){{0,120}}\w@\w.{{0,80}}?\W(?:{WROTE})(?:\s?\([^()]*\))?\s?[:：]"
+    rf"|-{{2,}}.{{1,80}} (?:{WROTE})\s?-{{2,}}"
+    r"|.{0,60}\d.{0,60}\W(?:skrev|schrieb|schreef) .{1,120}@.{1,80}[:：]"
+    r"|.{0,40}\d{4}.{0,60}\d[:.]\d\d.{0,100}<[^<>]+@[^<>]+>\s?[:：]|\d{4}(?:[-/.]\d|年).{0,100}<[^<>]+@[^<>]+>\s?[:：]?)")
+BARE_INTRODUCTION = re.compile(rf"[^:.?!]{{1,60}} (?:{WROTE}):")  # counts only in front of quoted lines
+QUOTED = re.compile(r"[ \t]{0,4}>(?!.*<<<)")
+DATE_LINE = pattern(rf"{DATE}(?:\s+To:.*)?$")
+TWO_COLUMNS = re.compile(r"\s{8,}(?:\S.*?\s{2,})?To:\s")  # sender and date on the left, To:, cc:, Subject: on the right
+SENT_BY = re.compile(r"\s*(?:Sent by|Please respond to)\b")
+LETTERHEAD = pattern(r"\s*Enron(?: [A-Z&][\w&-]*){0,6} (?:Corp|Inc|Ltd|Co|LLC|Services|Company|Group)\b[.,]?\s*$")
+TELEPHONE = re.compile(r".{,40}\b\d{3}[-. ]\d{4}\b")
+RULE = re.compile(r"\s*[-_=*]{5,}\s*")
+WITHIN_LINE = re.compile(  # words before quoted text that stand behind own words, on the same line
+    r"(?<=\w[^\s>-])(?<!=09)(?<!=20)[ \t]*(?=-{4,} ?(?:Original Message|Forwarded by))|"
+    r"(?<=[^\s-])[ \t]*(?=(?:-{2,}|(?<=[ \t])-*) ?On (?=[^\n]{0,40}\d)[^\n]{5,150} wrote:[ \t]*$)", re.MULTILINE)
+MARK = re.compile(r"[:：@]|--|__|==|\*\*|>>>")  # no words before quoted text are without one
+
+
+def introduction_length(lines, i, above):
+    """How many lines the words before another person's text take, if they begin at line i, else 0.
+
+    Such words are a separator, "On … wrote:" or a quoted header; `above` is the last line of own words before them.
+    """
+    ahead = [line for line in lines[i + 1:i + 8] if line.strip()]
+    if not lines[i].strip():
+        return 0
+    if SEPARATOR.match(lines[i]) or ahead and SEPARATOR_WRAPPED.match(f"{lines[i]} {ahead[0]}"):
+        return 1
+    for n in (1, 2):  # a date and "To:", as Lotus Notes quotes; a long sender wraps the date
+        below = next((line for line in lines[i + n:i + n + 8] if line.strip() and not SENT_BY.match(line)), "")
+        match = DATE_LINE.search(" ".join(lines[i:i + n]))
+        if match and (below.lstrip().startswith("To:") or "To:" in match.group()):
+            return n
+    if TWO_COLUMNS.match(lines[i]) and any(re.match(r"\s{8,}(?:\S.*?\s{2,})?Subject:", line) for line in ahead):
+        return 1
+    joined = ""
+    for n, line in enumerate(lines[i:i + 6], 1):
+        bracket = "".join(lines[i + n:i + n + 1]).lstrip().startswith("<")
+        if n > 1 and (not line.strip() and not bracket or QUOTED.match(line) and not line.endswith(":")):
+            break
+        joined = f"{joined} {line.strip()}".strip()
+        if len(joined) > 400:
+            break
+        if not joined.endswith((":", "：", "-", "=", ">")):
+            continue
+        shorter = " ".join(line.strip() for line in lines[i + 1:i + n])  # one that begins on the next line
+        match = INTRODUCTION.fullmatch(joined)
+        own_line = match and match["inner"] and not lines[i].endswith("<") and INTRODUCTION.fullmatch(shorter)
+        bare = n == 1 and ahead and QUOTED.match(ahead[0]) and BARE_INTRODUCTION.fullmatch(joined)
+        if bare or match and not own_line:
+            return n
+    first = HEADER.match(lines[i])
+    if not first:
+        return 0
+    kinds, end = set(), i
+    for j in range(i, min(i + 60, len(lines))):
+        if match := HEADER.match(lines[j]):
+            kinds.add(match.lastgroup)
+            end = j + 1
+        elif j - end > 1 and not lines[j].startswith(("\t", " ")):
+            break
+    if first.lastgroup == "recipient":  # a memo of the author's own begins so too, but then names its sender
+        copied = any(re.match(r"\s*[Cc]c:", line) for line in lines[i:end])
+        return end - i if above and copied and "subject" in kinds and "sender" not in kinds else 0
+    memo = (match := HEADER.match(above)) and match.lastgroup == "recipient"
+    return end - i if not memo and ("sender" in kinds and len(kinds) > 1 or {"date", "recipient"} <= kinds) else 0
+
+
+def start_of_lotus_header(lines, i):
+    """Where the header begins whose date stands on line i: at the sender's name, or the letterhead above it."""
+    start = i
+    if TWO_COLUMNS.match(lines[i]):
+        while start and re.match(r"\s{8,}\S", lines[start - 1]):
+            start -= 1
+        return start
+    if SENT_BY.match(lines[i]) or re.fullmatch(r"\s*(?:on|<\S*>)?\s*(?:on)?\s*", DATE_LINE.sub("", lines[i])):
+        while start and SENT_BY.match(lines[start - 1]):
+            start -= 1
+        above = next((j for j in range(start - 1, max(-1, start - 4), -1) if lines[j].strip()), start)
+        start = above if above == start - 1 or ORGANISATION.search(lines[above][-200:]) else start
+    above = next((j for j in range(start - 1, max(-1, start - 5), -1) if lines[j].strip()), start)
+    return above if LETTERHEAD.match(lines[above]) and "From:" in lines[start] else start
+
+
+def split_lines(text):
+    """(own words, quoted text) of a mail whose lines are intact; own lines between quoted ones stay own words."""
+    lines = text.split("\n")
+    plain = [line.rstrip() for line in re.sub(r"=20|=09|[\xa0\u200b\u202f\ufeff]", " ", text).split("\n")]
+    marks = [i for i, line in enumerate(plain) if MARK.search(line)][::-1]
+    own, quoted, above, i = [], [], "", 0
+    while i < len(lines):
+        while marks and marks[-1] < i:
+            marks.pop()
+        length = introduction_length(plain, i, above) if marks and marks[-1] < i + 6 else 0
+        if not length and not (QUOTED.match(plain[i]) and not is_escaped(plain, i)):
+            own.append(lines[i])
+            above = plain[i] if plain[i].strip() else above
+            i += 1
+            continue
+        start, i = i, i + length
+        header = len(own)
+        if length and (TWO_COLUMNS.match(plain[start]) or DATE_LINE.search(" ".join(plain[start:i]))):
+            header = len(own) - min(start - start_of_lotus_header(plain, start), len(own))
+        content = next((j for j in range(i, len(lines)) if plain[j].strip()), len(lines))
+        if length and not (content < len(lines) and QUOTED.match(plain[content])):
+            content = i = len(lines)
+        while content < len(lines) and (QUOTED.match(plain[content]) or is_torn_quote(plain, content)):
+            i = content + 1
+            content = next((j for j in range(i, len(lines)) if plain[j].strip()), len(lines))
+        if not length and i - start < 12 and sum(map(bool, map(TELEPHONE.match, plain[start:i]))) > 1:
+            own += lines[start:i]  # the author's signature, which Outlook marked like a quote
+            continue
+        while header and RULE.fullmatch(own[header - 1]):
+            header -= 1
+        quoted += own[header:] + lines[start:i]
+        own[header:] = [""]
+    return "\n".join(own).strip(), "\n".join(quoted).strip("\n").rstrip()
+
+
+def is_escaped(lines, i):
+    """Whether line i begins with ">From " because it was "From " before an mbox, and not in quoted text."""
+    return lines[i].startswith(">From ") and ":" not in lines[i] and not any(
+        map(QUOTED.match, lines[max(i - 1, 0):i] + lines[i + 1:i + 2]))
+
+
+def is_torn_quote(lines, i):
+    """Whether line i is the end of a quoted line that was too long, and lost its mark when it was wrapped."""
+    if not (i + 1 < len(lines) and QUOTED.match(lines[i - 1]) and QUOTED.match(lines[i + 1])):
+        return False
+    link = re.match(r"\s*[(<]https?://", lines[i]) or re.search(r"[(<]https?://[^)>]*$", lines[i - 1])
+    short = len(lines[i]) < 40 or lines[i][0].islower() and len(lines[i]) < 60
+    return bool(link or len(lines[i - 1]) > 54 and short and lines[i - 1][-1] not in ".?!:")
+
+
+def split_own_words(text):
+    """(own words, quoted text) of any mail; together they lose only white space, and own words stay as they are."""
+    quoted = []
+    while True:
+        own, more = split_lines(WITHIN_LINE.sub("\n", text))
+        folded = ""
+        if "\n" not in own:
+            own, folded = split_quoted(own)
+        quoted += filter(None, [folded, more])
+        if own == text:
+            return text, "\n\n".join(quoted)
+        text = own
+
+
+BOILERPLATE_LINE = re.compile(  # Sent from my iPhone, Von meinem iPad gesendet, Get Outlook for iOS, attachments
+    r"(?:sent|gesendet|envoyé|enviado|inviato|verzonden|verstuurd|skickat|sendt|wysłane|отправлено|von)\b"
+    r"(?:(?! \w+ \w+ \w+ \w+ \w+ \w+ )[^,.;!?])*\b(?:i?phone|i?pad|ipod|android|blackberry|handheld|mobil\w*|outlook|"
+    r"windows|samsung|galaxy|nokia|yahoo|sparrow|телефона|устройства|device|thunderbird|mailbox|acompli)\b[^,;!?]*"
+    r"|(?:get|download|holen sie sich|télécharger) outlook\b.*|sent (?:from|via|with|using) [^\s,]+(?: [^\s,]+){0,2}"
+    r"|- \S[^.]*\.[a-z]{3,4}|\(see attached file: .*\)|<< (?:ole object|file): .* >>", re.IGNORECASE)
+BOILERPLATE = re.compile(
+    r"do you yahoo|get (?:your|free|private)\b.{0,60}\b(?:hotmail|msn|yahoo)|join the world|chat with friends online"
+    r"|\W*(?:this|the|diese|ce|este|questo)\b.{0,40}\b(?:e-?mail|message|transmission|communication|information|nachricht|"
+    r"courriel|correo|mensaje|messaggio)\b(?=.*(?:confidential|privileged|intended (?:only|solely|for)|property of|"
+    r"unauthori[sz]ed|vertraulich|confidentiel|confidencial|riservat))(?=.*(?:attach|contain|recipient|addressee|intended|"
+    r"affiliate|property|delet|lösch|destinat))|\W*(?:confidentiality (?:notice|note)|disclaimer|important notice)\b",
+    re.IGNORECASE | re.DOTALL)
+
+
+def drop_boilerplate(own):
+    """Own words without a signature behind "-- ", a device's line, an advertisement or a disclaimer at their end."""
+    lines = own.split("\n")
+    end = len(lines)
+    for i in range(len(lines) - 1, -1, -1):
+        if end < len(lines) and i == end - 1 and (not lines[i].strip() or RULE.fullmatch(lines[i])):
+            end = i
+        elif lines[i].rstrip() == "--" and end - i <= 20:
+            end = i
+        elif lines[i].strip() and end - i <= 40 and (
+                i in (0, end - 1) or not lines[i - 1].strip() or RULE.fullmatch(lines[i - 1])):
+            paragraph = itertools.takewhile(str.strip, lines[i:i + 12])
+            line = lines[i].strip()
+            if len(line) < 120 and BOILERPLATE_LINE.fullmatch(line) or BOILERPLATE.match("\n".join(paragraph)):
+                end = i
+    return "\n".join(lines[:end]).rstrip()
+
+
+def own_words(body, keep_signature=False):
+    """(own words, quoted text) of a mail's body; unless `keep_signature`, trailing boilerplate is in neither."""
+    own, quoted = split_own_words(body)
+    while not keep_signature and (signed := drop_boilerplate(own)) != own:
+        own = split_own_words(signed)[0]
+    return own, quoted
+
+
+def print_own_words(args):
+    print(own_words(re.sub(r"\r\n?", "\n", decode(sys.stdin.buffer.read(), "utf-8")), args.keep_signature)[0])
+
+
+# ---------------------------------------------------------------------------------------------------- extract
+
+SENT_FOLDERS = {"sent", "sent_items", "_sent_mail", "sent_mail"}  # of the Enron corpus; its others are copies
+FIELD = re.compile(rb"^(from|to|date|subject|message-id|in-reply-to|references|auto-submitted|x-autoreply|precedence|"
+                   rb"x-gmail-labels|content-type)[ \t]*:(.*(?:\n[ \t].*)*)", re.IGNORECASE | re.MULTILINE)
+MBOX_FROM = re.compile(rb"From .*\d\d:\d\d.*\d{4}")
+AUTOMATIC_SUBJECT = re.compile(r"auto(?:matic)?[- ]?(?:re(?:ply|sponse)|antwort)|out of (?:the )?office|abwesenheit|"
+                               r"automatische antwort|réponse automatique|respuesta automática", re.IGNORECASE)
+FORWARD_SUBJECT = re.compile(r"(?:fwd?|wg|tr|rv|i|doorst)\s*(?:\[\d+\])?\s*:", re.IGNORECASE)
+DAMAGE = (  # what the email package and the HTML parser raise on damaged messages
+    ValueError, LookupError, TypeError, AttributeError, AssertionError, RecursionError, email.errors.MessageError)
+FORWARD = re.compile(r"\W*(?:Forwarded|Begin forwarded|Weitergeleitet|Message transféré|Mensaje reenviado)")
+
+
+def messages(source, bar):
+    """(name, bytes) of every message in an archive, in its order; `bar` is a tqdm that follows the reading."""
+    if os.path.isdir(source):
+        paths = sorted(os.path.join(folder, name) for folder, _, names in os.walk(source) for name in names)
+        bar.reset(len(paths))
+        for path in paths:
+            with open(path, "rb") as file:
+                yield from messages_in(os.path.relpath(path, os.path.dirname(os.path.abspath(source))), file)
+            bar.update()
+        return
+    bar.unit, bar.unit_scale = "B", True
+    bar.reset(os.path.getsize(source))
+    with open(source, "rb") as file:
+        if tarfile.is_tarfile(source):
+            found = messages_in_tar(file)
+        elif source.endswith(".csv"):
+            found = messages_in_csv(source, file)
+        else:
+            found = messages_in(os.path.basename(source), file)
+        try:
+            for message in found:
+                yield message
+                bar.update(file.tell() - bar.n)
+        except (EOFError, tarfile.TarError, zlib.error, csv.Error) as error:
+            print(f"{source}: ends early: {error}; what stands before counts", file=sys.stderr)
+
+
+def messages_in_tar(file):
+    with tarfile.open(fileobj=file, mode="r|*") as archive:
+        for member in archive:
+            archive.members.clear()  # a stream remembers each member, which would fill the memory
+            if member.isfile() and not member.name.startswith("/") and ".." not in member.name.split("/"):
+                yield from messages_in(member.name, archive.extractfile(member))
+            elif not member.isdir():
+                yield member.name, b""
+
+
+def messages_in_csv(source, file):
+    csv.field_size_limit(sys.maxsize)
+    lines = (line.replace("\0", "") for line in io.TextIOWrapper(file, "utf-8", "surrogateescape", newline=""))
+    reader = csv.reader(lines, strict=True)
+    header = next(reader, [])
+    if not {"file", "message"} <= set(header):
+        stop(f"{source}: no columns file, message; to cut and filter a reply CSV use: prepare_data.py format")
+    for fields in reader:
+        row = dict(zip(header, fields, strict=False))
+        yield row["file"], row.get("message", "").encode("utf-8", "surrogateescape")
+
+
+def messages_in(name, file):
+    """(name, bytes) of the one message in a file, or of each in an mbox, in which ">From " stands for "From "."""
+    line = file.readline()
+    if not line.startswith(b"From "):
+        yield name, line + file.read()
+        return
+    number, lines, blank = 1, [], True
+    for line in file:
+        if blank and MBOX_FROM.match(line):
+            yield f"{name}, message {number}", b"".join(lines)
+            number, lines = number + 1, []
+        else:
+            lines.append(line[1:] if line.startswith(b">") and line.lstrip(b">").startswith(b"From ") else line)
+        blank = not line.strip()
+    yield f"{name}, message {number}", b"".join(lines)
+
+
+def header_fields(raw):
+    """The header fields that decide what becomes of a message, by name, undecoded; found without parsing all of it."""
+    raw = raw[:100_000].replace(b"\r\n", b"\n")
+    fields = {}
+    for name, value in FIELD.findall(raw.partition(b"\n\n")[0]):
+        fields.setdefault(name.decode().lower(), b" ".join(value.split()))
+    return fields
+
+
+def address_of(field):
+    """The first address (lower case) of an undecoded address field, or ""."""
+    text = clean(field.decode("latin-1").lower())
+    match = re.search(r"<([^<>@\s]+@[^<>\s]+)>", text) or re.search(r"([^\s<>\"'(),;:]+@[^\s<>\"'(),;:]+)", text)
+    return match[1] if match else ""
+
+
+def links_of(fields):
+    """The message ids that a message refers to; the one it answers is the last."""
+    return re.findall(rb"<[^<>\s]+>", fields.get("references", b"") + fields.get("in-reply-to", b""))
+
+
+def date_of(fields):
+    """A message's date in its sender's time zone; None if it is missing or absurd."""
+    try:
+        date = email.utils.parsedate_to_datetime(fields["date"].decode("latin-1")).replace(tzinfo=None)
+    except (KeyError, TypeError, ValueError, IndexError, OverflowError):
+        return None
+    return date if 1980 <= date.year <= datetime.date.today().year + 1 else None
+
+
+def decode(data, charset):
+    """Bytes as text: in the declared charset, else UTF-8, else Windows' Western European one."""
+    for name in (charset or "ascii", "utf-8"):
+        try:
+            return data.decode(name)
+        except (LookupError, ValueError):
+            continue
+    return data.decode("cp1252", "replace")
+
+
+def decode_words(field):
+    """The text of a header field with =?encoded words?=."""
+    text = decode(field, "utf-8")
+    try:
+        decoded = str(email.header.make_header(email.header.decode_header(text))) if "=?" in text else text
+        return " ".join(clean(decoded).split())
+    except (LookupError, ValueError, email.errors.MessageError):
+        return text
+
+
+def text_of(message):
+    """The text of a parsed message: its plain parts, else its HTML parts, without attachments."""
+    texts, parts = {"plain": [], "html": []}, [message]
+    while parts:
+        part = parts.pop(0)
+        if part.get_content_maintype() == "multipart" and part.is_multipart():
+            parts = part.get_payload() + parts
+        elif (part.get_content_maintype() == "text" and part.get_content_subtype() in texts and not part.get_filename()
+                and part.get_content_disposition() != "attachment"):
+            data = part.get_payload(decode=True) or b""
+            texts[part.get_content_subtype()].append(decode(data, part.get_content_charset()))
+    plain = "\n".join(texts["plain"])
+    return clean(plain if plain.strip() else "\n".join(map(html_to_text, texts["html"])))
+
+
+def clean(text):
+    """Text with \\n at the ends of lines, no control characters, and no quoted-printable that was left undecoded."""
+    text = re.sub(r"\r\n?", "\n", text)
+    if re.search(r"=09|=20$|[^\n]{60}=\n", text, re.MULTILINE):
+        text = re.sub(r"=([0-9A-F]{2})", lambda match: bytes.fromhex(match[1]).decode("cp1252", "replace"),
+                      re.sub(r"=\n", "", text))
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]", "", text).strip("\n").rstrip()
+
+
+BLOCKS = set("address blockquote body dd div dl dt h1 h2 h3 h4 h5 h6 hr li ol p pre table tr ul".split())
+
+
+class TextOfHtml(html.parser.HTMLParser):
+    """Collects in `text` the pieces of HTML's text, a line a block, with "> " in front of what a blockquote holds."""
+
+    def __init__(self):
+        super().__init__()
+        self.text, self.line_is_empty, self.quotes, self.hidden, self.pre = [], True, 0, 0, 0
+
+    def handle_tag(self, tag, step):
+        if tag == "br" or tag in BLOCKS and not self.line_is_empty:
+            self.text.append("\n")
+            self.line_is_empty = True
+        self.quotes = max(0, self.quotes + step * (tag == "blockquote"))
+        self.pre = max(0, self.pre + step * (tag == "pre"))
+        self.hidden = max(0, self.hidden + step * (tag in ("head", "script", "style", "title")))
+
+    def handle_starttag(self, tag, attrs):
+        self.handle_tag(tag, 1)
+        if tag == "p":
+            self.text.append("\n")
+
+    def handle_endtag(self, tag):
+        if tag != "br":
+            self.handle_tag(tag, -1)
+        if tag in ("td", "th"):
+            self.handle_data(" ")
+
+    def handle_data(self, data):
+        for i, line in enumerate(data.split("\n") if self.pre else [re.sub(r"[ \t\r\n]+", " ", data)]):
+            if i:
+                self.handle_tag("br", 0)
+            line = line.lstrip(" ") if self.line_is_empty and not self.pre else line
+            if line and not self.hidden:
+                self.text.append("> " * self.quotes * self.line_is_empty + line)
+                self.line_is_empty = False
+
+
+def html_to_text(source):
+    parser = TextOfHtml()
+    parser.feed(source)
+    parser.close()
+    return re.sub(r"\n\s*\n\s*", "\n\n", re.sub(r" +\n", "\n", re.sub(r" {2,}", " ", "".join(parser.text))))
+
+
+def reason_to_skip(name, fields, subject):
+    """Why a message of the author's is none that a person wrote and sent, by its folder and header, or None."""
+    folder = re.search(r"([^/]+)/\d+[._]$", name)  # only the Enron corpus names its files so
+    if folder and folder[1].lower() not in SENT_FOLDERS:
+        return "not in a folder of sent mail"
+    if b"draft" in fields.get("x-gmail-labels", b"").lower() or re.search(r":2,[A-Z]*D[A-Z]*$", name):  # Maildir's flag
+        return "a draft"
+    if (AUTOMATIC_SUBJECT.match(subject) or fields.get("auto-submitted", b"no").lower() != b"no"
+            or "x-autoreply" in fields or b"auto" in fields.get("precedence", b"")):
+        return "an automatic reply"
+    return None
+
+
+def read_own(name, raw, fields, keep_signature, seen):
+    """(None, row) of a message that the author sent, or (reason to leave it out, None).
+
+    `seen` is {hash of subject and text: date} of the messages before.
+    """
+    subject, date = decode_words(fields.get("subject", b"")), date_of(fields)
+    if reason := reason_to_skip(name, fields, subject):
+        return reason, None
+    message = email.message_from_bytes(raw)
+    if any(part.get_content_type() == "text/calendar" for part in message.walk()):
+        return "an invitation or an answer to one", None
+    body = text_of(message)
+    key = hash((normalise(subject), normalise(body)))
+    if key in seen and not (date and seen[key] and abs(date - seen[key]) > datetime.timedelta(days=1)):
+        return "a copy of an earlier message", None
+    seen[key] = date
+    own, quoted = own_words(body, keep_signature)
+    links = links_of(fields)
+    if not normalise(own):
+        return "no word of the author's own", None
+    if not links and not quoted:
+        return "answers no mail", None
+    return None, {"date": date.strftime("%d-%m-%Y %H:%M:%S") if date else "", "subject": subject,
+                  "From": address_of(fields["from"]), "To": address_of(fields.get("to", b"")),
+                  "body": body, "length": len(body), "response": own, "mail": quoted,
+                  "links": links, "names": [fields["message-id"], *links] if "message-id" in fields else links}
+
+
+def find_answered(source, rows, ids, bar):
+    """{message id: (sender, text, ids)} of the mails in the archive that the rows answer, in a second reading."""
+    for row in rows:
+        row["answers"] = next((name for name in reversed(row["links"]) if name in ids), None)
+    wanted, answered = {row["answers"] for row in rows} - {None}, {}
+    for _, raw in messages(source, bar) if wanted else ():
+        fields = header_fields(raw)
+        name = fields.get("message-id")
+        if name in wanted and name not in answered:
+            try:
+                text = text_of(email.message_from_bytes(raw))
+            except DAMAGE:
+                text = ""  # so the quoted text serves
+            answered[name] = address_of(fields.get("from", b"")), text, links_of(fields)
+    return answered
+
+
+def join_answered(rows, answered, authors):
+    """(rows with the mail that each answers, {reason: rows left out})."""
+    kept, left_out = [], collections.Counter()
+    for row in rows:
+        sender, text, links = answered.get(row["answers"], ("", "", []))
+        if FORWARD_SUBJECT.match(row["subject"]) or FORWARD.match(row["mail"]) and not text:
+            reason = "a forward"
+        elif sender in authors:
+            reason = "answers a mail of the author's own"
+        elif text or row["mail"]:
+            row |= {"To": sender or row["To"], "names": row["names"] + links,
+                    "mail": text or re.sub(r"^[ \t]{0,4}> ?", "", row["mail"], flags=re.MULTILINE)}
+            kept.append(row)
+            continue
+        else:
+            reason = "answers no mail"
+        left_out[reason] += 1
+    return kept, left_out
+
+
+def group(items):
+    """For each item, which is an iterable of keys, its group: the number of the first item that keys link it to."""
+    parent = {}
+
+    def root(key):
+        while parent.setdefault(key, key) != key:
+            parent[key] = key = parent[parent[key]]
+        return key
+
+    count = 0
+    for count, keys in enumerate(items, 1):
+        for key in keys:
+            parent[root(key)] = root(count)
+    first = {}
+    return [first.setdefault(root(number), number) for number in range(1, count + 1)]
+
+
+def extract(args):
+    import tqdm
+    authors = {author.casefold() for author in args.author}
+    refuse_overwriting(args.source, args.output)
+    rows, ids, seen = [], set(), {}
+    senders, left_out = collections.Counter(), collections.Counter()
+
+    def leave_out(name, reason):
+        left_out[reason] += 1
+        print(f"{args.source}: {name}: {reason}", file=sys.stderr)
+
+    with tqdm.tqdm(disable=None, desc="reading") as bar:
+        for name, raw in messages(args.source, bar):
+            fields = header_fields(raw)
+            sender = address_of(fields.get("from", b""))
+            senders[sender] += 1
+            ids.add(fields.get("message-id"))
+            if not sender and "date" not in fields:
+                leave_out(name, "no mail message")
+            elif sender in authors:
+                try:
+                    reason, row = read_own(name, raw, fields, args.keep_signature, seen)
+                except DAMAGE as error:
+                    leave_out(name, f"damaged: {error!r}")
+                    continue
+                if row:
+                    rows.append(row)
+                else:
+                    left_out[reason] += 1
+    read, own = sum(senders.values()), sum(senders[author] for author in authors)
+    print(f"read {read} messages from {args.source}\n{own} of them are by {', '.join(sorted(authors))}")
+    if not own:
+        stop(f"{args.source}: no message is by {', '.join(sorted(authors))}; most are by "
+             + ", ".join(f"{sender} ({count})" for sender, count in senders.most_common(5)))
+    with tqdm.tqdm(disable=None, desc="reading again") as bar:
+        rows, more = join_answered(rows, find_answered(args.source, rows, ids, bar), authors)
+    for reason, count in (left_out + more).most_common():
+        print(f"left out {count:6}: {reason}")
+    if not rows:
+        stop(f"{args.source}: no reply by {', '.join(sorted(authors))} is left")
+    for number, thread in enumerate(group(row["names"] for row in rows), 1):
+        rows[number - 1]["id"] = f"{thread}.{number}"
+    write_whole({args.output: csv_lines(rows)})
+    print(f"kept {len(rows)} replies in {args.output}")
 
 
 # --------------------------------------------------------------------------------------------------- format
@@ -226,25 +809,43 @@ def keep_clean(rows, shipped, held_out, without_sender):
     return kept, dropped
 
 
-def write_jsonl(path, rows):
-    """Write the rows to a side file, which only its owner may read since it is private mail, and move it when whole."""
-    side = None
+def refuse_overwriting(source, output):
+    if not os.path.exists(source):
+        stop(f"{source}: No such file or directory")
+    if os.path.exists(output) and os.path.samefile(source, output):
+        stop(f"{output}: is the input; name another output")
+
+
+def write_whole(contents):
+    """Write {path: lines} to side files, which only their owner may read (it is private mail); move all when whole."""
+    sides = {}
     try:
-        handle, side = tempfile.mkstemp(dir=os.path.dirname(path) or ".", prefix=os.path.basename(path) + ".")
-        with open(handle, "w", encoding="utf-8") as file:
-            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        os.replace(side, path)
+        for path, lines in contents.items():
+            folder, name = os.path.split(path)
+            handle, sides[path] = tempfile.mkstemp(dir=folder or ".", prefix=name + ".")
+            with open(handle, "w", encoding="utf-8", newline="") as file:
+                file.writelines(lines)
+        for path in contents:
+            os.replace(sides[path], path)
+            del sides[path]
     except OSError as error:
-        if side:
-            os.unlink(side)
         stop(f"{path}: {error.strerror}")
+    finally:
+        for side in sides.values():
+            os.unlink(side)
+
+
+def csv_lines(rows):
+    """The text of a reply CSV, row by row."""
+    for values in [COLUMNS, *([row[name] for name in COLUMNS] for row in rows)]:
+        csv.writer(line := io.StringIO()).writerow(values)
+        yield line.getvalue()
 
 
 def format_replies(args):
     instruction = args.instruction or (INSTRUCTION_BY_NAME if args.author_name else INSTRUCTION).format(
         name=args.author_name)
-    if os.path.exists(args.output) and os.path.samefile(args.input, args.output):
-        stop(f"{args.output}: is the input; name another output")
+    refuse_overwriting(args.input, args.output)
     shipped = rows = read_replies(args.input)
     print(f"read {len(shipped)} rows from {args.input}")
     if args.as_shipped:
@@ -260,11 +861,70 @@ def format_replies(args):
         for reason, count in dropped.items():
             print(f"dropped {count:4}: {reason}")
     rows = rows[:args.limit]
-    write_jsonl(args.output, ({
+    examples = ({
         "id": row["id"],
         "prompt": [{"role": "system", "content": instruction}, {"role": "user", "content": row["mail"]}],
-        "completion": [{"role": "assistant", "content": row["response"]}]} for row in rows))
+        "completion": [{"role": "assistant", "content": row["response"]}]} for row in rows)
+    write_whole({args.output: (json.dumps(example, ensure_ascii=False) + "\n" for example in examples)})
     print(f"kept {len(rows)} rows in {args.output}")
+
+
+# ------------------------------------------------------------------------------------------------------ split
+
+REPLY_SUBJECT = re.compile(r"(?:\s*(?:re|fwd?|aw|wg|sv|vs|antw|tr|rif|ref|odp|res)\s*(?:\[\d+\])?\s*:)+", re.IGNORECASE)
+
+
+def thread_keys(row):
+    """What the rows of a thread share: the thread in an id that `extract` gave, the bare subject, the mail answered."""
+    thread = re.fullmatch(r"(\d+)\.\d+", row["id"])
+    keys = {"thread": thread and thread[1], "subject": normalise(REPLY_SUBJECT.sub("", row["subject"], count=1)),
+            "mail": normalise_mail(row["mail"])}
+    return [key for key in keys.items() if key[1]]
+
+
+def sent_at(row):
+    """The date of a row, the oldest of all if it is missing or no date, such as the 1979-12-31 of a lost one."""
+    for form in ("%d-%m-%Y %H:%M:%S", "%Y-%m-%d %H:%M:%S", "%Y-%m-%dT%H:%M:%S"):
+        try:
+            return max(datetime.datetime.strptime(row["date"].strip()[:19], form), NO_DATE)
+        except ValueError:
+            continue
+    return NO_DATE
+
+
+def split_replies(args):
+    if len({os.path.realpath(path) for path in (args.input, args.train, args.test)}) < 3:
+        stop(f"{args.input}, {args.train}, {args.test}: name three different files")
+    shipped = read_replies(args.input)
+    unique = {}
+    for row in shipped:
+        unique.setdefault((normalise_mail(row["mail"]) or row["mail"], normalise(row["response"])), row)
+    rows = list(unique.values())
+    print(f"read {len(shipped)} rows from {args.input}")
+    print(f"dropped {len(shipped) - len(rows):4}: same mail and reply as an earlier row")
+    threads = {}
+    for row, thread in zip(rows, group(map(thread_keys, rows)), strict=True):
+        threads.setdefault(thread, []).append(row)
+    shuffled = random.Random(args.seed)
+    order = list(threads.values())
+    dated = sum(sent_at(row) > NO_DATE for row in rows)
+    if args.random or dated < len(rows) / 2:
+        print(f"{dated} of {len(rows)} rows have a date; threads are drawn at random")
+        shuffled.shuffle(order)
+    else:
+        order.sort(key=lambda thread: max(map(sent_at, thread)), reverse=True)
+    wanted, test = round(args.test_fraction * len(rows)), []
+    for thread in order:  # one that is too long for what is still wanted stays with the training rows
+        if len(test) + len(thread) <= wanted:
+            test += thread
+    chosen = {row["id"] for row in test}
+    train = [row for row in rows if row["id"] not in chosen]
+    if not test or not train:
+        stop(f"{args.input}: {len(rows)} rows in {len(threads)} threads leave no {'train' if test else 'test'} rows; "
+             "change --test-fraction or extract more mail")
+    shuffled.shuffle(train)
+    write_whole({args.train: csv_lines(train), args.test: csv_lines([row for row in rows if row["id"] in chosen])})
+    print(f"kept {len(train)} rows in {args.train}, {len(test)} in {args.test}; {len(threads)} threads, none on both")
 
 
 # ---------------------------------------------------------------------------------------------- command line
@@ -275,10 +935,45 @@ def row_count(text):
     return int(text)
 
 
+def fraction(text):
+    try:
+        if 0 < float(text) < 1:
+            return float(text)
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"{text!r} is no fraction between 0 and 1, such as 0.2")
+
+
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
                                      allow_abbrev=False)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    command = commands.add_parser("extract", help="archive of mail to reply CSV", allow_abbrev=False)
+    command.set_defaults(run=extract)
+    command.add_argument("source", metavar="SOURCE", help="an mbox, a Maildir, a folder of .eml files, a tree or "
+                         ".tar.gz of any of these such as the Enron corpus, or its emails.csv")
+    command.add_argument("output", metavar="OUT.csv", help=f"a row a reply: {','.join(COLUMNS)}")
+    command.add_argument("--author", metavar="ADDRESS", nargs="+", action="extend", required=True,
+                         help="the addresses that the author writes from")
+    command.add_argument("--keep-signature", action="store_true",
+                         help="keep a signature, a device's line or a disclaimer behind the own words")
+
+    command = commands.add_parser("own-words", help="a mail's body in, its author's own words out", allow_abbrev=False)
+    command.set_defaults(run=print_own_words)
+    command.add_argument("--keep-signature", action="store_true", help="cut quoted mail alone")
+
+    command = commands.add_parser("split", help="reply CSV to a training and a test CSV", allow_abbrev=False)
+    command.set_defaults(run=split_replies)
+    files = command.add_argument_group("files")
+    files.add_argument("input", metavar="IN.csv", help=f"a reply CSV with the columns {','.join(COLUMNS)}")
+    files.add_argument("--train", metavar="OUT.csv", required=True, help="in random order: its first rows are a sample")
+    files.add_argument("--test", metavar="OUT.csv", required=True, help="the latest threads")
+    method = command.add_argument_group("method")
+    method.add_argument("--test-fraction", metavar="F", type=fraction, default=0.2,
+                        help="of the rows (default: %(default)s)")
+    method.add_argument("--random", action="store_true", help="threads drawn at random for the test, not the latest")
+    method.add_argument("--seed", metavar="N", type=int, default=1, help="of the shuffles (default: %(default)s)")
 
     command = commands.add_parser("format", help="reply CSV to prompt/completion JSONL", allow_abbrev=False)
     command.set_defaults(run=format_replies)
@@ -296,7 +991,10 @@ def main(argv=None):
                         help="cut and drop nothing (overrides --holdout and --without-sender)")
 
     args = parser.parse_args(argv)
-    args.run(args)
+    try:
+        args.run(args)
+    except OSError as error:
+        stop(f"{error.filename}: {error.strerror}")
 
 
 if __name__ == "__main__":
