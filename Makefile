@@ -6,6 +6,7 @@ GPU := $(shell nvidia-smi -L 2>/dev/null)
 MODEL ?= $(if $(GPU),meta-llama/Llama-2-7b-chat-hf,$(EMBEDDED))
 DATA_SOURCE ?= https://raw.githubusercontent.com/AndriamMiora/Personalized-Automatic-Emails-Responses/HEAD
 LAUNCH ?= python
+EXTRACT_FLAGS ?=
 FORMAT_FLAGS ?=
 TRAIN_FLAGS ?=
 GENERATE_FLAGS ?=
@@ -32,8 +33,10 @@ runs/demo/exp1.M-M/train.json: data/sample/maud_okafor_train_43.jsonl
 runs/demo/exp2.B-M/train.json: data/sample/bernard_pell_train_43.jsonl
 runs/demo/exp3.T-M/train.json: data/sample/tomek_wilk_train_43.jsonl
 runs/demo/exp4.I-M/train.json: data/sample/ines_caldeira_train_43.jsonl
+runs/mine/train.json: data/mine/train.jsonl
 runs/small/train.json: data/small_dataset/minitrain.jsonl
 $(DEMO:=/predictions.jsonl) runs/demo/untuned/predictions.jsonl: data/sample/maud_okafor_test_16.jsonl
+runs/mine/predictions.jsonl: data/mine/test.jsonl
 runs/small/predictions.jsonl: data/small_dataset/minitest.jsonl
 runs/demo/%: MODEL = $(EMBEDDED)
 $(DEMO:=/train.json): | $(EMBEDDED)/model.safetensors
@@ -58,9 +61,10 @@ $(AUTHORS): data/experience1/jeff_dasovich_test_157.csv
 data/experience1/random_train_625.jsonl: private FLAGS = --without-sender jeff.dasovich@enron.com
 $(patsubst %,data/experience2/jeff_dasovich_train_%.jsonl,144 288 432 576 720 863): data/experience2/jeff.dasovich_test_215.csv
 data/experience2/%.jsonl: private FLAGS = --author-name "Jeff Dasovich"
+data/mine/train.jsonl: data/mine/test.csv
 data/small_dataset/minitrain.jsonl: data/small_dataset/minitest.csv
 
-.PHONY: demo experience1 experience2 all data model test test-slow report help
+.PHONY: demo experience1 experience2 all data mine model test test-slow bench report help
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .SECONDARY:
@@ -70,6 +74,7 @@ demo: runs/demo/comparison.md ## four trainings on the fictional sample mail, co
 experience1: runs/experience1/comparison.md ## is a model trained on Jeff's mail the closest to Jeff?
 experience2: runs/experience2/comparison.md ## does more of his mail help?
 all: experience1 experience2 ## the ten experiments
+mine: runs/mine/results_summary.txt ## a model of your own mail: make mine MAILBOX=Sent.mbox AUTHOR=me@example.org
 data: $(addprefix data/,$(shell cut -c67- data/SHA256SUMS)) ## fetch the study's CSV files
 model: $(EMBEDDED)/model.safetensors ## make the embedded base model
 
@@ -79,6 +84,14 @@ data/experience1/%.csv data/experience2/%.csv data/small_dataset/%.csv:
 	curl -fsSL --retry 3 -o $@.part $(DATA_SOURCE)/$(@:data/%=%) || { echo "cannot fetch $@: set DATA_SOURCE to a URL that has it, such as file:///FOLDER" >&2; exit 2; }
 	cd data && sed -n 's,$(@:data/%=%)$$,&.part,p' SHA256SUMS | sha256sum --check --quiet
 	mv $@.part $@
+
+data/mine/replies.csv: | .venv/installed
+	$(if $(and $(MAILBOX),$(AUTHOR)),,$(error say whose mail: make mine MAILBOX=Sent.mbox AUTHOR=me@example.org))
+	mkdir -p $(@D)
+	python prepare_data.py extract $(MAILBOX) $@ --author $(AUTHOR) $(EXTRACT_FLAGS)
+
+data/%/train.csv data/%/test.csv: data/%/replies.csv | .venv/installed
+	python prepare_data.py split $< --train data/$*/train.csv --test data/$*/test.csv
 
 data/%.jsonl: data/%.csv | .venv/installed
 	python prepare_data.py format $< $@ $(addprefix --holdout ,$(filter-out $<,$(filter %.csv,$^))) $(FLAGS) $(FORMAT_FLAGS)
@@ -136,6 +149,9 @@ test: .venv/installed $(EMBEDDED)/model.safetensors ## all tests but the slow on
 
 test-slow: .venv/installed $(EMBEDDED)/model.safetensors ## the slow ones
 	pytest -m slow
+
+bench: .venv/installed $(EMBEDDED)/model.safetensors ## how fast, in figures: all, or BENCH=extract
+	python tests/benchmark.py $(BENCH)
 
 help: ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1	/p' $(MAKEFILE_LIST) | expand -t 14

@@ -81,6 +81,16 @@ def test_single_files_sizes_and_knobs(clone):
     assert training[-3:] == ["data/small_dataset/minitrain.jsonl", "--output-dir", "runs/small"]
 
 
+def test_own_mail(clone):
+    commands = [line for line in method(clone, "mine", "MAILBOX=Sent.mbox", "AUTHOR=me@a.example me@b.example") if line[0] == "python"][-8:]
+    assert [line[2] if "prepare" in line[1] else line[1] for line in commands if line[1] != "-c"][-7:] == [
+        "extract", "split", "format", "train.py", "format", "generate.py", "evaluate.py"]  # fmt: skip
+    (extract,) = (line for line in commands if "extract" in line)
+    assert extract[3:] == ["Sent.mbox", "data/mine/replies.csv", "--author", "me@a.example", "me@b.example"]
+    done = make(clone, "--dry-run", "mine")
+    assert done.returncode == 2 and "make mine MAILBOX=Sent.mbox AUTHOR=me@example.org" in done.stderr
+
+
 def test_nothing_is_done_twice(clone):
     for command in method(clone, "demo"):
         if "--output-dir" in command:
