@@ -2,7 +2,7 @@
 
 # Knobs: make VARIABLE=...
 EMBEDDED := models/SmolLM2-135M-Instruct
-GPU := $(shell nvidia-smi -L 2>/dev/null)
+GPU := $(filter GPU,$(shell nvidia-smi -L 2>/dev/null))
 MODEL ?= $(if $(GPU),meta-llama/Llama-2-7b-chat-hf,$(EMBEDDED))
 DATA_SOURCE ?= https://raw.githubusercontent.com/AndriamMiora/Personalized-Automatic-Emails-Responses/HEAD
 LAUNCH ?= python
@@ -96,21 +96,16 @@ data/%/train.csv data/%/test.csv: data/%/replies.csv | .venv/installed
 data/%.jsonl: data/%.csv | .venv/installed
 	python prepare_data.py format $< $@ $(addprefix --holdout ,$(filter-out $<,$(filter %.csv,$^))) $(FLAGS) $(FORMAT_FLAGS)
 
-define train
-$(LAUNCH) train.py --base-model $(MODEL) --train-data $(filter data/%,$^) --output-dir $(@D) $(FLAGS) $(TRAIN_FLAGS)
-endef
-runs/%/train.json: | .venv/installed $(if $(filter $(EMBEDDED),$(MODEL)),$(EMBEDDED)/model.safetensors)
-	$(train)
+.SECONDEXPANSION:
+runs/sizes/%/train.json: private FLAGS = --limit $(notdir $(@D))
+runs/%/train.json: $$(if $$(findstring sizes/,$$*),data/experience2/jeff_dasovich_train_863.jsonl) | .venv/installed $(if $(filter $(EMBEDDED),$(MODEL)),$(EMBEDDED)/model.safetensors)
+	$(LAUNCH) train.py --base-model $(MODEL) --train-data $(filter data/%,$^) --output-dir $(@D) $(FLAGS) $(TRAIN_FLAGS)
 
-runs/sizes/%/train.json: private FLAGS = --limit $*
-runs/sizes/%/train.json: data/experience2/jeff_dasovich_train_863.jsonl | .venv/installed $(if $(filter $(EMBEDDED),$(MODEL)),$(EMBEDDED)/model.safetensors)
-	$(train)
-
-runs/%/predictions.jsonl: runs/%/train.json | .venv/installed
-	$(LAUNCH) generate.py --run $(@D) --data $(filter data/%,$^) $(GENERATE_FLAGS)
+runs/%/predictions.jsonl: runs/%/train.json $$(if $$(findstring sizes/,$$*),data/experience2/jeff.dasovich_test_215.jsonl) | .venv/installed
+	python generate.py --run $(@D) --data $(filter data/%,$^) $(GENERATE_FLAGS)
 
 runs/%/untuned/predictions.jsonl: | .venv/installed
-	$(LAUNCH) generate.py --base-model $(MODEL) --run $(patsubst %/train.json,%,$(filter %/train.json,$^)) --data $(filter data/%,$^) --output $@ $(GENERATE_FLAGS)
+	python generate.py --base-model $(MODEL) --run $(patsubst %/train.json,%,$(filter %/train.json,$^)) --data $(filter data/%,$^) --output $@ $(GENERATE_FLAGS)
 
 runs/%/results_summary.txt: runs/%/predictions.jsonl evaluate.py | .venv/installed
 	python evaluate.py $(@D) $(if $(filter data/%,$^),--style-data $(filter data/%,$^))

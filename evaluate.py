@@ -1,7 +1,7 @@
 """Score a run's replies against the author's real ones, or compare runs that answered the same mails.
 
   python evaluate.py runs/demo/exp1.M-M --style-data data/sample/{maud_okafor,tomek_wilk}_train_43.jsonl
-  python evaluate.py --compare runs/demo/exp1.M-M runs/demo/exp2.T-M --output runs/demo/comparison.md --examples 2
+  python evaluate.py --compare runs/demo/exp1.M-M runs/demo/exp3.T-M --output runs/demo/comparison.md --examples 2
 
 The first prints every measure with its 95 % interval and leaves metrics.json and results_summary.txt in the run folder:
 seconds for 16 mails, a quarter of a minute for 215 and four authors of 600 mails each. The second prints a table of the
@@ -63,6 +63,7 @@ def parse_args(argv):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
+    parser.error = die  # one line, without the usage
     one = parser.add_argument_group("one run")
     one.add_argument("run", nargs="?", type=Path, help="folder with predictions.jsonl")
     one.add_argument("--style-data", metavar="JSONL", nargs="+", type=Path,
@@ -384,7 +385,7 @@ def check_mails(first, run):
     """Die where two runs answer different mails."""
     ours, theirs = ([(row["id"], row["reference"]) for row in each["rows"]] for each in (first, run))
     if ours != theirs:
-        row = next((i for i, pair in enumerate(zip(ours, theirs, strict=False), 1) if pair[0] != pair[1]), "the last")
+        row = next((i for i, pair in enumerate(zip(ours, theirs, strict=False), 1) if pair[0] != pair[1]), min(len(ours), len(theirs)) + 1)
         die(f"{first['path']} and {run['path']} do not answer the same mails in the same order: "
             f"{len(ours)} and {len(theirs)} mails, first difference at row {row}")  # fmt: skip
 

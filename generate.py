@@ -26,7 +26,7 @@ def main(argv=None):
     tokenizer, model = load(settings, args.run if not args.base_model else None)
     room = settings.get("max_prompt", model.config.max_position_embeddings - settings["max_new_tokens"])
     examples = [encode(tokenizer, row, room) for row in with_instruction(rows, settings["instruction"])]
-    answers = answer(tokenizer, model, examples, settings["max_new_tokens"], args.batch_size)
+    answers = answer(tokenizer, model, examples, settings["max_new_tokens"], args.batch_size or (16 if model.device.type == "cpu" else 4))
     if args.mail:
         return print(answers[0]["prediction"])
     write(args.output, rows, answers)
@@ -49,7 +49,7 @@ def parse_args(argv):
     method.add_argument("--max-new-tokens", metavar="N", type=positive, help="(default the run's --max-reply-length, or 512)")
     method.add_argument("--quantization", choices=["4bit", "none"], help="(default the run's, or 4bit)")
     machine = parser.add_argument_group("machine")
-    machine.add_argument("--batch-size", metavar="N", type=positive, default=16, help="mails at a time (default %(default)s)")
+    machine.add_argument("--batch-size", metavar="N", type=positive, help="mails at a time (default 16, with a GPU 4)")
     args = parser.parse_args(argv)
     if not (args.run or args.base_model):
         parser.error("--run or --base-model is missing: whose replies?")
@@ -176,6 +176,9 @@ def load(settings, run):
     return tokenizer, model.eval()
 
 
+FIXED = {"enable_thinking": False, "date_string": "26 Jul 2024"}  # what some templates would add of their own: thoughts, today
+
+
 def neutralise(tokenizer, text):
     """Break the text of every control token with a space, "<|im_end|>" to "< |im_end|>": no mail ends its turn by itself."""
     controls = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
@@ -196,9 +199,9 @@ def encode(tokenizer, row, room):
 
     def render(messages, **how):
         try:
-            return tokenizer.apply_chat_template(messages, tokenize=False, **how)
+            return tokenizer.apply_chat_template(messages, tokenize=False, **FIXED, **how)
         except TemplateError as error:
-            die(f"the chat template of {tokenizer.name_or_path} refuses row {row['id']}: {error}")
+            die(f"the chat template of {tokenizer.name_or_path} refuses row {row['id']} ({error}): take another model")
 
     messages = [*row["prompt"], *row.get("completion", [{"role": "assistant", "content": "Yes."}])]
     *turns, mail, reply = [m | {"content": neutralise(tokenizer, m["content"]).strip()} for m in messages]
@@ -216,8 +219,8 @@ def encode(tokenizer, row, room):
     if prompt_ids + reply_ids != tokenize(whole):  # a token across the border, which generation could not have seen
         reply_ids = tokenize(whole[len(prompt) :])
     special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special} | set(tokenizer.all_special_ids)
-    end = next((place for place, token in enumerate(reply_ids, 1) if token in special), None)
-    if end is None:
+    end = max((place for place, token in enumerate(reply_ids, 1) if token in special), default=0)
+    if not end:
         die(f"the chat template of {tokenizer.name_or_path} ends a reply with no control token: the model would never stop")
     return {"prompt": prompt_ids, "reply": reply_ids[:end], "cut": cut}
 
@@ -249,6 +252,7 @@ def answer(tokenizer, model, examples, max_new_tokens, batch_size):
             ids, mask = pad_left([examples[i]["prompt"] for i in indices], pad, model.device)
             read = model(input_ids=ids, attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp(0), logits_to_keep=1)
             logits, cache = read.logits[:, -1], read.past_key_values
+            cache.activate_past_recording()  # a sliding window forgets nothing before the crop
             nats = score(model, logits, cache, mask, [examples[i]["reply"] for i in indices])
             cache.crop(ids.shape[1] - cache.get_seq_length())  # the references off again
             replies = decode(model, logits, cache, mask, stop, max_new_tokens)
@@ -334,7 +338,11 @@ def write(path, rows, answers):
 if __name__ == "__main__":
     try:
         main()
-    except Exception as error:  # each library has its own for a full disk
-        if not any(words in str(error) for words in ("No space left", "inline_container")):
-            raise
-        die("no space left on the disk: free some and run the same command again")
+    except Exception as error:  # each library has its own for these
+        if any(words in str(error) for words in ("No space left", "inline_container")):
+            die("no space left on the disk: free some and run the same command again")
+        if "out of memory" in str(error):
+            die("out of memory: lower --batch-size")
+        if isinstance(error, OSError):
+            die(error)
+        raise

@@ -822,7 +822,7 @@ def write_whole(contents):
     try:
         for path, lines in contents.items():
             folder, name = os.path.split(path)
-            handle, sides[path] = tempfile.mkstemp(dir=folder or ".", prefix=name + ".")
+            handle, sides[path] = tempfile.mkstemp(dir=folder or ".", prefix=name + ".", suffix=".part")
             with open(handle, "w", encoding="utf-8", newline="") as file:
                 file.writelines(lines)
         for path in contents:
@@ -990,6 +990,9 @@ def main(argv=None):
     method.add_argument("--as-shipped", action="store_true",
                         help="cut and drop nothing (overrides --holdout and --without-sender)")
 
+    parser.error = stop  # one line, without the usage
+    for command in commands.choices.values():
+        command.error = stop
     args = parser.parse_args(argv)
     try:
         args.run(args)

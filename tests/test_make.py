@@ -74,7 +74,10 @@ def test_single_files_sizes_and_knobs(clone):
     (answers,) = (line for line in commands if "generate.py" in line)
     assert answers[-2:] == ["--limit", "3"]
     for n in "50", "200":
-        (training,) = (line for line in method(clone, f"runs/sizes/{n}/results_summary.txt") if "train.py" in line)
+        commands = method(clone, f"runs/sizes/{n}/results_summary.txt")
+        (training,) = (line for line in commands if "train.py" in line)
+        (answers,) = (line for line in commands if "generate.py" in line)
+        assert answers[2:] == ["--run", f"runs/sizes/{n}", "--data", "data/experience2/jeff.dasovich_test_215.jsonl"]
         assert training[training.index("--train-data") + 1 :] == [
             "data/experience2/jeff_dasovich_train_863.jsonl", "--output-dir", f"runs/sizes/{n}", "--limit", n]  # fmt: skip
     (training,) = (line for line in method(clone, "runs/small/results_summary.txt") if "train.py" in line)

@@ -27,7 +27,7 @@ LLAMA2_TEMPLATE = (  # the one that comes with meta-llama/Llama-2-7b-chat-hf
 )
 
 
-def start_training(tiny, data, run, *flags):
+def arguments(tiny, data, run, *flags):
     return ["--base-model", str(tiny), "--train-data", str(data), "--output-dir", str(run), *FAST, *flags]
 
 
@@ -44,7 +44,7 @@ def trained(tiny, tmp_path_factory):
     """(run folder, training file) of a finished training of the tiny model in NF4."""
     folder = tmp_path_factory.mktemp("trained")
     data = write_jsonl(folder / "train.jsonl", some_rows(40))
-    train.main(start_training(tiny, data, folder / "run"))
+    train.main(arguments(tiny, data, folder / "run"))
     return folder / "run", data
 
 
@@ -146,26 +146,40 @@ def test_a_run_leaves_what_the_contract_says(trained):
 def test_finished_is_finished_and_other_settings_are_refused(tiny, trained, capsys):
     run, data = trained
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
-    train.main(start_training(tiny, data, run))
+    train.main(arguments(tiny, data, run))
     assert "nothing to be done" in capsys.readouterr().out
     with pytest.raises(SystemExit) as stop:
-        train.main(start_training(tiny, data, run, "--rank", "8"))
+        train.main(arguments(tiny, data, run, "--rank", "8"))
     assert stop.value.code == 2 and "rank 4 -> 8" in capsys.readouterr().err
     assert before == {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
 
 
-def test_killed_and_started_again_it_ends_where_the_undisturbed_one_does(tiny, trained, tmp_path):
+@pytest.mark.parametrize("step", [2, 13])
+def test_killed_and_started_again_it_ends_where_the_undisturbed_one_does(step, tiny, trained, tmp_path):
+    """In the first epoch or the second, and with a checkpoint torn by the kill."""
     run, data = trained
-    command = [sys.executable, ROOT / "train.py", *start_training(tiny, data, tmp_path / "run")]
+    command = [sys.executable, ROOT / "train.py", *arguments(tiny, data, tmp_path / "run")]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while process.poll() is None and not any((tmp_path / "run" / "checkpoints").glob("checkpoint-*/trainer_state.json")):
-        time.sleep(0.01)
+    states = (tmp_path / "run" / "checkpoints").glob
+    while process.poll() is None and not any(int(s.parent.name[11:]) >= step for s in states("*/trainer_state.json")):
+        time.sleep(0.001)
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (tmp_path / "run" / "train.json").exists() and (tmp_path / "run" / "settings.json").exists()
-    train.main(start_training(tiny, data, tmp_path / "run"))
+    (tmp_path / "run" / "checkpoints" / "checkpoint-19").mkdir()
+    train.main(arguments(tiny, data, tmp_path / "run"))
     weights = "adapter/adapter_model.safetensors"
     assert (tmp_path / "run" / weights).read_bytes() == (run / weights).read_bytes()
+    facts = [json.loads((folder / "train.json").read_text()) for folder in (run, tmp_path / "run")]
+    assert facts[0]["train_loss"] == facts[1]["train_loss"] and facts[0]["updates"] == facts[1]["updates"]
+
+
+def test_a_start_that_failed_claims_nothing(tiny, tmp_path, capsys):
+    data = write_jsonl(tmp_path / "train.jsonl", some_rows(3))
+    with pytest.raises(SystemExit):
+        train.main(arguments(tiny, data, tmp_path / "run", "--max-length", "45"))
+    train.main(arguments(tiny, data, tmp_path / "run"))
+    assert (tmp_path / "run" / "train.json").exists()
 
 
 # ----------------------------------------------------------------------------------------------------------- generation
@@ -259,7 +273,7 @@ MISTAKES = {  # what the training file holds (None: there is none), more flags, 
     "broken line": (lines(row(1)) + '{"id": ', [], "line 2"),
     "no completion": (lines({"id": "1", "prompt": row(1)["prompt"]}), [], "line 1"),
     "empty reply": (lines(row(1, reply=" ")), [], "line 1"),
-    "id of a number": (lines(row(1), row(1)), [], "line 2: id 1 stands there twice"),
+    "id twice": (lines(row(1), row(1)), [], "line 2: id 1 stands there twice"),
     "no such model": (lines(row(1)), ["--base-model", "no/such"], "cannot load no/such"),
     "no room": (lines(row(1)), ["--max-length", "40"], "--max-length 40"),
     "template too long": (lines(row(1)), ["--max-length", "45"], "raise --max-length"),
@@ -276,7 +290,7 @@ def test_mistakes_end_in_one_line(name, tiny, tmp_path, capsys):
     if content is not None:
         data.write_text(content)
     with pytest.raises(SystemExit) as stop:
-        train.main(start_training(tiny, data, tmp_path / "run", *flags))
+        train.main(arguments(tiny, data, tmp_path / "run", *flags))
     (error,) = capsys.readouterr().err.strip().splitlines()
     assert stop.value.code == 2 and error.startswith("train.py: error: ") and says in error
     assert not (tmp_path / "run" / "adapter").exists()
@@ -288,7 +302,7 @@ def test_a_model_without_chat_template_is_refused(tiny, tmp_path, capsys):
     shutil.copytree(tiny, tmp_path / "plain")
     (tmp_path / "plain" / "chat_template.jinja").unlink()
     with pytest.raises(SystemExit) as stop:
-        train.main(start_training(tmp_path / "plain", write_jsonl(tmp_path / "t.jsonl", [row(1)]), tmp_path / "run"))
+        train.main(arguments(tmp_path / "plain", write_jsonl(tmp_path / "t.jsonl", [row(1)]), tmp_path / "run"))
     assert stop.value.code == 2 and "no chat template" in capsys.readouterr().err
 
 
