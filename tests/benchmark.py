@@ -24,10 +24,11 @@ AUTHOR = "maud.okafor@ternandtallow.example"
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parts = {"extract": bench_extract}
-    parser.add_argument("parts", nargs="*", choices=[*parts, []], default=[*parts], help="(default all)")
+    parser.add_argument("part", nargs="?", choices=parts, help="(default all)")
+    wanted = parser.parse_args(argv).part
     file = ROOT / "runs" / "benchmark.json"
     figures = json.loads(file.read_text()) if file.exists() else {}
-    for part in parser.parse_args(argv).parts:
+    for part in [wanted] if wanted else parts:
         found = parts[part]()
         figures |= found
         print("".join(f"{name:32}{value:12,.2f}\n" for name, value in found.items()), end="")
