@@ -862,7 +862,7 @@ def format_replies(args):
             print(f"dropped {count:4}: {reason}")
     rows = rows[:args.limit]
     examples = ({
-        "id": row["id"],
+        **{name: row[name] for name in ("id", "date", "subject", "From", "To")},
         "prompt": [{"role": "system", "content": instruction}, {"role": "user", "content": row["mail"]}],
         "completion": [{"role": "assistant", "content": row["response"]}]} for row in rows)
     write_whole({args.output: (json.dumps(example, ensure_ascii=False) + "\n" for example in examples)})

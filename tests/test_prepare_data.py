@@ -157,8 +157,10 @@ def format_rows(tmp_path, rows, *flags):
 def test_format_writes_the_contract(tmp_path, capsys):
     quoted = f"Joss Whitfield@TT 02/06/2019 01:49 PM {LOTUS}"
     rows = format_rows(tmp_path, [("7", "maud.okafor@tern.example", f"{REPLY} Maud {quoted}", "Straße?")])
-    assert rows == [{"id": "7", "prompt": [{"role": "system", "content": "Respond to the given email"},
-                                           {"role": "user", "content": f"{quoted} Straße?"}],
+    headers = {"date": "2019", "subject": "kiln", "From": "maud.okafor@tern.example", "To": "joss@tern.example"}
+    assert rows == [{"id": "7", **headers,
+                     "prompt": [{"role": "system", "content": "Respond to the given email"},
+                                {"role": "user", "content": f"{quoted} Straße?"}],
                      "completion": [{"role": "assistant", "content": f"{REPLY} Maud"}]}]
     assert "cut quoted text off 1 replies: 66.0% of the characters of all" in capsys.readouterr().out
     assert stat.S_IMODE((tmp_path / "out.jsonl").stat().st_mode) == 0o600
