@@ -36,11 +36,15 @@ DEFAULTS = {  # GPU, CPU
     "dropout": (0.1, 0.0),
     "max_length": (2048, 512),
     "max_reply_length": (512, 192),
+    "micro_batch_tokens": (4096, 1024),
 }
+FREE_TO_CHANGE = {"train_data", "micro_batch_tokens", "gradient_checkpointing", "attention", "checkpoint_minutes"}  # no other result
 
 
 def main(argv=None):
     args = parse_args(argv)
+    if int(os.environ.get("RANK", "0")):  # of several processes the first one speaks
+        sys.stdout = open(os.devnull, "w")
     rows = read_jsonl(args.train_data)[: args.limit]
     settings = fill_defaults(args, rows)
     if is_done(args.output_dir, settings):
@@ -82,8 +86,12 @@ def parse_args(argv):
     machine.add_argument("--quantization", choices=["4bit", "none"], default="4bit", help="NF4 or none (default %(default)s)")
     machine.add_argument("--checkpoint-minutes", type=positive(float), default=5, help="at most so much is lost when training is "
                          "interrupted (default %(default)s)")  # fmt: skip
-    machine.add_argument("--micro-batch-size", type=positive(int), default=4, help="examples a forward pass; lower it when memory "
-                         "runs out, the loss stays the same (default %(default)s)")  # fmt: skip
+    machine.add_argument("--micro-batch-tokens", metavar="N", type=positive(int), help="tokens of a forward pass, padding counted; lower "
+                         "it when memory runs out, the loss stays the same " + default["micro_batch_tokens"])  # fmt: skip
+    machine.add_argument("--gradient-checkpointing", choices=["auto", "on", "off"], default="auto", help="compute activations anew in the "
+                         "backward pass, slower and smaller; auto: on a GPU that cannot hold them (default %(default)s)")  # fmt: skip
+    machine.add_argument("--attention", choices=["sdpa", "flash_attention_2"], default="sdpa",
+                         help="the second wants the package flash-attn (default %(default)s)")  # fmt: skip
     return parser.parse_args(argv)
 
 
@@ -159,7 +167,7 @@ def is_done(run, settings):
     mark = run / "train.json"
     if mark.exists() or (run / "checkpoints").exists():  # a start that failed claims nothing
         old = json.loads((mark if mark.exists() else run / "settings.json").read_text())
-        same = settings.keys() - {"train_data", "micro_batch_size", "checkpoint_minutes"}  # these change no result
+        same = settings.keys() - FREE_TO_CHANGE
         changes = [f"{name} {old.get(name)!r} -> {settings[name]!r}" for name in sorted(same) if old.get(name) != settings[name]]
         if changes:
             die(f"{run} holds a training with other settings ({', '.join(changes)}): choose another folder or delete it")
@@ -300,13 +308,13 @@ def load_model(settings):
             dtype=dtype,
             device_map={"": int(os.environ.get("LOCAL_RANK", "0")) if gpu else "cpu"},
             quantization_config=nf4 if settings["quantization"] == "4bit" else None,
-            attn_implementation="sdpa",
+            attn_implementation=settings["attention"],
             use_safetensors=True,
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:
         die_loading(settings["base_model"], error)
     model.config.use_cache = False
-    if gpu:
+    if settings["gradient_checkpointing"] == "on" or settings["gradient_checkpointing"] == "auto" and gpu and not fits(model, settings):
         model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
         model.enable_input_require_grads()  # or no gradient reaches the adapters behind frozen embeddings
     set_seed(settings["seed"])  # before LoRA draws its random matrices
@@ -322,6 +330,25 @@ def load_model(settings):
     )
     model.print_trainable_parameters()
     return model
+
+
+def fits(model, settings):
+    """Whether the GPU's free memory holds what a forward pass keeps for the backward one: 50 numbers a token, layer and unit
+    of the hidden size, as measured on Llama-style models with an adapter on all linear layers (make bench)."""
+    import torch
+
+    sizes = model.config.num_hidden_layers * model.config.hidden_size
+    return 50 * sizes * settings["micro_batch_tokens"] * model.dtype.itemsize < torch.cuda.mem_get_info()[0]
+
+
+def micro_batches(examples, budget):
+    """A batch in parts of at most `budget` tokens with their padding, longest first; a longer example stands alone."""
+    parts = []
+    for example in sorted(examples, key=lambda example: -example["length"]):
+        if not parts or (len(parts[-1]) + 1) * parts[-1][0]["length"] > budget:
+            parts.append([])
+        parts[-1].append(example)
+    return parts
 
 
 def collate(examples, pad):
@@ -348,7 +375,30 @@ def train(model, tokenizer, train_set, validation_set, settings, run):
     from datasets import Dataset
     from tqdm import tqdm
     from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
+    from transformers.trainer_pt_utils import LengthGroupedSampler
     from transformers.trainer_utils import get_last_checkpoint
+
+    class MicroBatchTrainer(Trainer):
+        """Takes a batch in parts that fit the memory: their gradients add up to those of the whole batch."""
+
+        def _get_train_sampler(self, dataset=None):  # by the whole batch, so that the order is the same for any number of processes
+            return LengthGroupedSampler(settings["batch_size"], lengths=[example["length"] for example in train_set])
+
+        def training_step(self, model, inputs, num_items_in_batch=None):
+            *parts, last = inputs["parts"]
+            with self.accelerator.no_sync(model):  # processes may have more parts or fewer, and meet once a batch
+                losses = [super(MicroBatchTrainer, self).training_step(model, part, num_items_in_batch) for part in parts]
+            return sum(losses) + super().training_step(model, last, num_items_in_batch)
+
+        def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+            n = self._get_num_items_in_batch([inputs], self.args.device)
+            with torch.no_grad():
+                parts = [self._prepare_inputs(part) for part in inputs["parts"]]
+                return sum(self.compute_loss(model, part, num_items_in_batch=n) for part in parts), None, None
+
+    def collate_parts(examples):
+        parts = [collate(part, pad) for part in micro_batches(examples, settings["micro_batch_tokens"])]
+        return {"parts": parts, "labels": torch.cat([part["labels"].flatten() for part in parts])}  # the Trainer counts these
 
     class Clock(TrainerCallback):
         """Shows and saves by the clock; keeps the seconds in the file for people, so that a resumed training counts on."""
@@ -385,19 +435,17 @@ def train(model, tokenizer, train_set, validation_set, settings, run):
     for torn in {*checkpoints.glob("checkpoint-*")} - {file.parent for file in checkpoints.glob("*/trainer_state.json")}:
         shutil.rmtree(torn, ignore_errors=True)  # the state is the last file of a whole one
     checkpoint = get_last_checkpoint(checkpoints) if checkpoints.exists() else None
-    micro = min(settings["micro_batch_size"], settings["batch_size"])
-    accumulate, rest = divmod(settings["batch_size"], micro * int(os.environ.get("WORLD_SIZE", "1")))
-    if rest or not accumulate:
-        die(f"--batch-size {settings['batch_size']} is no multiple of --micro-batch-size {micro} times the number of processes")
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    rows_each, rest = divmod(settings["batch_size"], world)
+    if rest:
+        die(f"--batch-size {settings['batch_size']} is no multiple of the {world} processes")
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(run / "log")
     pad = next(i for i in (tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.eos_token_id) if i is not None)
     arguments = TrainingArguments(
         output_dir=str(checkpoints),
         num_train_epochs=settings["epochs"],
-        per_device_train_batch_size=micro,
-        per_device_eval_batch_size=micro,
-        gradient_accumulation_steps=accumulate,
-        train_sampling_strategy="group_by_length",
+        per_device_train_batch_size=rows_each,
+        per_device_eval_batch_size=-(-len(validation_set) // world) or 1,  # one batch: its loss is the mean over tokens
         learning_rate=settings["learning_rate"],
         lr_scheduler_type="cosine",
         warmup_steps=0.1,  # a share of all steps, as is the next
@@ -417,12 +465,12 @@ def train(model, tokenizer, train_set, validation_set, settings, run):
         seed=settings["seed"],
     )
     arguments._n_gpu = min(arguments.n_gpu, 1)  # or a second GPU would change the batch; LAUNCH uses it
-    trainer = Trainer(
+    trainer = MicroBatchTrainer(
         model=model,
         args=arguments,
         train_dataset=Dataset.from_list(train_set),  # in memory: private mail stays out of the library's cache
         eval_dataset=Dataset.from_list(validation_set) if validation_set else None,
-        data_collator=lambda examples: collate(examples, pad),
+        data_collator=collate_parts,
         callbacks=[clock := Clock()],
     )
     trainer.remove_callback(PrinterCallback)
@@ -496,7 +544,7 @@ if __name__ == "__main__":
         if any(words in str(error) for words in ("No space left", "inline_container")):
             die("no space left on the disk: free some and the same command goes on")
         if "out of memory" in str(error):
-            die("out of memory: lower --micro-batch-size or --max-length")
+            die("out of memory: lower --micro-batch-tokens or --max-length")
         if isinstance(error, OSError):
             die(error)
         raise

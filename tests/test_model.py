@@ -31,7 +31,7 @@ def arguments(tiny, data, run, *flags):
     return ["--base-model", str(tiny), "--train-data", str(data), "--output-dir", str(run), *FAST, *flags]
 
 
-FAST = "--checkpoint-minutes 0.001 --epochs 2 --batch-size 4 --micro-batch-size 2 --rank 4 --learning-rate 1e-2 --max-length 160 --max-reply-length 40".split()
+FAST = "--checkpoint-minutes 0.001 --epochs 2 --batch-size 4 --micro-batch-tokens 200 --rank 4 --learning-rate 1e-2 --max-length 160 --max-reply-length 40".split()
 
 
 @pytest.fixture(scope="module")
