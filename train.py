@@ -11,14 +11,19 @@ cores, the second hours on a GPU. The same command goes on with an interrupted t
 """
 
 import argparse
+import contextlib
 import datetime
+import fcntl
+import functools
 import hashlib
 import json
+import math
 import os
 import platform
 import re
 import resource
 import shutil
+import signal
 import sys
 import time
 import warnings
@@ -42,20 +47,22 @@ FREE_TO_CHANGE = {"train_data", "micro_batch_tokens", "gradient_checkpointing", 
 
 
 def main(argv=None):
+    os.umask(0o077)  # private mail, and a model made of it, are their owner's alone
     args = parse_args(argv)
     if int(os.environ.get("RANK", "0")):  # of several processes the first one speaks
         sys.stdout = open(os.devnull, "w")
     rows = read_jsonl(args.train_data)[: args.limit]
     settings = fill_defaults(args, rows)
-    if is_done(args.output_dir, settings):
-        return
-    tokenizer = load_tokenizer(args.base_model)
-    examples = [join(encode(tokenizer, row, settings["max_prompt"]), settings["max_reply_length"]) for row in rows]
-    train_set, validation_set = split(examples, settings["validation_fraction"])
-    show(tokenizer, train_set, validation_set)
-    model = load_model(settings)
-    history, seconds = train(model, tokenizer, train_set, validation_set, settings, args.output_dir)
-    save(model, tokenizer, train_set, validation_set, history, seconds, settings, args.output_dir)
+    with alone_in(args.output_dir):
+        if is_done(args.output_dir, settings):
+            return
+        tokenizer = load_tokenizer(args.base_model)
+        examples = [join(encode(tokenizer, row, settings["max_prompt"]), settings["max_reply_length"]) for row in rows]
+        train_set, validation_set = split(examples, settings["validation_fraction"])
+        show(tokenizer, train_set, validation_set)
+        model = load_model(settings)
+        history, seconds = train(model, tokenizer, train_set, validation_set, settings, args.output_dir)
+        save(model, tokenizer, train_set, validation_set, history, seconds, settings, args.output_dir)
 
 
 def parse_args(argv):
@@ -117,6 +124,14 @@ def die(message):
     sys.exit(2)
 
 
+STOPS = signal.SIGINT, signal.SIGTERM  # Ctrl-C; a machine that is taken away
+
+
+def leave(number, frame=None):
+    print("train.py: interrupted; the same command goes on", file=sys.stderr)
+    sys.exit(128 + number)
+
+
 def read_jsonl(path):
     """The rows of a prompt/completion file, each {"id": str, "prompt": [message, ...], "completion": [message]}."""
     if not path.is_file():
@@ -162,6 +177,24 @@ def fill_defaults(args, rows):
     return settings
 
 
+@contextlib.contextmanager
+def alone_in(run):
+    """Hold the run folder, rank 0 for all ranks; die where another process holds it. What a killed one held is free."""
+    if int(os.environ.get("RANK", "0")):
+        yield
+        return
+    run.mkdir(parents=True, exist_ok=True)
+    folder = os.open(run, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            die(f"{run}: another process trains here; wait for it, then the same command goes on")
+        yield
+    finally:
+        os.close(folder)
+
+
 def is_done(run, settings):
     """True where this very training is finished; dies where the folder holds another one, finished or interrupted."""
     mark = run / "train.json"
@@ -172,12 +205,22 @@ def is_done(run, settings):
         if changes:
             die(f"{run} holds a training with other settings ({', '.join(changes)}): choose another folder or delete it")
     if mark.exists():
+        tidy(run)  # a kill came between
         os.utime(mark)  # newer than its data again, for make
         print(f"{mark} is there with these settings: nothing to be done")
         return True
     if not int(os.environ.get("RANK", "0")):
-        write(run / "settings.json", json.dumps(settings, indent=1))
+        text = json.dumps(settings, indent=1)
+        if not (run / "checkpoints").exists() and not ((run / "settings.json").exists() and (run / "settings.json").read_text() == text):
+            (run / "training_duration.txt").unlink(missing_ok=True)  # of a start that failed
+        write(run / "settings.json", text)
     return False
+
+
+def tidy(run):
+    """Remove what a finished training needs no more: train.json holds the settings."""
+    shutil.rmtree(run / "checkpoints", ignore_errors=True)
+    (run / "settings.json").unlink(missing_ok=True)
 
 
 def write(path, text):
@@ -209,12 +252,20 @@ def die_loading(base_model, error):
 FIXED = {"enable_thinking": False, "date_string": "26 Jul 2024"}  # what some templates would add of their own: thoughts, today
 
 
+@functools.cache
+def controls(tokenizer):
+    """(ids of the control tokens that may end a turn, pattern of all that a mail must not say)."""
+    added = tokenizer.added_tokens_decoder
+    special = {i for i, token in added.items() if token.special} | set(tokenizer.all_special_ids)
+    texts = {added[i].content for i in special & added.keys()} | set(tokenizer.all_special_tokens)
+    texts |= {token.content for token in added.values() if re.fullmatch(r"[<\[].*[>\]]", token.content)}  # special in all but name
+    texts |= {"[INST]", "[/INST]", "<<SYS>>", "<</SYS>>"}  # Llama 2's are plain text
+    return special, re.compile("|".join(re.escape(text) for text in sorted(texts, key=len, reverse=True)))
+
+
 def neutralise(tokenizer, text):
     """Break the text of every control token with a space, "<|im_end|>" to "< |im_end|>": no mail ends its turn by itself."""
-    controls = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
-    controls |= {"[INST]", "[/INST]", "<<SYS>>", "<</SYS>>", *tokenizer.all_special_tokens}  # Llama 2's are plain text
-    pattern = "|".join(re.escape(control) for control in sorted(controls, key=len, reverse=True))
-    return re.sub(pattern, lambda match: match[0][0] + " " + match[0][1:], text)
+    return controls(tokenizer)[1].sub(lambda match: match[0][0] + " " + match[0][1:], text)
 
 
 def encode(tokenizer, row, room):
@@ -248,8 +299,7 @@ def encode(tokenizer, row, room):
     reply_ids = tokenize(whole)[len(prompt_ids) :]
     if prompt_ids + reply_ids != tokenize(whole):  # a token across the border, which generation could not have seen
         reply_ids = tokenize(whole[len(prompt) :])
-    special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special} | set(tokenizer.all_special_ids)
-    end = max((place for place, token in enumerate(reply_ids, 1) if token in special), default=0)
+    end = max((place for place, token in enumerate(reply_ids, 1) if token in controls(tokenizer)[0]), default=0)
     if not end:
         die(f"the chat template of {tokenizer.name_or_path} ends a reply with no control token: the model would never stop")
     return {"prompt": prompt_ids, "reply": reply_ids[:end], "cut": cut}
@@ -376,7 +426,6 @@ def train(model, tokenizer, train_set, validation_set, settings, run):
     from tqdm import tqdm
     from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
     from transformers.trainer_pt_utils import LengthGroupedSampler
-    from transformers.trainer_utils import get_last_checkpoint
 
     class MicroBatchTrainer(Trainer):
         """Takes a batch in parts that fit the memory: their gradients add up to those of the whole batch."""
@@ -403,8 +452,14 @@ def train(model, tokenizer, train_set, validation_set, settings, run):
     class Clock(TrainerCallback):
         """Shows and saves by the clock; keeps the seconds in the file for people, so that a resumed training counts on."""
 
+        signal = None
+
+        def on_signal(self, number, frame):
+            self.signal = number
+            signal.signal(number, leave)  # whoever asks twice will not wait for the end of the update
+
         def on_train_begin(self, args, state, control, **kwargs):
-            before = float(file.read_text().split()[-2]) if checkpoint and file.exists() else 0
+            before = float(file.read_text().split()[-2]) if file.exists() else 0
             self.start = time.monotonic() - before
             self.saved = time.monotonic()
             self.bar = tqdm(total=state.max_steps, unit="update", disable=None)
@@ -416,6 +471,16 @@ def train(model, tokenizer, train_set, validation_set, settings, run):
         def on_log(self, args, state, control, logs=None, **kwargs):
             if "loss" in logs:
                 self.bar.set_postfix(loss=logs["loss"])
+                lost = [name for name in ("loss", "grad_norm") if not math.isfinite(logs.get(name, 0))]
+                if lost and not (args.fp16 and lost == ["grad_norm"]):  # fp16 leaves out such an update by itself
+                    die(f"update {state.global_step}: {lost[0]} is {logs[lost[0]]}; the checkpoints before it stand in {checkpoints}: "
+                        "take a lower --learning-rate and another --output-dir")  # fmt: skip
+
+        def on_save(self, args, state, control, **kwargs):
+            trainer.accelerator.wait_for_everyone()
+            if state.is_world_process_zero:
+                folder = checkpoints / f"checkpoint-{state.global_step}"
+                write(folder / "sha256.json", json.dumps(sums(folder)))  # the last file of a whole checkpoint
 
         def on_evaluate(self, args, state, control, metrics=None, **kwargs):
             if state.is_world_process_zero:
@@ -424,7 +489,10 @@ def train(model, tokenizer, train_set, validation_set, settings, run):
         def on_step_end(self, args, state, control, **kwargs):
             self.seconds = time.monotonic() - self.start
             self.bar.update(state.global_step - self.bar.n)
-            if time.monotonic() - self.saved > 60 * settings["checkpoint_minutes"]:
+            wishes = [bool(self.signal), time.monotonic() - self.saved > 60 * settings["checkpoint_minutes"]]
+            stop, save = trainer.accelerator.reduce(torch.tensor(wishes, device=args.device).long()).tolist()  # all ranks or none
+            control.should_training_stop = control.should_training_stop or bool(stop)
+            if (stop or save) and state.global_step:
                 control.should_save, self.saved = True, time.monotonic()
             if state.is_world_process_zero:
                 h_mm_ss = datetime.timedelta(seconds=round(self.seconds))
@@ -432,9 +500,7 @@ def train(model, tokenizer, train_set, validation_set, settings, run):
 
     gpu = torch.cuda.is_available()
     file, checkpoints = run / "training_duration.txt", run / "checkpoints"
-    for torn in {*checkpoints.glob("checkpoint-*")} - {file.parent for file in checkpoints.glob("*/trainer_state.json")}:
-        shutil.rmtree(torn, ignore_errors=True)  # the state is the last file of a whole one
-    checkpoint = get_last_checkpoint(checkpoints) if checkpoints.exists() else None
+    checkpoint = last_whole(checkpoints)
     world = int(os.environ.get("WORLD_SIZE", "1"))
     rows_each, rest = divmod(settings["batch_size"], world)
     if rest:
@@ -455,6 +521,7 @@ def train(model, tokenizer, train_set, validation_set, settings, run):
         save_total_limit=2,
         prediction_loss_only=True,
         logging_steps=1,
+        logging_nan_inf_filter=False,
         report_to="tensorboard",
         optim="paged_adamw_8bit" if gpu else "adamw_torch",
         bf16=model.dtype == torch.bfloat16,
@@ -474,8 +541,34 @@ def train(model, tokenizer, train_set, validation_set, settings, run):
         callbacks=[clock := Clock()],
     )
     trainer.remove_callback(PrinterCallback)
-    trainer.train(resume_from_checkpoint=checkpoint)
+    before = {number: signal.signal(number, clock.on_signal) for number in STOPS}
+    try:
+        trainer.train(resume_from_checkpoint=checkpoint)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if clock.signal and trainer.state.global_step < trainer.state.max_steps:
+        leave(clock.signal)
     return trainer.state.log_history, clock.seconds
+
+
+def sums(folder):
+    """{name: SHA-256} of a checkpoint's files."""
+    files = [file for file in sorted(folder.iterdir()) if file.name != "sha256.json"]
+    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+
+
+def last_whole(checkpoints):
+    """The newest checkpoint that is as it was saved, None if there is none; later ones are removed, with a line."""
+    for folder in sorted(checkpoints.glob("checkpoint-*"), key=lambda folder: -int(folder.name[11:])):
+        with contextlib.suppress(OSError, ValueError):  # no sums, as in one that a kill tore
+            found = sums(folder)
+            if found == json.loads((folder / "sha256.json").read_bytes()) and "adapter_model.safetensors" in found:
+                return str(folder)
+        if not int(os.environ.get("RANK", "0")):
+            print(f"{folder} is torn: passed over", file=sys.stderr)
+            shutil.rmtree(folder, ignore_errors=True)
+    return None
 
 
 def save(model, tokenizer, train_set, validation_set, history, seconds, settings, run):
@@ -511,8 +604,7 @@ def save(model, tokenizer, train_set, validation_set, history, seconds, settings
         "versions": {name: version(name) for name in ("torch", "transformers", "peft", "bitsandbytes", "accelerate")},
     }
     write(run / "train.json", json.dumps(facts, indent=1))
-    shutil.rmtree(run / "checkpoints", ignore_errors=True)
-    (run / "settings.json").unlink(missing_ok=True)  # train.json holds them
+    tidy(run)
     outcome = f"validation loss {validation[-1]:.3f}" if validation else f"training loss {facts['train_loss']:.3f}"
     print(f"{run / 'train.json'}: {outcome} nats a token, {facts['tokens_per_second']} tokens a second, "
           f"{facts['peak_memory_gb']} GB at most, {seconds:.0f} seconds")  # fmt: skip
@@ -538,6 +630,8 @@ def draw(history, path):
 
 
 if __name__ == "__main__":
+    for each in STOPS:
+        signal.signal(each, leave)
     try:
         main()
     except Exception as error:  # each library has its own for these
