@@ -14,6 +14,7 @@ import json
 import os
 import random
 import re
+import signal
 import sys
 import textwrap
 from bisect import bisect
@@ -49,6 +50,7 @@ COLUMNS = ["perplexity_token", *TESTED, "bleu", "chrf", "length_ratio", "signoff
 
 
 def main(argv=None):
+    os.umask(0o077)  # replies to private mail are their owner's alone
     args = parse_args(argv)
     try:
         if args.compare:
@@ -87,6 +89,11 @@ def die(message):
     """End on a user's mistake: one line on standard error, exit status 2."""
     print(f"evaluate.py: error: {message}", file=sys.stderr)
     sys.exit(2)
+
+
+def leave(number, frame):
+    print("evaluate.py: interrupted; the same command does it anew", file=sys.stderr)
+    sys.exit(128 + number)
 
 
 def evaluate(run, style_data, train_data):
@@ -346,7 +353,7 @@ def sha256(path):
 def write(path, text):
     """Write a text file whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    side = path.with_name(path.name + ".part")
+    side = path.with_name(f"{path.name}.{os.getpid()}.part")  # another process may write the same
     side.write_text(text, encoding="utf-8")
     os.replace(side, path)
 
@@ -475,4 +482,6 @@ def show_examples(runs, count):
 
 
 if __name__ == "__main__":
+    for each in signal.SIGINT, signal.SIGTERM:
+        signal.signal(each, leave)
     main()

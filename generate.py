@@ -9,15 +9,21 @@ end of turn, summed, in nats) and reference_tokens; half a minute on two CPU cor
 """
 
 import argparse
+import contextlib
+import fcntl
+import functools
+import hashlib
 import json
 import os
 import re
+import signal
 import sys
 import warnings
 from pathlib import Path
 
 
 def main(argv=None):
+    os.umask(0o077)  # replies to private mail are their owner's alone
     args = parse_args(argv)
     if args.id:
         return print_one(args.run, args.id)
@@ -26,10 +32,14 @@ def main(argv=None):
     tokenizer, model = load(settings, args.run if not args.base_model else None)
     room = settings.get("max_prompt", model.config.max_position_embeddings - settings["max_new_tokens"])
     examples = [encode(tokenizer, row, room) for row in with_instruction(rows, settings["instruction"])]
-    answers = answer(tokenizer, model, examples, settings["max_new_tokens"], args.batch_size or (16 if model.device.type == "cpu" else 4))
+    batch_size = args.batch_size or (16 if model.device.type == "cpu" else 4)
     if args.mail:
-        return print(answers[0]["prediction"])
-    write(args.output, rows, answers)
+        return print(answer(tokenizer, model, examples, settings["max_new_tokens"], batch_size)[0]["prediction"])
+    weights = b"" if args.base_model else (args.run / "adapter" / "adapter_model.safetensors").read_bytes()
+    key = hashlib.sha256(json.dumps([settings, batch_size, examples]).encode() + weights).hexdigest()
+    with batches(args.output, key) as kept:
+        answers = answer(tokenizer, model, examples, settings["max_new_tokens"], batch_size, *kept)
+        write(args.output, rows, answers)
 
 
 def parse_args(argv):
@@ -74,6 +84,11 @@ def die(message):
     """End on a user's mistake: one line on standard error, exit status 2."""
     print(f"generate.py: error: {message}", file=sys.stderr)
     sys.exit(2)
+
+
+def leave(number, frame):
+    print("generate.py: interrupted; the same command goes on", file=sys.stderr)
+    sys.exit(128 + number)
 
 
 def read_jsonl(path):
@@ -179,12 +194,20 @@ def load(settings, run):
 FIXED = {"enable_thinking": False, "date_string": "26 Jul 2024"}  # what some templates would add of their own: thoughts, today
 
 
+@functools.cache
+def controls(tokenizer):
+    """(ids of the control tokens that may end a turn, pattern of all that a mail must not say)."""
+    added = tokenizer.added_tokens_decoder
+    special = {i for i, token in added.items() if token.special} | set(tokenizer.all_special_ids)
+    texts = {added[i].content for i in special & added.keys()} | set(tokenizer.all_special_tokens)
+    texts |= {token.content for token in added.values() if re.fullmatch(r"[<\[].*[>\]]", token.content)}  # special in all but name
+    texts |= {"[INST]", "[/INST]", "<<SYS>>", "<</SYS>>"}  # Llama 2's are plain text
+    return special, re.compile("|".join(re.escape(text) for text in sorted(texts, key=len, reverse=True)))
+
+
 def neutralise(tokenizer, text):
     """Break the text of every control token with a space, "<|im_end|>" to "< |im_end|>": no mail ends its turn by itself."""
-    controls = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
-    controls |= {"[INST]", "[/INST]", "<<SYS>>", "<</SYS>>", *tokenizer.all_special_tokens}  # Llama 2's are plain text
-    pattern = "|".join(re.escape(control) for control in sorted(controls, key=len, reverse=True))
-    return re.sub(pattern, lambda match: match[0][0] + " " + match[0][1:], text)
+    return controls(tokenizer)[1].sub(lambda match: match[0][0] + " " + match[0][1:], text)
 
 
 def encode(tokenizer, row, room):
@@ -218,8 +241,7 @@ def encode(tokenizer, row, room):
     reply_ids = tokenize(whole)[len(prompt_ids) :]
     if prompt_ids + reply_ids != tokenize(whole):  # a token across the border, which generation could not have seen
         reply_ids = tokenize(whole[len(prompt) :])
-    special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special} | set(tokenizer.all_special_ids)
-    end = max((place for place, token in enumerate(reply_ids, 1) if token in special), default=0)
+    end = max((place for place, token in enumerate(reply_ids, 1) if token in controls(tokenizer)[0]), default=0)
     if not end:
         die(f"the chat template of {tokenizer.name_or_path} ends a reply with no control token: the model would never stop")
     return {"prompt": prompt_ids, "reply": reply_ids[:end], "cut": cut}
@@ -234,7 +256,36 @@ def with_instruction(rows, instruction):
     ]  # fmt: skip
 
 
-def answer(tokenizer, model, examples, max_new_tokens, batch_size):
+@contextlib.contextmanager
+def batches(output, key):
+    """(side file for the finished batches, {place: answer} of those that an interrupted call with the same key left in it).
+
+    Die where another process writes it; remove it when all is done.
+    """
+    side, found, whole = output.with_name(output.name + ".batches.part"), {}, 0
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with side.open("a+b") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            die(f"{output}: another process writes it; wait for it")
+        file.seek(0)
+        with contextlib.suppress(ValueError):  # a line that a kill tore is the last
+            for line in file:
+                if not line.endswith(b"\n") or not whole and line != f'"{key}"\n'.encode():
+                    break
+                found |= {int(place): each for place, each in json.loads(line).items()} if whole else {}
+                whole += len(line)
+        file.truncate(whole)
+        if not whole:
+            file.write(f'"{key}"\n'.encode())
+        elif found:
+            print(f"{len(found)} replies are there from before")
+        yield file, found
+        side.unlink()
+
+
+def answer(tokenizer, model, examples, max_new_tokens, batch_size, file=None, found=()):
     """For each example its greedy reply (prediction, finish_reason) and its reference's reference_nll and reference_tokens.
 
     A batch of prompts, longest first, is read once: its cache serves the likelihood of the references and then the replies.
@@ -245,10 +296,13 @@ def answer(tokenizer, model, examples, max_new_tokens, batch_size):
     pad = next(i for i in (tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.eos_token_id) if i is not None)
     stop = {examples[0]["reply"][-1], tokenizer.eos_token_id}
     order = sorted(range(len(examples)), key=lambda i: -len(examples[i]["prompt"]))
-    answers = [None] * len(examples)
+    answers = dict(found)
     with torch.inference_mode(), tqdm(total=len(order), unit="mail", disable=None) as bar:
         for start in range(0, len(order), batch_size):
             indices = order[start : start + batch_size]
+            if indices[-1] in answers:
+                bar.update(len(indices))
+                continue
             ids, mask = pad_left([examples[i]["prompt"] for i in indices], pad, model.device)
             read = model(input_ids=ids, attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp(0), logits_to_keep=1)
             logits, cache = read.logits[:, -1], read.past_key_values
@@ -261,8 +315,11 @@ def answer(tokenizer, model, examples, max_new_tokens, batch_size):
                 text = tokenizer.decode(reply[: len(reply) - stopped], skip_special_tokens=True).strip()
                 answers[i] = {"prediction": text, "finish_reason": "stop" if stopped else "length",
                               "reference_nll": round(nll, 4), "reference_tokens": len(examples[i]["reply"])}  # fmt: skip
+            if file:
+                file.write(json.dumps({i: answers[i] for i in indices}).encode() + b"\n")
+                file.flush()
             bar.update(len(indices))
-    return answers
+    return [answers[i] for i in range(len(examples))]
 
 
 def pad_left(sequences, pad, device):
@@ -336,6 +393,8 @@ def write(path, rows, answers):
 
 
 if __name__ == "__main__":
+    for each in signal.SIGINT, signal.SIGTERM:  # Ctrl-C; a machine that is taken away
+        signal.signal(each, leave)
     try:
         main()
     except Exception as error:  # each library has its own for these

@@ -28,6 +28,7 @@ import json
 import os
 import random
 import re
+import signal
 import sys
 import tarfile
 import tempfile
@@ -945,6 +946,7 @@ def fraction(text):
 
 
 def main(argv=None):
+    os.umask(0o077)  # private mail is its owner's alone
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
                                      allow_abbrev=False)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -1000,5 +1002,12 @@ def main(argv=None):
         stop(f"{error.filename}: {error.strerror}")
 
 
+def leave(number, frame):
+    print("prepare_data.py: interrupted; the same command does it anew", file=sys.stderr)
+    sys.exit(128 + number)
+
+
 if __name__ == "__main__":
+    for each in signal.SIGINT, signal.SIGTERM:
+        signal.signal(each, leave)
     main()
