@@ -18,7 +18,7 @@ from conftest import ROOT, WORDS
 
 import train
 
-FAST = ("--checkpoint-minutes 0.0001 --epochs 2 --batch-size 4 --micro-batch-size 2 --rank 4 --learning-rate 1e-2 --max-length 160 "
+FAST = ("--checkpoint-minutes 0.0001 --epochs 2 --batch-size 4 --micro-batch-tokens 200 --rank 4 --learning-rate 1e-2 --max-length 160 "
         "--max-reply-length 40 --validation-fraction 0.1 --quantization none").split()  # fmt: skip
 
 
