@@ -9,7 +9,10 @@ runs and paired tests of the first against each other one, and leaves both as Ma
 """
 
 import argparse
+import base64
 import hashlib
+import html
+import io
 import json
 import os
 import random
@@ -44,9 +47,16 @@ MEASURES = {  # name: (what is better, what it says)
     "memorized_rate": ("lower", f"share that copies {COPY_WORDS} words or more of a training reply, not of the mail"),
     "longest_copy": ("lower", "most words that a reply so copies"),
 }
-# Declared in advance: perplexity and style are primary, the others secondary. A character is a unit for all tokenizers.
-TESTED = ["perplexity_char", "style", "rougeL"]
-COLUMNS = ["perplexity_token", *TESTED, "bleu", "chrf", "length_ratio", "signoff_rate", "memorized_rate"]
+BERTSCORE = {  # with --bertscore alone
+    "bertscore_precision": ("higher", "likeness of each token to the nearest of the real reply's, by an encoder"),
+    "bertscore_recall": ("higher", "the same of each token of the real reply"),
+    "bertscore_f1": ("higher", "harmonic mean of the two"),
+}
+# Declared in advance: these two are primary, all others secondary. A character is a unit for all tokenizers.
+PRIMARY = {"perplexity_char": "the author's real reply surprises it less", "style": "its replies are taken for the author's more often"}
+LEVEL = 0.05
+COLUMNS = ["perplexity_token", *PRIMARY, "rougeL", "bleu", "chrf", "length_ratio", "signoff_rate", "memorized_rate"]
+SUBJECT_MARKS = re.compile(r"(\s*(re|fwd?|aw|wg|sv|vs|antw|tr|rif|ref|odp|res)\s*(\[\d+\])?\s*:)+", re.IGNORECASE)
 
 
 def main(argv=None):
@@ -56,7 +66,7 @@ def main(argv=None):
         if args.compare:
             compare(args.compare, args.against, args.output, args.examples)
         else:
-            evaluate(args.run, args.style_data, args.train_data)
+            evaluate(args.run, args.style_data, args.style_holdout, args.train_data, args.bertscore)
     except OSError as error:
         die(error)
 
@@ -70,8 +80,12 @@ def parse_args(argv):
     one.add_argument("run", nargs="?", type=Path, help="folder with predictions.jsonl")
     one.add_argument("--style-data", metavar="JSONL", nargs="+", type=Path,
                      help="training mails, a file an author, first the tested one's: style, sign-offs")  # fmt: skip
+    one.add_argument("--style-holdout", metavar="JSONL", nargs="+", type=Path, default=[],
+                     help="test mails of other comparisons, which the style classifier must not know either")  # fmt: skip
+    one.add_argument("--bertscore", metavar="MODEL", nargs="?", const="roberta-large",
+                     help="BERTScore by an encoder, a folder or its name on the hub (%(const)s), too")  # fmt: skip
     one.add_argument("--train-data", metavar="JSONL", type=Path,
-                     help="replies it may have memorized (default: the data that its train.json names)")  # fmt: skip
+                     help="replies it may have memorized (default: the data that its train.json or baseline.json names)")  # fmt: skip
     several = parser.add_argument_group("several runs")
     several.add_argument("--compare", metavar="RUN", nargs="+", type=Path, help="evaluated run folders")
     several.add_argument("--output", metavar="MD", type=Path, help="Markdown; comparison.json stands beside it")
@@ -80,8 +94,9 @@ def parse_args(argv):
     args = parser.parse_args(argv)
     if bool(args.run) == bool(args.compare) or bool(args.compare) != bool(args.output):
         die("give either one run's folder or --compare RUN RUN ... --output F.md")
-    if args.compare and (args.style_data or args.train_data) or args.run and (args.against or args.examples):
-        die("--style-data and --train-data go with one run, --against and --examples with --compare")
+    of_one = args.style_data or args.style_holdout or args.train_data or args.bertscore
+    if args.compare and of_one or args.run and (args.against or args.examples):
+        die("--style-..., --train-data and --bertscore go with one run, --against and --examples with --compare")
     return args
 
 
@@ -96,7 +111,7 @@ def leave(number, frame):
     sys.exit(128 + number)
 
 
-def evaluate(run, style_data, train_data):
+def evaluate(run, style_data, style_holdout, train_data, bertscore_model):
     """Score one run. Each measure is kept as its per-mail terms, an array (mails, terms), of which score() makes it."""
     rows = read_predictions(run)
     mails, references, predictions = ([row[key] for row in rows] for key in ("mail", "reference", "prediction"))
@@ -104,22 +119,30 @@ def evaluate(run, style_data, train_data):
     own = {"length_ratio": per_mail["length_ratio"][:, [1, 1]]}  # the same measures of the author's real replies
     style = None
     if style_data:
-        is_author, closings, style = train_classifier(style_data, rows)
+        is_author, closings, style = train_classifier(style_data, style_holdout, rows)
         for statistics, texts in ((per_mail, predictions), (own, references)):
             statistics["style"] = rate(is_author(texts))
             statistics["signoff_rate"] = rate(any(tuple(words(t)[-n:]) in closings for n in (1, 2, 3)) for t in texts)
-        own |= copy_statistics(references, mails, [reply for _, reply in read_completions(style_data[0])])
+        own |= copy_statistics(references, mails, [row["reply"] for row in read_completions(style_data[0])])
         signatures["style"] = f"char 1-4-grams|TF-IDF, sublinear|logistic regression C=10|{version('scikit-learn')}"
-    if replies := training_replies(run, train_data):
-        per_mail |= copy_statistics(predictions, mails, replies)
+    training, problem = (read_completions(train_data), None) if train_data else training_rows(run)
+    if problem:
+        print(f"memorization not measured: {problem} (--train-data names another file)", file=sys.stderr)
+    elif training:
+        per_mail |= copy_statistics(predictions, mails, [row["reply"] for row in training])
+    if bertscore_model:
+        found, signatures["bertscore"] = bertscore(bertscore_model, predictions, references)
+        per_mail |= found
     signatures["interval"] = f"95 % percentile bootstrap over mails|{RESAMPLES} resamples|seed {SEED}"
 
-    facts = {"n": len(rows), "metrics": {name: estimate(name, per_mail.get(name)) for name in MEASURES},
-             "reference": {name: estimate(name, own[name]) for name in MEASURES if name in own}, "style": style,
-             "signatures": signatures, "predictions_sha256": sha256(run / "predictions.jsonl")}  # fmt: skip
-    lines = ",\n".join(f'  "{name}": {json.dumps(terms.tolist())}' for name, terms in per_mail.items())
-    head = json.dumps(facts, indent=1, allow_nan=False).removesuffix("\n}")
-    write(run / "metrics.json", f'{head},\n "per_mail": {{\n{lines}\n }}\n}}\n')  # a line a measure
+    metrics = {name: estimate(name, per_mail.get(name)) for name in [*MEASURES, *(BERTSCORE if bertscore_model else [])]}
+    facts = {"n": len(rows), "metrics": metrics, "reference": {name: estimate(name, own[name]) for name in own},
+             "style": style, "signatures": signatures, "predictions_sha256": sha256(run / "predictions.jsonl")}  # fmt: skip
+    text = json.dumps(facts, indent=1, allow_nan=False).removesuffix("\n}")
+    for key, statistics in (("per_mail", per_mail), ("reference_per_mail", own)):  # a line a measure
+        lines = ",\n".join(f'  "{name}": {json.dumps(terms.tolist())}' for name, terms in statistics.items())
+        text += f',\n "{key}": {{\n{lines}\n }}'
+    write(run / "metrics.json", text + "\n}\n")
     write(run / "results_summary.txt", summarise(run, facts))
     print(f"{summarise(run, facts)}\n{run / 'results_summary.txt'} and metrics.json written")
 
@@ -165,27 +188,26 @@ def read_predictions(run):
 
 
 def read_completions(path):
-    """[(mail, reply), ...] of a prompt/completion file."""
-    pairs = []
+    """The rows of a prompt/completion file, each {"mail", "reply", "From", "subject"}, the last two None where unknown."""
+    rows = []
     for place, row in read_jsonl(path, "prepare_data.py format"):
         try:
-            pairs.append(tuple(row[key][-1]["content"] + "" for key in ("prompt", "completion")))
+            mail, reply = (row[key][-1]["content"] + "" for key in ("prompt", "completion"))
         except (KeyError, IndexError, TypeError):
             die(f"{place}: no prompt and completion; prepare_data.py format makes them")
-    return pairs
+        rows.append({"mail": mail, "reply": reply, "From": row.get("From"), "subject": row.get("subject")})
+    return rows
 
 
-def training_replies(run, train_data):
-    """The replies that a run may have memorized. None for a baseline; None and a line where they are not at hand."""
-    if train_data or not (run / "train.json").is_file():
-        return train_data and [reply for _, reply in read_completions(train_data)]
-    settings = json.loads((run / "train.json").read_text())
+def training_rows(run):
+    """(rows, problem): what a run or a copying baseline learned from, none for an untuned model; why it is not at hand."""
+    settings = next((json.loads(file.read_text()) for name in ("train", "baseline") if (file := run / f"{name}.json").is_file()), None)
+    if not settings:
+        return [], None
     path = Path(settings["train_data"])
     if not path.is_file() or sha256(path) != settings["train_data_sha256"]:
-        state = "has changed since the training" if path.is_file() else "is missing"
-        print(f"memorization not measured: {path} {state} (--train-data names another file)", file=sys.stderr)
-        return None
-    return [reply for _, reply in read_completions(path)[: settings.get("limit")]]
+        return None, f"{path} {'has changed since the training' if path.is_file() else 'is missing'}"
+    return read_completions(path)[: settings.get("limit")], None
 
 
 def text_statistics(rows):
@@ -222,10 +244,11 @@ def sacrebleu_metric(name):
     return {"bleu": BLEU, "chrf": CHRF}[name]()
 
 
-def train_classifier(paths, rows):
+def train_classifier(paths, holdout, rows):
     """A classifier of authors (character n-grams, linear: the usual baseline of authorship attribution), a file each,
-    as many replies of every author, none whose mail or reply is tested here (case and punctuation aside). Returns texts
-    -> booleans (the first author's? an empty text is nobody's), the first author's closings, and the facts."""
+    as many replies of every author, none whose mail or reply is tested here or held out (case and punctuation aside), none
+    that the main sender of another file sent. Returns texts -> booleans (the first author's? an empty text is nobody's),
+    the first author's closings, and the facts."""
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import StratifiedKFold, cross_val_score
@@ -233,11 +256,14 @@ def train_classifier(paths, rows):
 
     if len(set(paths)) < max(2, len(paths)):
         die("--style-data needs files of two authors or more, each once")
-    tested = {tuple(words(row[key])) for row in rows for key in ("mail", "reference")} - {()}
-    authors, files = [], []
-    for path in paths:
-        pairs = read_completions(path)
-        kept = [pair[1] for pair in pairs if pair[1].strip() and not tested & {tuple(words(text)) for text in pair}]
+    held_out = [row for path in holdout for row in read_completions(path)]
+    tested = {tuple(words(row[key])) for row in rows for key in ("mail", "reference")}
+    tested |= {tuple(words(row[key])) for row in held_out for key in ("mail", "reply")}
+    authors, files, found = [], [], [read_completions(path) for path in paths]
+    for path, pairs in zip(paths, found, strict=True):
+        others = {main_sender(other) for other in found if other is not pairs} - {None, main_sender(pairs)}
+        kept = [row["reply"] for row in pairs if row["reply"].strip() and sender(row) not in others
+                and not (tested - {()}) & {tuple(words(row["mail"])), tuple(words(row["reply"]))}]  # fmt: skip
         if len(kept) < 10:
             die(f"{path}: {len(kept)} replies that are not tested here are too few to know an author by (10 at least)")
         authors.append(kept)
@@ -260,6 +286,16 @@ def train_classifier(paths, rows):
         return (classifier.predict(texts) == 0) & np.array([text.strip() != "" for text in texts])
 
     return is_author, closings_of(authors[0]), facts
+
+
+def sender(row):
+    return (row["From"] or "").strip().casefold()
+
+
+def main_sender(rows):
+    """Whose mail it is: the address that sent more than half of the rows; None where there is none."""
+    ((address, count),) = Counter(map(sender, rows)).most_common(1)
+    return address if address and count > len(rows) / 2 else None
 
 
 def words(text):
@@ -293,6 +329,46 @@ def copy_statistics(texts, mails, replies):
     return {"memorized_rate": rate(length >= COPY_WORDS for length in longest), "longest_copy": np.array([longest]).T}
 
 
+def bertscore(name, texts, references):
+    """Terms of BERTScore (Zhang et al. 2020, equations 1 to 3, without idf) and its signature. Of roberta-large, as usual,
+    layer 17, rescaled by the mean of unrelated English sentences (both from bert-score 0.3.13); of any other encoder the
+    last layer, raw. At most 512 tokens count; an empty text scores 0."""
+    import torch
+    from transformers import AutoModel, AutoTokenizer
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    layer, baseline = (17, (0.83150584, 0.8314941, 0.83122575)) if name == "roberta-large" else (-1, (0, 0, 0))
+    try:
+        tokenizer, model = AutoTokenizer.from_pretrained(name), AutoModel.from_pretrained(name, use_safetensors=True).eval()
+    except (OSError, ValueError) as error:
+        die(f"cannot load the encoder {name} ({str(error).splitlines()[0]}): name its folder, or be online once")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model.to(device)
+
+    @torch.inference_mode()
+    def embed(text):
+        batch = tokenizer(text, truncation=True, max_length=min(512, tokenizer.model_max_length), return_tensors="pt")
+        states = model(**batch.to(device), output_hidden_states=True).hidden_states[layer][0]
+        ids = batch.input_ids[0].tolist()
+        counts = [token not in (tokenizer.cls_token_id, tokenizer.sep_token_id) for token in ids]  # may be matched, do not count
+        return torch.nn.functional.normalize(states, dim=-1), torch.tensor(counts, device=device)
+
+    found = []
+    for text, reference in zip(texts, references, strict=True):
+        if not text.strip():
+            found.append([0.0, 0.0, 0.0])
+            continue
+        (ours, counted), (theirs, counted_too) = embed(text), embed(reference)
+        likeness = ours @ theirs.T
+        precision, recall = likeness.max(1).values[counted].mean(), likeness.max(0).values[counted_too].mean()
+        values = (float(precision), float(recall), float(2 * precision * recall / (precision + recall)))
+        found.append([(value - base) / (1 - base) for value, base in zip(values, baseline, strict=True)])
+    signature = f"{Path(name).name}|layer {layer}|{'rescaled' if any(baseline) else 'raw'}|no idf|transformers {version('transformers')}"
+    return {key: np.array([[values[i], 1] for values in found]) for i, key in enumerate(BERTSCORE)}, signature
+
+
 def score(name, statistics, weights):
     """A measure's corpus values (B,) from its terms (mails, terms) and how often each mail counts (B, mails)."""
     if name == "longest_copy":  # a maximum is no sum; its interval shows how much hangs on a single mail
@@ -308,7 +384,7 @@ def score(name, statistics, weights):
 @cache
 def resample(mails, times):
     """How often each mail stands in each bootstrap sample, (times, mails): alike for all runs with so many mails."""
-    return np.random.default_rng(SEED).multinomial(mails, np.full(mails, 1 / mails), size=times)
+    return np.random.default_rng(SEED).multinomial(mails, np.full(mails, 1 / mails), size=times).astype(float)
 
 
 def estimate(name, statistics):
@@ -323,11 +399,12 @@ def estimate(name, statistics):
 def summarise(run, facts):
     """results_summary.txt: metrics.json for people."""
     lines = [f"run         {run}", f"test mails  {facts['n']}", "",
-             f"{'measure':18}{'value':>7}  {'95 % interval':14}{'author':>7}  {'better':9} what it says"]  # fmt: skip
-    for name, (better, meaning) in MEASURES.items():
+             f"{'measure':19}{'value':>7}  {'95 % interval':14}{'author':>7}  {'better':9} what it says"]  # fmt: skip
+    for name in facts["metrics"]:
+        better, meaning = (MEASURES | BERTSCORE)[name]
         value, _, interval = cell(facts["metrics"][name], 3).partition("\n")
         own = cell(facts["reference"].get(name)).split("\n")[0]
-        lines.append(f"{name:18}{value:>7}  {interval:14}{own:>7}  {better:9} {meaning}")
+        lines.append(f"{name:19}{value:>7}  {interval:14}{own:>7}  {better:9} {meaning}")
     lines += ["", "author: the same of the author's own real replies; better: lower, higher, or near the author's"]
     if facts["style"]:
         lines.append("style classifier of {rows_per_author} replies an author: cross-validated accuracy "
@@ -343,37 +420,41 @@ def cell(found, digits=2, mark=""):
 
 
 def number(value, digits):
-    return f"{value:.{max(0, digits - (value >= 10) - (value >= 100))}f}"
+    return f"{value:.{max(0, digits - (abs(value) >= 10) - (abs(value) >= 100))}f}"
 
 
 def sha256(path):
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def write(path, text):
-    """Write a text file whole or not at all."""
+def write(path, content):
+    """Write a file, text or bytes, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     side = path.with_name(f"{path.name}.{os.getpid()}.part")  # another process may write the same
-    side.write_text(text, encoding="utf-8")
+    side.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8", "replace"))
     os.replace(side, path)
 
 
 def compare(paths, against, output, examples):
-    """Compare evaluated runs. Their metrics.json holds the terms of every mail, so that nothing is scored anew."""
+    """Compare evaluated runs, on all mails and on the clean ones. Their metrics.json holds the terms of every mail, so that
+    nothing is scored anew."""
     runs = [run for path in dict.fromkeys([*paths, against or paths[0]]) if (run := load_run(path))]
     first = next((run for run in runs if against in (None, run["path"])), None)
     if not first:
         die(f"{against or 'none of the folders'} is no run with predictions.jsonl")
     for run in runs:
         check_mails(first, run)
-    if len({str([file["sha256"] for file in run["style"]["files"]]) for run in runs if run["style"]}) > 1:
-        die("the runs were scored by different style classifiers: evaluate each with the same --style-data")
+    classifiers = {str([(file["sha256"], file["left_out"]) for file in run["style"]["files"]]) for run in runs if run["style"]}
+    if len(classifiers) > 1:
+        die("the runs were scored by different style classifiers: evaluate each with the same --style-data and --style-holdout")
     names = [run["path"].resolve().name for run in runs]
     for run, name in zip(runs, names, strict=True):
         run["name"] = name if names.count(name) == 1 else str(run["path"])
-    author = {name: found for run in runs for name, found in run["reference"].items()}
-    tests = paired_tests(first, [run for run in runs if run is not first])
-    write_comparison(runs, first, author, tests, output, show_examples(runs, examples))
+    keep, problem = clean_rows(runs)
+    parts = [measure(runs, first, f"all {first['n']} test mails", np.full(first["n"], True))]
+    if not problem:
+        parts.append(measure(runs, first, f"the {keep.sum()} clean ones", keep))
+    write_comparison(runs, first, parts, problem, keep, output, examples)
 
 
 def load_run(path):
@@ -382,10 +463,13 @@ def load_run(path):
         print(f"passed over {path}: no predictions.jsonl")
         return None
     facts = json.loads((path / "metrics.json").read_text()) if (path / "metrics.json").is_file() else {}
-    if facts.get("predictions_sha256") != sha256(path / "predictions.jsonl"):
+    if facts.get("predictions_sha256") != sha256(path / "predictions.jsonl") or "reference_per_mail" not in facts:
         die(f"{path}: no metrics.json of these predictions; `python evaluate.py {path}` makes it")
-    per_mail = {name: np.array(terms) for name, terms in facts["per_mail"].items()}
-    return facts | {"path": path, "rows": read_predictions(path), "per_mail": per_mail}
+    for key in ("per_mail", "reference_per_mail"):
+        facts[key] = {name: np.array(terms) for name, terms in facts[key].items()}
+    training, problem = training_rows(path)
+    size = json.loads((path / "train.json").read_text()).get("train_rows") if (path / "train.json").is_file() else None
+    return facts | {"path": path, "rows": read_predictions(path), "training": training, "problem": problem, "size": size}
 
 
 def check_mails(first, run):
@@ -397,74 +481,322 @@ def check_mails(first, run):
             f"{len(ours)} and {len(theirs)} mails, first difference at row {row}")  # fmt: skip
 
 
-def paired_tests(first, others):
-    """Paired bootstrap tests (Koehn 2004) of one run against others: the same resamples of the mails for both.
+def clean_rows(runs):
+    """(booleans (mails,), problem): the mails of which neither the mail, the reply nor the thread (the subject without Re:
+    and Fw:) stands in a file that any of the runs learned from; or why that is unknown."""
+    problems = [f"{run['path']}: {run['problem']}" for run in runs if run["problem"]]
+    rows = next((run["rows"] for run in runs if all(isinstance(row.get("subject"), str) for row in run["rows"])), None)
+    training = [row for run in runs for row in run["training"] or []]
+    if not rows or any(row["subject"] is None for row in training):
+        problems.append(f"the {'training' if rows else 'test'} mails have no subjects; make their JSONL and what follows anew")
+    if problems:
+        return None, problems[0]
+    seen = {key for row in training for key in marks(row["mail"], row["reply"], row["subject"])}
+    keep = np.array([not seen & marks(row["mail"], row["reference"], row["subject"]) for row in rows])
+    return keep, None if keep.any() else "mail, reply or thread of each stands in a training file"
 
-    p is twice the smaller share of resampled differences on one side of zero, so that p < .05 and an interval without
-    zero agree; p_holm is corrected for the whole family (Holm 1979).
-    """
-    weights, tests = resample(first["n"], TEST_RESAMPLES), []
-    for other in others:
-        for name in TESTED:
-            if name in first["per_mail"] and name in other["per_mail"]:
-                value = first["metrics"][name]["value"] - other["metrics"][name]["value"]
-                found = score(name, first["per_mail"][name], weights) - score(name, other["per_mail"][name], weights)
-                low, high = np.percentile(found, [2.5, 97.5]).tolist()
-                p = 2 * (min(np.sum(found <= 0), np.sum(found >= 0)) + 1) / (TEST_RESAMPLES + 1)
-                tests.append({"run": other["name"], "measure": name, "difference": value, "low": low, "high": high,
-                              "p": min(1.0, float(p))})  # fmt: skip
-    largest = 0.0
-    for rank, test in enumerate(sorted(tests, key=lambda test: test["p"])):
-        largest = test["p_holm"] = max(largest, min(1.0, (len(tests) - rank) * test["p"]))
+
+def marks(mail, reply, subject):
+    """What a mail can be known by, case and punctuation aside; nothing is known by an empty text."""
+    texts = {"mail": mail, "reply": reply, "thread": SUBJECT_MARKS.sub("", subject, count=1)}
+    return {(kind, *found) for kind, text in texts.items() if (found := words(text))}
+
+
+def measure(runs, first, title, keep):
+    """All that is said of some of the mails (booleans): estimates, paired tests, and a trend where it has a meaning."""
+    weights, metrics, drawn = resample(int(keep.sum()), TEST_RESAMPLES), {}, {}
+    for run in runs:
+        terms = {name: values[keep] for name, values in run["per_mail"].items()}
+        metrics[run["name"]] = {name: estimate(name, terms.get(name)) for name in run["metrics"]}
+        drawn[run["name"]] = {name: score(name, values, weights) for name, values in terms.items()}
+    author = {name: estimate(name, terms[keep]) for run in runs for name, terms in run["reference_per_mail"].items()}
+    sizes = {run["name"]: run["size"] for run in one_author(runs)}
+    return {"title": title, "n": int(keep.sum()), "metrics": metrics, "reference": author, "sizes": sizes,
+            "tests": paired_tests(first["name"], metrics, drawn), "trend": trend_tests(sizes, metrics, drawn)}  # fmt: skip
+
+
+def one_author(runs):
+    """The trained runs, where they learned from more and less mail of one sender; else none."""
+    trained = [run for run in runs if run["size"]]
+    senders = {main_sender(run["training"]) if run["training"] else None for run in trained}
+    sizes = {run["size"] for run in trained}
+    return trained if len(senders) == 1 and None not in senders and len(sizes) > 2 and max(sizes) >= 2 * min(sizes) else []
+
+
+def paired_tests(first, metrics, drawn):
+    """Paired bootstrap tests (Koehn 2004) of one run against each other one: the same resamples of the mails for both."""
+    return holm([
+        {"run": other, "measure": name, "difference": metrics[first][name]["value"] - metrics[other][name]["value"]}
+        | bootstrap_p(drawn[first][name] - values)
+        for other in drawn if other != first for name, values in drawn[other].items() if name in drawn[first]])  # fmt: skip
+
+
+def trend_tests(sizes, metrics, drawn):
+    """What a doubling of the training mails changes: the slope over log2(mails), by least squares, in the same resamples."""
+    if not sizes:
+        return []
+    logs, runs = np.log2(list(sizes.values())), list(sizes)
+    return holm([
+        {"run": "a doubling", "measure": name, "difference": float(np.polyfit(logs, [metrics[run][name]["value"] for run in runs], 1)[0])}
+        | bootstrap_p(np.polyfit(logs, [drawn[run][name] for run in runs], 1)[0])
+        for name in drawn[runs[0]] if all(name in drawn[run] for run in runs)])  # fmt: skip
+
+
+def bootstrap_p(drawn):
+    """Interval and p of a difference. p is twice the smaller share of resampled differences on one side of zero, so that
+    p < .05 and an interval without zero agree."""
+    low, high = np.percentile(drawn, [2.5, 97.5]).tolist()
+    p = 2 * (min(np.sum(drawn <= 0), np.sum(drawn >= 0)) + 1) / (len(drawn) + 1)
+    return {"low": low, "high": high, "p": min(1.0, float(p)), "p_holm": None}
+
+
+def holm(tests):
+    """Correct the primary measures' tests as one family (Holm 1979); the secondary ones stay as they are, without p_holm."""
+    family, largest = sorted((test for test in tests if test["measure"] in PRIMARY), key=lambda test: test["p"]), 0.0
+    for rank, test in enumerate(family):
+        largest = test["p_holm"] = max(largest, min(1.0, (len(family) - rank) * test["p"]))
     return tests
 
 
-def write_comparison(runs, first, author, tests, output, examples):
-    """Print tables and examples; leave them as Markdown in `output` and, without mail, as data in comparison.json."""
-    best = {name: best_value(name, runs, author) for name in COLUMNS}
-    scores = [["run", *(name.replace("_", "\n") for name in COLUMNS)]]
-    for run in runs:
-        found = {name: run["metrics"][name] for name in COLUMNS}
-        marks = ["**" if found[name] and found[name]["value"] == best[name] else "" for name in COLUMNS]
-        scores.append([run["name"], *(cell(found[name], mark=mark) for name, mark in zip(COLUMNS, marks, strict=True))])
-    scores.append(["the author", *(cell(author.get(name)) for name in COLUMNS)])
-    tested = [["against", "measure", "difference", "low", "high", "p", "p (Holm)"]]
+def gain(test):
+    """A difference with the sign of what is better; 0 for a measure that should be near the author's."""
+    return test["difference"] * {"higher": 1, "lower": -1, "author's": 0}[(MEASURES | BERTSCORE)[test["measure"]][0]]
+
+
+def verdict(first, parts, problem):
+    """Which claims hold, at which level, on all mails and on clean ones, and which do not: a paragraph."""
+    said = []
+    for name, meaning in PRIMARY.items():
+        found = []
+        for part in parts:
+            tests = [test for test in part["trend"] or part["tests"] if test["measure"] == name]
+            models = [test for test in tests if part["trend"] or part["metrics"][test["run"]]["perplexity_char"]]
+            if models:
+                holds = all(gain(test) > 0 and test["p_holm"] < LEVEL for test in models)
+                found.append(f"{'holds' if holds else 'does not hold'} on {part['title']} ({outcomes(tests)})")
+        claim = f"with more training mails {meaning}" if parts[0]["trend"] else f"{first}: {meaning} than with any other model"
+        said += [f"{claim[0].upper()}{claim[1:]}: {'; '.join(found)}."] if found else []
+    if not said:
+        return "Nothing to test: there are no two models with primary measures."
+    tests = [test for test in parts[0]["trend"] or parts[0]["tests"] if test["p_holm"] is None and gain(test)]
+    for_it, against = (sum(test["p"] < LEVEL and sign * gain(test) > 0 for test in tests) for sign in (1, -1))
+    said.append(f"p by the paired bootstrap, by Holm for the two primary measures{'' if parts[0]['trend'] else ' and all runs'}; level {LEVEL}. "
+                f"Secondary, without correction: of {len(tests)} comparisons {for_it} for it and {against} against it.")  # fmt: skip
+    if copied := parts[0]["metrics"][first]["memorized_rate"]:
+        own = parts[0]["reference"].get("memorized_rate")
+        said.append(f"{first} copies {COPY_WORDS} words or more of a training reply in {copied['value']:.1%} of its replies"
+                    + (f", the author in {own['value']:.1%} of his or her own." if own else "."))  # fmt: skip
+    said.append(f"Clean rows are unknown: {problem}." if problem else "Clean: neither mail, reply nor thread stands in what a run learned from.")
+    return " ".join(said)
+
+
+def outcomes(tests):
+    """The tests in words, such as "better than a, b: p <= 0.002; not told apart from c: p >= 0.3"."""
+    groups = {}
     for test in tests:
-        numbers = "{difference:+.3f} {low:+.3f} {high:+.3f} {p:.4f} {p_holm:.4f}".format(**test).split()
-        tested.append([test["run"], test["measure"], *numbers])
-    note = (f"{first['n']} test mails, 95 % intervals. Best in bold: low perplexity and memorization, length and\n"
-            "sign-offs as the author's, all else high. Perplexity and style are primary, all else secondary.")
-    caption = f"{first['name']} minus each other run: paired bootstrap, 95 % intervals, p as is and by Holm."
+        clear = test["p_holm"] < LEVEL
+        groups.setdefault(("better than" if gain(test) > 0 else "worse than") if clear else "not told apart from", []).append(test)
+    if "a doubling" in (tests[0]["run"], ""):
+        return "{difference:+.3g} a doubling, 95 % interval {low:+.3g} to {high:+.3g}, p = {p_holm:.2g}".format(**tests[0])
+    return "; ".join(
+        f"{word} {', '.join(test['run'] for test in group)}, p "
+        + (f"≥ {min(test['p_holm'] for test in group):.2g}" if word.startswith("not") else f"≤ {max(test['p_holm'] for test in group):.2g}")
+        for word, group in groups.items())  # fmt: skip
 
-    def report(form):
-        return [form(scores), note, *([caption, form(tested)] if tests else [])]
 
-    print("\n" + "\n\n".join(report(plain) + examples))
-    data = {"n": first["n"], "against": first["name"], "reference": author, "tests": tests,
-            "runs": {run["name"]: {"path": str(run["path"]), "metrics": run["metrics"]} for run in runs}}  # fmt: skip
+def write_comparison(runs, first, parts, problem, keep, output, examples):
+    """Print verdict, tables and examples; leave them as Markdown, as pictures, as data without mail, and as a page to browse."""
+    words_ = verdict(first["name"], parts, problem)
+    blocks = [words_]
+    for part in parts:
+        blocks += [f"## {part['title'].capitalize()}", score_table(runs, part)]
+        if part["tests"]:
+            blocks += [f"{first['name']} minus each other run, and what a doubling of the training mails changes:" if part["trend"]
+                       else f"{first['name']} minus each other run:", test_table(part, PRIMARY)]  # fmt: skip
+    style = next((run["style"] for run in runs if run["style"]), None)
+    blocks.append("95 % intervals by the bootstrap over mails (training once more would vary, too). Best in bold: low perplexity and memorization, "
+                  "length and sign-offs as the author's, all else high. Perplexity and style are primary, all else secondary."
+                  + (f" The style classifier's own accuracy: {style['cross_validated_accuracy']:.3f}, by chance {style['chance']:.3f}." if style else ""))  # fmt: skip
+    shown = show_examples(runs, examples)
+    print("\n" + "\n\n".join([plain(block) for block in blocks] + shown))
+
+    pictures = [draw_measures(runs, parts, output.with_name("comparison.png")), draw_losses(runs, output.with_name("loss_curves.png"))]
+    blocks += [picture for picture in pictures if picture]
+    for part in parts:
+        if part["tests"]:
+            blocks += [f"## Every measure, {part['title']}: {first['name']} minus each other run", test_table(part, part["metrics"][first["name"]])]
+    data = {"n": first["n"], "n_clean": None if problem else parts[1]["n"], "against": first["name"], "verdict": words_,
+            "reference": parts[0]["reference"], "tests": parts[0]["tests"], "trend": parts[0]["trend"],
+            "clean": problem or {key: parts[1][key] for key in ("n", "metrics", "reference", "tests", "trend")},
+            "runs": {run["name"]: {"path": str(run["path"]), "train_rows": run["size"], "metrics": run["metrics"]} for run in runs}}  # fmt: skip
     write(output.with_name("comparison.json"), json.dumps(data, indent=1, allow_nan=False) + "\n")
-    fenced = [f"~~~text\n{example}\n~~~" for example in examples]
-    write(output, "\n\n".join(["# Comparison", *report(markdown), *fenced]) + "\n")
-    print(f"\n{output} and comparison.json written")
+    fenced = [f"~~~text\n{example}\n~~~" for example in shown]
+    write(output.with_name("report.html"), report_page(runs, blocks, keep, output.parent.name))
+    write(output, "\n\n".join(["# Comparison", *map(markdown, blocks), *fenced]) + "\n")
+    print(f"\n{output}, comparison.json, comparison.png and report.html written")
 
 
-def best_value(name, runs, author):
-    values = [run["metrics"][name]["value"] for run in runs if run["metrics"][name]]
-    if MEASURES[name][0] == "higher":
+def score_table(runs, part):
+    """Runs by measures, the best in bold, the author's own replies last."""
+    names = [name for name in [*COLUMNS, *BERTSCORE] if any(name in run["metrics"] for run in runs)]
+    best = {name: best_value(name, part) for name in names}
+    table = [["run", *(name.replace("_", "\n") for name in names)]]
+    for run, metrics in part["metrics"].items():
+        found = {name: metrics.get(name) for name in names}
+        bold = ["**" if found[name] and found[name]["value"] == best[name] else "" for name in names]
+        table.append([run, *(cell(found[name], mark=mark) for name, mark in zip(names, bold, strict=True))])
+    return [*table, ["the author", *(cell(part["reference"].get(name)) for name in names)]]
+
+
+def best_value(name, part):
+    values = [found["value"] for metrics in part["metrics"].values() if (found := metrics.get(name))]
+    better = (MEASURES | BERTSCORE)[name][0]
+    if better == "higher":
         return max(values, default=None)
-    goal = author[name]["value"] if MEASURES[name][0] == "author's" and values else 0
+    goal = part["reference"][name]["value"] if better == "author's" and values else 0
     return min(values, key=lambda value: abs(value - goal), default=None)
 
 
-def plain(table):
-    """A table of cells, each of one line or more, in aligned columns."""
-    lines = [line for row in table for line in zip_longest(*(cell.split("\n") for cell in row), fillvalue="")]
+def test_table(part, names):
+    """Differences with interval and p (by Holm where primary), runs by measures."""
+    tests = {(test["run"], test["measure"]): test for test in [*part["tests"], *part["trend"]]}
+    names = [name for name in names if any(measure == name for _, measure in tests)]
+    table = [["against", *(name.replace("_", "\n") + ("\np by Holm" if name in PRIMARY else "") for name in names)]]
+    for run in dict.fromkeys(run for run, _ in tests):
+        found = [tests.get((run, name)) for name in names]
+        table.append([run, *("-" if not test else f"{signed(test['difference'], 3)}\n{signed(test['low'], 2)} {signed(test['high'], 2)}\n"
+                             f"p {test['p' if test['p_holm'] is None else 'p_holm']:.4f}" for test in found)])  # fmt: skip
+    return table
+
+
+def signed(value, digits):
+    return ("+" if value > 0 else "") + number(value, digits)
+
+
+def draw_measures(runs, parts, path):
+    """Each measure of the table: bars with intervals, or a line over the number of training mails where there is a trend."""
+    pyplot = load_pyplot()
+    names = [name for name in COLUMNS if any(metrics[name] for metrics in parts[0]["metrics"].values())]
+    figure, grid = pyplot.subplots(-(-len(names) // 3), 3, figsize=(13, 3.4 * -(-len(names) // 3)), layout="constrained", squeeze=False)
+    for axes in grid.flat[len(names) :]:
+        axes.remove()
+    for name, axes in zip(names, grid.flat, strict=False):
+        axes.set_title(f"{name} ({MEASURES[name][0] if MEASURES[name][0] != chr(34) else ''} is better)", fontsize=10)
+        for place, (part, color) in enumerate(zip(parts, ("tab:blue", "tab:orange"), strict=False)):
+            found = {run: metrics[name] for run, metrics in part["metrics"].items() if metrics[name]}
+            shown = [run for run in found if not part["sizes"] or run in part["sizes"]]
+            spots = [part["sizes"][run] if part["sizes"] else list(part["metrics"]).index(run) + 0.4 * place - 0.2 for run in shown]
+            values = [found[run]["value"] for run in shown]
+            errors = [[abs(found[run][end] - found[run]["value"]) for run in shown] for end in ("low", "high")]
+            if part["sizes"]:
+                axes.errorbar(spots, values, errors, fmt="o-", color=color, capsize=3, label=part["title"])
+                for run, style in zip((run for run in found if run not in shown), ("--", "-.", ":"), strict=False):
+                    if place == 0:
+                        axes.axhline(found[run]["value"], linestyle=style, color="gray", label=run)
+            else:
+                axes.bar(spots, values, 0.38, yerr=errors, color=color, capsize=2, label=part["title"])
+        if own := parts[0]["reference"].get(name):
+            axes.axhline(own["value"], color="black", linewidth=1, label="the author")
+        if parts[0]["sizes"]:
+            axes.set(xscale="log", xlabel="training mails", xticks=sorted(set(parts[0]["sizes"].values())))
+            axes.get_xaxis().set_major_formatter(lambda value, _: f"{value:.0f}")
+            axes.minorticks_off()
+        else:
+            axes.set_xticks(range(len(runs)), [run["name"] for run in runs], rotation=30, ha="right")
+    handles = {label: handle for axes in figure.axes for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=6)
+    return save(figure, path)
+
+
+def draw_losses(runs, path):
+    """All loss curves that the runs' log/ holds, in nats a token: training (its running mean) and validation (dots)."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    figure, axes = (pyplot := load_pyplot()).subplots(figsize=(9, 5), layout="constrained")
+    for run in runs:
+        log = EventAccumulator(str(run["path"] / "log"), size_guidance={"scalars": 0})
+        tags = log.Reload().Tags()["scalars"] if (run["path"] / "log").is_dir() else []
+        for tag in [tag for tag in ("train/loss", "eval/loss") if tag in tags]:
+            steps, losses = zip(*sorted({event.step: event.value for event in log.Scalars(tag)}.items()), strict=True)  # a resumed one twice
+            if tag == "train/loss":
+                width = 1 + len(losses) // 20
+                sums = np.cumsum([0, *losses])
+                means = [(sums[i + 1] - sums[max(0, i + 1 - width)]) / min(i + 1, width) for i in range(len(losses))]
+                (line,) = axes.plot(steps, means, linewidth=1, label=run["name"])
+            else:
+                axes.plot(steps, losses, "o", color=line.get_color())
+    if not axes.lines:
+        pyplot.close(figure)
+        return None
+    axes.set(xlabel="update", ylabel="loss on the reply (nats a token); dots: validation")
+    axes.legend()
+    return save(figure, path)
+
+
+def load_pyplot():
+    import matplotlib
+
+    matplotlib.use("Agg")
+    matplotlib.rcParams["text.parse_math"] = False  # a run's name is no formula
+    from matplotlib import pyplot
+
+    return pyplot
+
+
+def save(figure, path):
+    picture = io.BytesIO()
+    figure.savefig(picture, dpi=110)
+    write(path, picture.getvalue())
+    return path
+
+
+def report_page(runs, blocks, keep, title):
+    """The comparison as one HTML page without a script: verdict, tables, pictures, and every mail with all replies."""
+    parts = ["""<!DOCTYPE html><html lang="en"><meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<meta name="viewport" content="width=device-width"><style>
+body { font: 15px/1.45 system-ui, sans-serif; max-width: 75rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
+table { border-collapse: collapse; display: block; overflow-x: auto; font-variant-numeric: tabular-nums }
+td, th { padding: .25rem .6rem; text-align: right; border-bottom: 1px solid #ddd; vertical-align: top; white-space: nowrap }
+td:first-child, th:first-child { text-align: left } sub { color: #666; line-height: 1.2; vertical-align: baseline }
+img { max-width: 100% } body > p:first-of-type { background: #f3f5f8; padding: 1rem; border-left: .3rem solid #36c }
+summary { cursor: pointer; padding: .3rem 0 } section { display: grid; grid-template-columns: repeat(auto-fill, minmax(22rem, 1fr)); gap: .7rem }
+pre { white-space: pre-wrap; overflow-wrap: anywhere; background: #f6f6f6; padding: .6rem; margin: 0; font: inherit; unicode-bidi: isolate }
+</style>""", f"<title>{html.escape(title)}</title><h1>{html.escape(title)}</h1>"]  # fmt: skip
+    parts += [as_html(block) for block in blocks] + [f"<h2>The {len(keep_list := runs[0]['rows'])} test mails and the replies</h2>"]
+    for i, row in enumerate(keep_list):
+        texts = {"the mail": row["mail"], "the author": row["reference"]} | {run["name"]: run["rows"][i]["prediction"] for run in runs}
+        label = " · ".join([row["id"], str(row.get("subject") or "no subject"), *(["clean"] if keep is not None and keep[i] else [])])
+        replies = "".join(f"<div><b>{html.escape(name)}</b><pre dir=\"auto\">{html.escape(text)}</pre></div>" for name, text in texts.items())
+        parts.append(f"<details><summary><bdi>{html.escape(label)}</bdi></summary><section>{replies}</section></details>")
+    return "\n".join(parts) + "\n"
+
+
+def as_html(block):
+    if isinstance(block, Path):
+        return f'<img alt="{block.stem}" src="data:image/png;base64,{base64.b64encode(block.read_bytes()).decode()}">'
+    if isinstance(block, str):
+        tag, text = ("h2", block[3:]) if block.startswith("## ") else ("p", block)
+        return f"<{tag}>{html.escape(text)}</{tag}>"
+    cells = [[re.sub(r"\*\*(.*?)\*\*", r"<b>\1</b>", re.sub("\n(.*)", r"<br><sub>\1</sub>", html.escape(cell))) for cell in row] for row in block]
+    return "<table>" + "\n".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in cells) + "</table>"
+
+
+def plain(block):
+    """Text in lines, or a table of cells, each of one line or more, in aligned columns."""
+    if isinstance(block, str):
+        return textwrap.fill(block.removeprefix("## "), 100)
+    lines = [line for row in block for line in zip_longest(*(cell.split("\n") for cell in row), fillvalue="")]
     first, *widths = (max(map(len, column)) for column in zip(*lines, strict=True))
     return "\n".join(" ".join([line[0].ljust(first), *map(str.rjust, line[1:], widths)]).rstrip() for line in lines)
 
 
-def markdown(table):
-    rows = [[re.sub("\n(.*)", r"<br><sub>\1</sub>", cell.replace("|", "\\|")) for cell in row] for row in table]
+def markdown(block):
+    if isinstance(block, Path):
+        return f"![{block.stem}]({block.name})"
+    if isinstance(block, str):
+        return block
+    rows = [[re.sub("\n(.*)", r"<br><sub>\1</sub>", cell.replace("|", "\\|")) for cell in row] for row in block]
     rows.insert(1, ["---"] + ["---:"] * (len(rows[0]) - 1))
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 

@@ -27,6 +27,8 @@ def main(argv=None):
     args = parse_args(argv)
     if args.id:
         return print_one(args.run, args.id)
+    if args.baseline:
+        return write_baseline(args.baseline, args.train_data, read_jsonl(args.data)[: args.limit], args.output)
     settings = read_settings(args)
     rows = read_mail(args.mail) if args.mail else read_jsonl(args.data)[: args.limit]
     tokenizer, model = load(settings, args.run if not args.base_model else None)
@@ -50,6 +52,9 @@ def parse_args(argv):
     files = parser.add_argument_group("files")
     files.add_argument("--run", metavar="DIR", type=Path, help="run folder of train.py")
     files.add_argument("--base-model", metavar="M", help="the untuned model M instead; with --run, on that run's settings")
+    files.add_argument("--baseline", choices=["constant", "nearest"], help="no model: the author's most frequent reply in the "
+                       "training mails, or the reply to the most similar one")  # fmt: skip
+    files.add_argument("--train-data", metavar="JSONL", type=Path, help="training mails of a --baseline")
     files.add_argument("--data", metavar="JSONL", type=Path, help="mails to answer, from `prepare_data.py format`")
     files.add_argument("--output", metavar="F", type=Path, help="(default DIR/predictions.jsonl)")
     files.add_argument("--mail", metavar="FILE", help="answer the one mail in a text file, or - for standard input")
@@ -61,8 +66,10 @@ def parse_args(argv):
     machine = parser.add_argument_group("machine")
     machine.add_argument("--batch-size", metavar="N", type=positive, help="mails at a time (default 16, with a GPU 4)")
     args = parser.parse_args(argv)
-    if not (args.run or args.base_model):
-        parser.error("--run or --base-model is missing: whose replies?")
+    if not (args.run or args.base_model or args.baseline):
+        parser.error("--run, --base-model or --baseline is missing: whose replies?")
+    if args.baseline and (args.run or args.base_model or not (args.train_data and args.data and args.output)):
+        parser.error("--baseline wants --train-data, --data and --output alone: no model answers")
     if sum(map(bool, (args.data, args.mail, args.id))) != 1:
         parser.error("exactly one of --data, --mail and --id says what to answer")
     if args.id and not args.run:
@@ -374,6 +381,28 @@ def decode(model, logits, cache, mask, stop, max_new_tokens):
                        past_key_values=cache).logits[:, -1]  # fmt: skip
 
 
+def write_baseline(kind, train_data, rows, output):
+    """Copied replies as a run: predictions without likelihood, and baseline.json, which says what they were copied from."""
+    pairs = [(row["prompt"][-1]["content"], row["completion"][-1]["content"]) for row in read_jsonl(train_data) if "completion" in row]
+    if not pairs:
+        die(f"{train_data}: no replies to copy; `prepare_data.py format` makes training mails")
+    mails, replies = zip(*pairs, strict=True)
+    if kind == "constant":  # in whatever layout and case; of equally frequent ones the shortest
+        keys = [" ".join(re.findall(r"\w+", reply.lower())) for reply in replies]
+        copied = [min(range(len(keys)), key=lambda i: (-keys.count(keys[i]), len(keys[i])))] * len(rows)
+    else:
+        from sklearn.feature_extraction.text import TfidfVectorizer
+
+        vectorizer = TfidfVectorizer(sublinear_tf=True, token_pattern=r"\S+")
+        known = vectorizer.fit_transform(mails)
+        copied = (vectorizer.transform([row["prompt"][-1]["content"] for row in rows]) @ known.T).toarray().argmax(1)
+    unknown = {"finish_reason": None, "reference_nll": None, "reference_tokens": None}
+    output.parent.mkdir(parents=True, exist_ok=True)
+    facts = {"baseline": kind, "train_data": str(train_data), "train_data_sha256": hashlib.sha256(train_data.read_bytes()).hexdigest()}
+    output.with_name("baseline.json").write_text(json.dumps(facts, indent=1))
+    write(output, rows, [{"prediction": replies[i].strip(), **unknown} for i in copied])
+
+
 def write(path, rows, answers):
     """predictions.jsonl in the order of the rows, whole or not at all, and the headline."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -388,8 +417,9 @@ def write(path, rows, answers):
                 line |= {"reference_nll": None, "reference_tokens": None}
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
     os.replace(side, path)
-    stopped = sum(found["finish_reason"] == "stop" for found in answers)
-    print(f"{path}: {len(rows)} replies, {stopped} stopped by themselves, {len(rows) - stopped} hit the length limit")
+    reasons = [found["finish_reason"] for found in answers]
+    ends = f"{reasons.count('stop')} stopped by themselves, {reasons.count('length')} hit the length limit"
+    print(f"{path}: {len(rows)} replies, {'copied' if None in reasons else ends}")
 
 
 if __name__ == "__main__":
