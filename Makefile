@@ -10,6 +10,7 @@ EXTRACT_FLAGS ?=
 FORMAT_FLAGS ?=
 TRAIN_FLAGS ?=
 GENERATE_FLAGS ?=
+EVALUATE_FLAGS ?=
 
 # The ten experiments. Experience 1: whose mail to learn from? Experience 2: how much of it?
 E1 := $(addprefix runs/experience1/,exp1.J-J exp2.K-J exp3.C-J exp4.R-J)
@@ -24,8 +25,9 @@ runs/experience2/exp3.432/train.json: data/experience2/jeff_dasovich_train_432.j
 runs/experience2/exp4.576/train.json: data/experience2/jeff_dasovich_train_576.jsonl
 runs/experience2/exp5.720/train.json: data/experience2/jeff_dasovich_train_720.jsonl
 runs/experience2/exp6.863/train.json: data/experience2/jeff_dasovich_train_863.jsonl
-$(E1:=/predictions.jsonl) runs/experience1/untuned/predictions.jsonl: data/experience1/jeff_dasovich_test_157.jsonl
-$(E2:=/predictions.jsonl) runs/experience2/untuned/predictions.jsonl: data/experience2/jeff.dasovich_test_215.jsonl
+BASELINES := untuned constant nearest
+$(addsuffix /predictions.jsonl,$(E1) $(BASELINES:%=runs/experience1/%)): data/experience1/jeff_dasovich_test_157.jsonl
+$(addsuffix /predictions.jsonl,$(E2) $(BASELINES:%=runs/experience2/%)): data/experience2/jeff.dasovich_test_215.jsonl
 
 # The demo on the sample, the study's quick set, and runs/sizes/N on the first N mails of the largest file
 DEMO := $(addprefix runs/demo/,exp1.M-M exp2.B-M exp3.T-M exp4.I-M)
@@ -35,24 +37,30 @@ runs/demo/exp3.T-M/train.json: data/sample/tomek_wilk_train_43.jsonl
 runs/demo/exp4.I-M/train.json: data/sample/ines_caldeira_train_43.jsonl
 runs/mine/train.json: data/mine/train.jsonl
 runs/small/train.json: data/small_dataset/minitrain.jsonl
-$(DEMO:=/predictions.jsonl) runs/demo/untuned/predictions.jsonl: data/sample/maud_okafor_test_16.jsonl
+$(addsuffix /predictions.jsonl,$(DEMO) $(BASELINES:%=runs/demo/%)): data/sample/maud_okafor_test_16.jsonl
 runs/mine/predictions.jsonl: data/mine/test.jsonl
 runs/small/predictions.jsonl: data/small_dataset/minitest.jsonl
 runs/demo/%: MODEL = $(EMBEDDED)
 $(DEMO:=/train.json): | $(EMBEDDED)/model.safetensors
 runs/demo/%/train.json: private FLAGS = --epochs 1 --learning-rate 2e-3 --batch-size 2 --rank 16 --alpha 32 --dropout 0 --max-length 272 --max-reply-length 112
 
-# What the untuned model is asked with (a run's settings), who else could have written (style), what is compared
+# What the untuned model is asked with (a run's settings), what the copied replies come from
 runs/demo/untuned/predictions.jsonl: runs/demo/exp1.M-M/train.json
 runs/experience1/untuned/predictions.jsonl: runs/experience1/exp1.J-J/train.json
 runs/experience2/untuned/predictions.jsonl: runs/experience2/exp1.144/train.json
+COPIES := $(foreach group,demo experience1 experience2,runs/$(group)/constant/predictions.jsonl runs/$(group)/nearest/predictions.jsonl)
+$(filter runs/demo/%,$(COPIES)): data/sample/maud_okafor_train_43.jsonl
+$(filter runs/experience1/%,$(COPIES)): data/experience1/jeff_dasovich_train_625.jsonl
+$(filter runs/experience2/%,$(COPIES)): data/experience2/jeff_dasovich_train_863.jsonl
+
+# Who else could have written (style), which test mails the classifier must not know, what is compared
+TESTED := data/experience1/jeff_dasovich_test_157.jsonl data/experience2/jeff.dasovich_test_215.jsonl
 AUTHORS := $(addprefix data/experience1/,jeff_dasovich_train_625.jsonl kay_mann_train_625.jsonl chris.germany_train_625.jsonl random_train_625.jsonl)
 SAMPLE := $(addprefix data/sample/,maud_okafor_train_43.jsonl bernard_pell_train_43.jsonl tomek_wilk_train_43.jsonl ines_caldeira_train_43.jsonl)
-$(addsuffix /results_summary.txt,$(E1) $(E2) runs/experience1/untuned runs/experience2/untuned): $(AUTHORS)
-$(addsuffix /results_summary.txt,$(DEMO) runs/demo/untuned): $(SAMPLE)
-runs/demo/comparison.md: $(addsuffix /results_summary.txt,$(DEMO) runs/demo/untuned)
-runs/experience1/comparison.md: $(addsuffix /results_summary.txt,$(E1) runs/experience1/untuned)
-runs/experience2/comparison.md: $(addsuffix /results_summary.txt,$(E2) runs/experience2/untuned)
+$(addsuffix /results_summary.txt,$(DEMO) $(BASELINES:%=runs/demo/%)): $(SAMPLE)
+runs/demo/comparison.md: $(addsuffix /results_summary.txt,$(DEMO) $(BASELINES:%=runs/demo/%))
+runs/experience1/comparison.md: $(addsuffix /results_summary.txt,$(E1) $(BASELINES:%=runs/experience1/%))
+runs/experience2/comparison.md: $(addsuffix /results_summary.txt,$(E2) $(BASELINES:%=runs/experience2/%))
 runs/demo/comparison.md: private FLAGS = --examples 3
 
 # A training file is held against the test file of its group; what else its group asks for
@@ -96,6 +104,9 @@ data/%/train.csv data/%/test.csv: data/%/replies.csv | .venv/installed
 data/%.jsonl: data/%.csv | .venv/installed
 	python prepare_data.py format $< $@ $(addprefix --holdout ,$(filter-out $<,$(filter %.csv,$^))) $(FLAGS) $(FORMAT_FLAGS)
 
+tests = $(strip $(foreach file,$(filter data/%,$^),$(if $(findstring test,$(file)),$(file))))
+training = $(filter-out $(tests),$(filter data/%,$^))
+
 .SECONDEXPANSION:
 runs/sizes/%/train.json: private FLAGS = --limit $(notdir $(@D))
 runs/%/train.json: $$(if $$(findstring sizes/,$$*),data/experience2/jeff_dasovich_train_863.jsonl) | .venv/installed $(if $(filter $(EMBEDDED),$(MODEL)),$(EMBEDDED)/model.safetensors)
@@ -107,15 +118,24 @@ runs/%/predictions.jsonl: runs/%/train.json $$(if $$(findstring sizes/,$$*),data
 runs/%/untuned/predictions.jsonl: | .venv/installed
 	python generate.py --base-model $(MODEL) --run $(patsubst %/train.json,%,$(filter %/train.json,$^)) --data $(filter data/%,$^) --output $@ $(GENERATE_FLAGS)
 
-runs/%/results_summary.txt: runs/%/predictions.jsonl evaluate.py | .venv/installed
-	python evaluate.py $(@D) $(if $(filter data/%,$^),--style-data $(filter data/%,$^))
+$(COPIES): | .venv/installed
+	python generate.py --baseline $(notdir $(@D)) --train-data $(training) --data $(tests) --output $@
+
+runs/%/results_summary.txt: runs/%/predictions.jsonl $$(if $$(findstring runs/experience,$$@)$$(findstring runs/sizes/,$$@),$(AUTHORS) $(TESTED)) evaluate.py | .venv/installed
+	python evaluate.py $(@D) $(if $(training),--style-data $(training)) $(if $(tests),--style-holdout $(tests)) $(EVALUATE_FLAGS)
 
 runs/%/comparison.md: evaluate.py | .venv/installed
 	python evaluate.py --compare $(patsubst %/results_summary.txt,%,$(filter %/results_summary.txt,$^)) --output $@ $(FLAGS)
 
+# Trained runs in the order of their names, then baselines; sizes go on with experience 2, which answers the same mails
+scored = $(patsubst %/results_summary.txt,%,$(wildcard $(addsuffix /results_summary.txt,$1)))
+trained = $(filter-out $(BASELINES:%=runs/$1/%),$(shell ls -dv $(call scored,runs/$1/*)))
+define draw
+python evaluate.py --compare $(call trained,$1) $(if $(filter sizes,$1),$(call trained,experience2) $(call scored,$(BASELINES:%=runs/experience2/%))) $(call scored,$(BASELINES:%=runs/$1/%)) --output runs/$1/comparison.md
+
+endef
 report: | .venv/installed ## the comparisons anew, of the runs that are there
-	for group in $(sort $(foreach run,$(wildcard runs/*/*/results_summary.txt),$(word 2,$(subst /, ,$(run))))); do \
-	    python evaluate.py --compare $$(dirname runs/$$group/*/results_summary.txt) --output runs/$$group/comparison.md || exit; done
+	$(foreach group,$(sort $(foreach run,$(wildcard runs/*/*/results_summary.txt),$(word 2,$(subst /, ,$(run))))),$(call draw,$(group)))
 
 # The tools
 .venv/installed: requirements.txt

@@ -20,7 +20,7 @@ from evaluate import (  # noqa: E402
     copy_statistics,
     estimate,
     main,
-    paired_tests,
+    measure,
     resample,
     score,
     text_statistics,
@@ -179,36 +179,54 @@ def test_interval_is_the_percentile_bootstrap():
     assert estimate("style", None) is None
 
 
-def pair_of_runs(ours, theirs):
-    runs = []
-    for values in (ours, theirs):
-        terms = np.stack([values, np.ones(len(values))], axis=1)
-        metrics = {"rougeL": {"value": values.mean()}}
-        runs.append({"name": "r", "n": len(values), "per_mail": {"rougeL": terms}, "metrics": metrics})
-    return paired_tests(runs[0], runs[1:])[0]
+def some_run(values, name="r", measure_name="rougeL", size=None):
+    terms = {measure_name: np.stack([values, np.ones(len(values))], axis=1)}
+    return {"name": name, "per_mail": terms, "metrics": dict.fromkeys(terms), "reference_per_mail": {}, "size": size, "training": None}
+
+
+def compared(*values, measure_name="rougeL"):
+    """The paired tests of the first run's values against each other's."""
+    runs = [some_run(of_mails, str(i), measure_name) for i, of_mails in enumerate(values)]
+    return measure(runs, runs[0], "mails", np.full(len(values[0]), True))["tests"]
 
 
 def test_paired_test_false_alarms_and_power():
     draw = np.random.default_rng(2)
-    alarms = [pair_of_runs(*draw.normal(size=(2, 60)))["p"] < 0.05 for _ in range(100)]
+    alarms = [compared(*draw.normal(size=(2, 60)))[0]["p"] < 0.05 for _ in range(100)]
     assert 0.01 <= np.mean(alarms) <= 0.12
     mails = draw.normal(size=60)  # what two runs share does not hide a small difference
-    found = pair_of_runs(mails + 0.3 + draw.normal(scale=0.3, size=60), mails + draw.normal(scale=0.3, size=60))
+    (found,) = compared(mails + 0.3 + draw.normal(scale=0.3, size=60), mails + draw.normal(scale=0.3, size=60))
     assert found["p"] < 0.01 and found["low"] > 0 and found["low"] < found["difference"] < found["high"]
-    assert pair_of_runs(mails, mails)["p"] == 1
+    assert compared(mails, mails)[0]["p"] == 1
 
 
-def test_holm_correction_over_the_family():
+def test_holm_correction_over_the_primary_family():
     draw = np.random.default_rng(4)
-    first, *others = (
-        {"name": name, "n": 50, "metrics": {"rougeL": {"value": 0.0}},
-         "per_mail": {"rougeL": np.stack([draw.normal(shift, size=50), np.ones(50)], axis=1)}}
-        for name, shift in (("a", 0), ("b", 0.2), ("c", 0.3), ("d", 3)))  # fmt: skip
-    tests = sorted(paired_tests(first, others), key=lambda test: test["p"])
+    values = [draw.normal(shift, size=50) for shift in (0, 0.2, 0.3, 3)]
+    tests = sorted(compared(*values, measure_name="style"), key=lambda test: test["p"])
     p = [test["p"] for test in tests]
     assert p[0] < p[1] < p[2] < 1
     second = max(3 * p[0], 2 * p[1])
     assert [test["p_holm"] for test in tests] == pytest.approx([3 * p[0], min(second, 1), min(max(second, p[2]), 1)])
+    assert [test["p_holm"] for test in compared(*values)] == [None] * 3  # a secondary measure
+
+
+def trend_of(sizes, slope, draw):
+    rows = [{"From": "ada@example.org"}] * 4
+    runs = [some_run(draw.normal(slope * np.log2(size), size=60), str(size), size=size) | {"training": rows} for size in sizes]
+    return measure(runs, runs[0], "mails", np.full(60, True))["trend"]
+
+
+def test_trend_false_alarms_and_power():
+    draw = np.random.default_rng(6)
+    alarms = [trend_of([9, 18, 36, 72], 0, draw)[0]["p"] < 0.05 for _ in range(100)]
+    assert 0.01 <= np.mean(alarms) <= 0.12
+    (found,) = trend_of([9, 18, 36, 72], -0.5, draw)
+    assert found["p"] < 0.01 and -0.75 < found["low"] < found["difference"] < found["high"] < -0.25
+    assert trend_of([70, 72, 75], 1, draw) == []  # sizes that hardly differ are no trend
+    other = some_run(np.ones(60), "other", size=300) | {"training": [{"From": "bob@example.org"}]}
+    ada = [some_run(np.ones(60), str(size), size=size) | {"training": [{"From": "ada@example.org"}]} for size in (9, 90)]
+    assert measure([*ada, other], other, "mails", np.full(60, True))["trend"] == []
 
 
 # The command line
@@ -253,7 +271,8 @@ def test_evaluate_and_compare_end_to_end(tmp_path, authors, capsys, monkeypatch)
     assert list(data["runs"]) == ["ada", "bob"] and data["against"] == "ada"
     assert data["runs"]["bob"]["metrics"] == found["bob"]["metrics"]
     style = next(test for test in data["tests"] if test["measure"] == "style")
-    assert style["difference"] == 1 and style["p_holm"] < 0.05
+    assert style["difference"] == 1 and style["p_holm"] < 0.05 and "ada" in data["verdict"]
+    assert data["n_clean"] is None and "no subjects" in data["clean"] and data["clean"] in page
     assert next(test for test in data["tests"] if test["measure"] == "perplexity_char")["high"] < 0
     row = next(line for line in page.splitlines() if line.startswith("| ada |"))
     assert row.split(" | ")[3].startswith("**1.000**") and "| the author |" in page

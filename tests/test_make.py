@@ -52,7 +52,7 @@ def test_the_ten_experiments(clone):
     assert asked == {run: f"data/{test}.jsonl" for run, (_, test) in EXPERIMENTS.items()}
     compared = [line for line in commands if "--compare" in line]
     assert [line[-1] for line in compared] == ["runs/experience1/comparison.md", "runs/experience2/comparison.md"]
-    assert compared[1][3:-2] == [*list(EXPERIMENTS)[4:], "runs/experience2/untuned"]
+    assert compared[1][3:-2] == [*list(EXPERIMENTS)[4:], *(f"runs/experience2/{name}" for name in ("untuned", "constant", "nearest"))]
     assert sum("curl" in line for line in commands) == 12
 
 
@@ -64,6 +64,35 @@ def test_every_training_file_is_held_against_its_test_file(clone):
     assert formatted["data/experience1/random_train_625.csv"][2:] == ["--without-sender", "jeff.dasovich@enron.com"]
     assert "".join(formatted["data/experience2/jeff.dasovich_test_215.csv"]) == '--author-name"JeffDasovich"'
     assert formatted["data/sample/tomek_wilk_train_43.csv"] == ["--holdout", "data/sample/maud_okafor_test_16.csv"]
+
+
+def test_baselines_copy_from_the_author_and_style_knows_no_tested_mail(clone):
+    commands = method(clone, "all", "demo", "runs/sizes/9/results_summary.txt")
+    copied = {line[-1].split("/")[1] + line[3]: (line[5], line[7]) for line in commands if "--baseline" in line}
+    jeff = {"experience1": ("jeff_dasovich_train_625", "jeff_dasovich_test_157"), "experience2": ("jeff_dasovich_train_863", "jeff.dasovich_test_215")}
+    expected = {group: tuple(f"data/{group}/{name}.jsonl" for name in names) for group, names in jeff.items()}
+    expected["demo"] = ("data/sample/maud_okafor_train_43.jsonl", "data/sample/maud_okafor_test_16.jsonl")
+    assert copied == {group + name: files for group, files in expected.items() for name in ("constant", "nearest")}
+    scored = {line[2]: line[3:] for line in commands if line[1] == "evaluate.py" and "--compare" not in line}
+    assert len(scored) == 10 + 4 + 3 * 3 + 1
+    for run, words in scored.items():
+        style = [f"data/experience1/{name}_train_625.jsonl" for name in ("jeff_dasovich", "kay_mann", "chris.germany", "random")]
+        held_out = ["--style-holdout", expected["experience1"][1], expected["experience2"][1]]
+        assert words[0] == "--style-data" and (words[1:] == [*style, *held_out] or run.startswith("runs/demo/"))
+    assert all(len(words) == 5 for run, words in scored.items() if run.startswith("runs/demo/"))
+
+
+def test_report_takes_what_is_there_models_first(clone):
+    there = ["demo/exp1.M-M", "demo/nearest", "experience2/exp1.144", "experience2/constant", "sizes/9", "sizes/72", "sizes/144"]
+    for run in there:
+        (clone / "runs" / run).mkdir(parents=True)
+        (clone / "runs" / run / "results_summary.txt").touch()
+    (clone / "runs" / "sizes" / "288").mkdir()  # not scored yet
+    commands = [line for line in method(clone, "report") if "evaluate.py" in line]
+    assert [[run.removeprefix("runs/") for run in line[3:-2]] for line in commands] == [
+        ["demo/exp1.M-M", "demo/nearest"], ["experience2/exp1.144", "experience2/constant"],
+        ["sizes/9", "sizes/72", "sizes/144", "experience2/exp1.144", "experience2/constant"]]  # fmt: skip
+    assert not any({"train.py", "generate.py"} & set(line) for line in commands)
 
 
 def test_single_files_sizes_and_knobs(clone):
@@ -102,7 +131,7 @@ def test_nothing_is_done_twice(clone):
                 file.parent.mkdir(parents=True, exist_ok=True)
     order = ["requirements.txt", ".venv/installed", "models/SmolLM2-135M-Instruct/model.safetensors", "evaluate.py", *clone.glob("data/sample/*.csv")]
     order += [path.with_suffix(".jsonl") for path in clone.glob("data/sample/*.csv")]
-    runs = ["exp1.M-M", "exp2.B-M", "exp3.T-M", "exp4.I-M", "untuned"]
+    runs = ["exp1.M-M", "exp2.B-M", "exp3.T-M", "exp4.I-M", "untuned", "constant", "nearest"]
     order += [f"runs/demo/{run}/{name}" for name in ("train.json", "predictions.jsonl", "results_summary.txt") for run in runs]
     for place, name in enumerate([*order, "runs/demo/comparison.md"]):
         path = clone / name
