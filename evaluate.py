@@ -53,8 +53,12 @@ BERTSCORE = {  # with --bertscore alone
     "bertscore_f1": ("higher", "harmonic mean of the two"),
 }
 # Declared in advance: these two are primary, all others secondary. A character is a unit for all tokenizers.
-PRIMARY = {"perplexity_char": "the author's real reply surprises it less", "style": "its replies are taken for the author's more often"}
-LEVEL = 0.05
+PRIMARY = {
+    "perplexity_char": "perplexity (the author's real replies surprise it less)",
+    "style": "style (its replies are taken for the author's more often)",
+}
+LEVEL = 0.05  # of the family of all their tests on the same mails, by Holm's correction
+DOUBLING = "a doubling"  # stands for a run's name in tests of a trend
 COLUMNS = ["perplexity_token", *PRIMARY, "rougeL", "bleu", "chrf", "length_ratio", "signoff_rate", "memorized_rate"]
 SUBJECT_MARKS = re.compile(r"(\s*(re|fwd?|aw|wg|sv|vs|antw|tr|rif|ref|odp|res)\s*(\[\d+\])?\s*:)+", re.IGNORECASE)
 
@@ -451,8 +455,9 @@ def compare(paths, against, output, examples):
     for run, name in zip(runs, names, strict=True):
         run["name"] = name if names.count(name) == 1 else str(run["path"])
     keep, problem = clean_rows(runs)
-    parts = [measure(runs, first, f"all {first['n']} test mails", np.full(first["n"], True))]
-    if not problem:
+    every = not problem and keep.all()
+    parts = [measure(runs, first, f"all {first['n']} test mails{', each of them clean' if every else ''}", np.full(first["n"], True))]
+    if not problem and not every:
         parts.append(measure(runs, first, f"the {keep.sum()} clean ones", keep))
     write_comparison(runs, first, parts, problem, keep, output, examples)
 
@@ -537,7 +542,7 @@ def trend_tests(sizes, metrics, drawn):
         return []
     logs, runs = np.log2(list(sizes.values())), list(sizes)
     return holm([
-        {"run": "a doubling", "measure": name, "difference": float(np.polyfit(logs, [metrics[run][name]["value"] for run in runs], 1)[0])}
+        {"run": DOUBLING, "measure": name, "difference": float(np.polyfit(logs, [metrics[run][name]["value"] for run in runs], 1)[0])}
         | bootstrap_p(np.polyfit(logs, [drawn[run][name] for run in runs], 1)[0])
         for name in drawn[runs[0]] if all(name in drawn[run] for run in runs)])  # fmt: skip
 
@@ -565,75 +570,72 @@ def gain(test):
 
 def verdict(first, parts, problem):
     """Which claims hold, at which level, on all mails and on clean ones, and which do not: a paragraph."""
-    said = []
+    kind = "trend" if parts[0]["trend"] else "tests"
+    said = ["Does more of the author's mail help?" if kind == "trend" else f"Is {first} closer to the author than every other model?"]
     for name, meaning in PRIMARY.items():
         found = []
         for part in parts:
-            tests = [test for test in part["trend"] or part["tests"] if test["measure"] == name]
-            models = [test for test in tests if part["trend"] or part["metrics"][test["run"]]["perplexity_char"]]
+            tests = [test for test in part[kind] if test["measure"] == name]
+            models = [test for test in tests if kind == "trend" or part["metrics"][test["run"]]["perplexity_char"]]
             if models:
                 holds = all(gain(test) > 0 and test["p_holm"] < LEVEL for test in models)
-                found.append(f"{'holds' if holds else 'does not hold'} on {part['title']} ({outcomes(tests)})")
-        claim = f"with more training mails {meaning}" if parts[0]["trend"] else f"{first}: {meaning} than with any other model"
-        said += [f"{claim[0].upper()}{claim[1:]}: {'; '.join(found)}."] if found else []
-    if not said:
-        return "Nothing to test: there are no two models with primary measures."
-    tests = [test for test in parts[0]["trend"] or parts[0]["tests"] if test["p_holm"] is None and gain(test)]
-    for_it, against = (sum(test["p"] < LEVEL and sign * gain(test) > 0 for test in tests) for sign in (1, -1))
-    said.append(f"p by the paired bootstrap, by Holm for the two primary measures{'' if parts[0]['trend'] else ' and all runs'}; level {LEVEL}. "
-                f"Secondary, without correction: of {len(tests)} comparisons {for_it} for it and {against} against it.")  # fmt: skip
+                found.append(f"{'yes' if holds else 'not shown'} on {part['title']} ({outcomes(tests)})")
+        said += [f"By {meaning}: {'; '.join(found)}."] if found else []
+    if len(said) == 1:
+        return "Nothing to test: no two models with primary measures."
+    others = [test for test in parts[0][kind] if test["p_holm"] is None and gain(test)]
+    for_it, against = (sum(test["p"] < LEVEL and sign * gain(test) > 0 for test in others) for sign in (1, -1))
+    said.append(f"Level {LEVEL}; paired bootstrap over mails, p by Holm over all tests of these two, which were declared in advance. Of {len(others)} "
+                f"tests of secondary measures on all mails, uncorrected, {for_it} speak for it and {against} against it.")  # fmt: skip
     if copied := parts[0]["metrics"][first]["memorized_rate"]:
         own = parts[0]["reference"].get("memorized_rate")
-        said.append(f"{first} copies {COPY_WORDS} words or more of a training reply in {copied['value']:.1%} of its replies"
-                    + (f", the author in {own['value']:.1%} of his or her own." if own else "."))  # fmt: skip
-    said.append(f"Clean rows are unknown: {problem}." if problem else "Clean: neither mail, reply nor thread stands in what a run learned from.")
+        said.append(f"{copied['value']:.1%} of the replies of {first} copy {COPY_WORDS} words or more of a training reply"
+                    + (f"; {own['value']:.1%} of the author's own repeat so much." if own else "."))  # fmt: skip
+    said.append(f"Which mails are clean is unknown: {problem}." if problem
+                else "Clean: neither the mail nor its reply nor its thread stands in a file that a compared run learned from.")  # fmt: skip
     return " ".join(said)
 
 
 def outcomes(tests):
-    """The tests in words, such as "better than a, b: p <= 0.002; not told apart from c: p >= 0.3"."""
-    groups = {}
+    """A measure's tests in words, such as "better than a, b, p ≤ 0.002; not told apart from c, p ≥ 0.3"."""
+    if tests[0]["run"] == DOUBLING:
+        return "{difference:+.3g} with {run} of the mails, {low:+.3g} to {high:+.3g}, p = {p_holm:.2g}".format(**tests[0])
+    groups = {"better than": [], "worse than": [], "not told apart from": []}
     for test in tests:
-        clear = test["p_holm"] < LEVEL
-        groups.setdefault(("better than" if gain(test) > 0 else "worse than") if clear else "not told apart from", []).append(test)
-    if "a doubling" in (tests[0]["run"], ""):
-        return "{difference:+.3g} a doubling, 95 % interval {low:+.3g} to {high:+.3g}, p = {p_holm:.2g}".format(**tests[0])
+        known = "better than" if gain(test) > 0 else "worse than"
+        groups[known if test["p_holm"] < LEVEL else "not told apart from"].append((test["run"], test["p_holm"]))
     return "; ".join(
-        f"{word} {', '.join(test['run'] for test in group)}, p "
-        + (f"≥ {min(test['p_holm'] for test in group):.2g}" if word.startswith("not") else f"≤ {max(test['p_holm'] for test in group):.2g}")
-        for word, group in groups.items())  # fmt: skip
+        f"{word} {', '.join(run for run, _ in found)}, p {'≥' if word[0] == 'n' else '≤'} {(min if word[0] == 'n' else max)(p for _, p in found):.2g}"
+        for word, found in groups.items() if found)  # fmt: skip
 
 
 def write_comparison(runs, first, parts, problem, keep, output, examples):
-    """Print verdict, tables and examples; leave them as Markdown, as pictures, as data without mail, and as a page to browse."""
-    words_ = verdict(first["name"], parts, problem)
-    blocks = [words_]
+    """Print verdict, tables and examples; leave them as Markdown, pictures, data without mail, and a page to browse."""
+    said, style = verdict(first["name"], parts, problem), next((run["style"] for run in runs if run["style"]), None)
+    pictures = [draw_measures(runs, parts, output.with_name("comparison.png")), draw_losses(runs, output.with_name("loss_curves.png"))]
+    caption = f"{first['name']} minus each other run" + (f", and the slope with {DOUBLING} of the training mails:" if parts[0]["trend"] else ":")
+    blocks, every = [said, *filter(None, pictures)], []
     for part in parts:
         blocks += [f"## {part['title'].capitalize()}", score_table(runs, part)]
         if part["tests"]:
-            blocks += [f"{first['name']} minus each other run, and what a doubling of the training mails changes:" if part["trend"]
-                       else f"{first['name']} minus each other run:", test_table(part, PRIMARY)]  # fmt: skip
-    style = next((run["style"] for run in runs if run["style"]), None)
-    blocks.append("95 % intervals by the bootstrap over mails (training once more would vary, too). Best in bold: low perplexity and memorization, "
-                  "length and sign-offs as the author's, all else high. Perplexity and style are primary, all else secondary."
-                  + (f" The style classifier's own accuracy: {style['cross_validated_accuracy']:.3f}, by chance {style['chance']:.3f}." if style else ""))  # fmt: skip
+            blocks += [caption, test_table(part, PRIMARY)]
+            every += [f"## Every measure on {part['title']}", caption, test_table(part, part["metrics"][first["name"]])]
+    blocks.append("95 % intervals over mails: a second training would vary, too. Best in bold: low perplexity and memorization, length and sign-offs "
+                  "as the author's, all else high. Perplexity and style are primary, all else secondary."
+                  + (" The style classifier knows the author of {cross_validated_accuracy:.1%} of training replies, by chance {chance:.1%}; copied "
+                     "replies it has seen.".format(**style) if style else ""))  # fmt: skip
     shown = show_examples(runs, examples)
-    print("\n" + "\n\n".join([plain(block) for block in blocks] + shown))
+    print("\n" + "\n\n".join([plain(block) for block in blocks if not isinstance(block, Path)] + shown))
 
-    pictures = [draw_measures(runs, parts, output.with_name("comparison.png")), draw_losses(runs, output.with_name("loss_curves.png"))]
-    blocks += [picture for picture in pictures if picture]
-    for part in parts:
-        if part["tests"]:
-            blocks += [f"## Every measure, {part['title']}: {first['name']} minus each other run", test_table(part, part["metrics"][first["name"]])]
-    data = {"n": first["n"], "n_clean": None if problem else parts[1]["n"], "against": first["name"], "verdict": words_,
-            "reference": parts[0]["reference"], "tests": parts[0]["tests"], "trend": parts[0]["trend"],
-            "clean": problem or {key: parts[1][key] for key in ("n", "metrics", "reference", "tests", "trend")},
+    clean = None if problem else {key: parts[-1][key] for key in ("n", "metrics", "reference", "tests", "trend")}
+    data = {"n": first["n"], "n_clean": clean and clean["n"], "clean_unknown": problem, "against": first["name"], "verdict": said,
+            "reference": parts[0]["reference"], "tests": parts[0]["tests"], "trend": parts[0]["trend"], "clean": clean,
             "runs": {run["name"]: {"path": str(run["path"]), "train_rows": run["size"], "metrics": run["metrics"]} for run in runs}}  # fmt: skip
     write(output.with_name("comparison.json"), json.dumps(data, indent=1, allow_nan=False) + "\n")
+    write(output.with_name("report.html"), report_page(runs, blocks + every, keep, output.absolute().parent.name))
     fenced = [f"~~~text\n{example}\n~~~" for example in shown]
-    write(output.with_name("report.html"), report_page(runs, blocks, keep, output.parent.name))
-    write(output, "\n\n".join(["# Comparison", *map(markdown, blocks), *fenced]) + "\n")
-    print(f"\n{output}, comparison.json, comparison.png and report.html written")
+    write(output, "\n\n".join(["# Comparison", *map(markdown, blocks + every), *fenced]) + "\n")
+    print(f"\n{output.parent}/: {output.name}, comparison.json, comparison.png and, to browse, report.html written")
 
 
 def score_table(runs, part):
@@ -681,7 +683,7 @@ def draw_measures(runs, parts, path):
     for axes in grid.flat[len(names) :]:
         axes.remove()
     for name, axes in zip(names, grid.flat, strict=False):
-        axes.set_title(f"{name} ({MEASURES[name][0] if MEASURES[name][0] != chr(34) else ''} is better)", fontsize=10)
+        axes.set_title(f"{name}: {MEASURES[name][0]} is better", fontsize=10)
         for place, (part, color) in enumerate(zip(parts, ("tab:blue", "tab:orange"), strict=False)):
             found = {run: metrics[name] for run, metrics in part["metrics"].items() if metrics[name]}
             shown = [run for run in found if not part["sizes"] or run in part["sizes"]]
@@ -763,8 +765,8 @@ img { max-width: 100% } body > p:first-of-type { background: #f3f5f8; padding: 1
 summary { cursor: pointer; padding: .3rem 0 } section { display: grid; grid-template-columns: repeat(auto-fill, minmax(22rem, 1fr)); gap: .7rem }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; background: #f6f6f6; padding: .6rem; margin: 0; font: inherit; unicode-bidi: isolate }
 </style>""", f"<title>{html.escape(title)}</title><h1>{html.escape(title)}</h1>"]  # fmt: skip
-    parts += [as_html(block) for block in blocks] + [f"<h2>The {len(keep_list := runs[0]['rows'])} test mails and the replies</h2>"]
-    for i, row in enumerate(keep_list):
+    parts += [*map(as_html, blocks), f"<h2>The {len(runs[0]['rows'])} test mails and the replies</h2>"]
+    for i, row in enumerate(runs[0]["rows"]):
         texts = {"the mail": row["mail"], "the author": row["reference"]} | {run["name"]: run["rows"][i]["prediction"] for run in runs}
         label = " · ".join([row["id"], str(row.get("subject") or "no subject"), *(["clean"] if keep is not None and keep[i] else [])])
         replies = "".join(f"<div><b>{html.escape(name)}</b><pre dir=\"auto\">{html.escape(text)}</pre></div>" for name, text in texts.items())

@@ -272,7 +272,7 @@ def test_evaluate_and_compare_end_to_end(tmp_path, authors, capsys, monkeypatch)
     assert data["runs"]["bob"]["metrics"] == found["bob"]["metrics"]
     style = next(test for test in data["tests"] if test["measure"] == "style")
     assert style["difference"] == 1 and style["p_holm"] < 0.05 and "ada" in data["verdict"]
-    assert data["n_clean"] is None and "no subjects" in data["clean"] and data["clean"] in page
+    assert data["n_clean"] is None and "no subjects" in data["clean_unknown"] and data["clean_unknown"] in page
     assert next(test for test in data["tests"] if test["measure"] == "perplexity_char")["high"] < 0
     row = next(line for line in page.splitlines() if line.startswith("| ada |"))
     assert row.split(" | ")[3].startswith("**1.000**") and "| the author |" in page
