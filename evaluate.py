@@ -591,7 +591,7 @@ def verdict(first, parts, problem):
         own = parts[0]["reference"].get("memorized_rate")
         said.append(f"{copied['value']:.1%} of the replies of {first} copy {COPY_WORDS} words or more of a training reply"
                     + (f"; {own['value']:.1%} of the author's own repeat so much." if own else "."))  # fmt: skip
-    said.append(f"Which mails are clean is unknown: {problem}." if problem
+    said.append(f"No clean mails to speak of: {problem}." if problem
                 else "Clean: neither the mail nor its reply nor its thread stands in a file that a compared run learned from.")  # fmt: skip
     return " ".join(said)
 

