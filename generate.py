@@ -251,7 +251,7 @@ def encode(tokenizer, row, room):
     end = max((place for place, token in enumerate(reply_ids, 1) if token in controls(tokenizer)[0]), default=0)
     if not end:
         die(f"the chat template of {tokenizer.name_or_path} ends a reply with no control token: the model would never stop")
-    return {"prompt": prompt_ids, "reply": reply_ids[:end], "cut": cut}
+    return {"prompt": prompt_ids, "reply": reply_ids[:end], "cut": cut, "scored": "completion" in row}
 
 
 def with_instruction(rows, instruction):
@@ -293,7 +293,8 @@ def batches(output, key):
 
 
 def answer(tokenizer, model, examples, max_new_tokens, batch_size, file=None, found=()):
-    """For each example its greedy reply (prediction, finish_reason) and its reference's reference_nll and reference_tokens.
+    """For each example its greedy reply (prediction, finish_reason) and its reference's reference_nll and reference_tokens,
+    None where it has no reference.
 
     A batch of prompts, longest first, is read once: its cache serves the likelihood of the references and then the replies.
     """
@@ -314,14 +315,15 @@ def answer(tokenizer, model, examples, max_new_tokens, batch_size, file=None, fo
             read = model(input_ids=ids, attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp(0), logits_to_keep=1)
             logits, cache = read.logits[:, -1], read.past_key_values
             cache.activate_past_recording()  # a sliding window forgets nothing before the crop
-            nats = score(model, logits, cache, mask, [examples[i]["reply"] for i in indices])
+            references = [examples[i]["reply"] if examples[i]["scored"] else [] for i in indices]
+            nats = score(model, logits, cache, mask, references)
             cache.crop(ids.shape[1] - cache.get_seq_length())  # the references off again
             replies = decode(model, logits, cache, mask, stop, max_new_tokens)
-            for i, reply, nll in zip(indices, replies, nats, strict=True):
+            for i, reply, reference, nll in zip(indices, replies, references, nats, strict=True):
                 stopped = reply[-1] in stop
                 text = tokenizer.decode(reply[: len(reply) - stopped], skip_special_tokens=True).strip()
                 answers[i] = {"prediction": text, "finish_reason": "stop" if stopped else "length",
-                              "reference_nll": round(nll, 4), "reference_tokens": len(examples[i]["reply"])}  # fmt: skip
+                              "reference_nll": round(nll, 4) if reference else None, "reference_tokens": len(reference) or None}  # fmt: skip
             if file:
                 file.write(json.dumps({i: answers[i] for i in indices}).encode() + b"\n")
                 file.flush()
@@ -347,6 +349,8 @@ def score(model, logits, cache, mask, replies):
     import torch
 
     width = max(map(len, replies))
+    if not width:
+        return [0.0] * len(replies)
     targets = torch.tensor([reply + [-100] * (width - len(reply)) for reply in replies], device=logits.device)
     nats = torch.zeros(len(replies), device=logits.device)
     for part in targets.split(64, dim=1):
@@ -413,8 +417,6 @@ def write(path, rows, answers):
             line |= {"mail": row["prompt"][-1]["content"], "reference": None} | found
             if "completion" in row:
                 line["reference"] = row["completion"][0]["content"]
-            else:
-                line |= {"reference_nll": None, "reference_tokens": None}
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
     os.replace(side, path)
     reasons = [found["finish_reason"] for found in answers]
