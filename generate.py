@@ -1,11 +1,13 @@
 """Answer mails with a fine-tuned model, greedily, and score the author's real replies under the same model.
 
   python generate.py --run runs/demo/exp1.M-M --data data/sample/maud_okafor_test_16.jsonl
-  python generate.py --run runs/demo/exp1.M-M --mail mail.txt
+  python generate.py --run runs/demo/exp1.M-M --mail mail.txt --instructions "say no, politely; propose Tuesday" --variants 3
+  python generate.py --run runs/demo/exp1.M-M --chat
 
 The first prints how many replies stopped by themselves and writes runs/demo/exp1.M-M/predictions.jsonl, a row a mail: id, mail,
 reference, prediction, finish_reason ("stop" or "length"), reference_nll (negative log-likelihood of the whole reference and its
-end of turn, summed, in nats) and reference_tokens; half a minute on two CPU cores. The second prints one reply.
+end of turn, summed, in nats) and reference_tokens; half a minute on two CPU cores. The second prints one reply as it is written,
+the greedy one, and two samples. The third asks for a mail, prints a draft, asks what to change, and so on.
 """
 
 import argparse
@@ -13,6 +15,7 @@ import contextlib
 import fcntl
 import functools
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -30,13 +33,16 @@ def main(argv=None):
     if args.baseline:
         return write_baseline(args.baseline, args.train_data, read_jsonl(args.data)[: args.limit], args.output)
     settings = read_settings(args)
-    rows = read_mail(args.mail) if args.mail else read_jsonl(args.data)[: args.limit]
+    rows = read_mail(args.mail) if args.mail else read_jsonl(args.data)[: args.limit] if args.data else []
     tokenizer, model = load(settings, args.run if not args.base_model else None)
+    if args.chat:
+        return chat(tokenizer, model, settings)
     room = settings.get("max_prompt", model.config.max_position_embeddings - settings["max_new_tokens"])
     examples = [encode(tokenizer, row, room) for row in with_instruction(rows, settings["instruction"])]
-    batch_size = args.batch_size or (16 if model.device.type == "cpu" else 4)
+    say_cut(examples, room)
     if args.mail:
-        return print(answer(tokenizer, model, examples, settings["max_new_tokens"], batch_size)[0]["prediction"])
+        return [draft(tokenizer, model, examples[0], settings["max_new_tokens"], variant) for variant in range(args.variants)]
+    batch_size = args.batch_size or (16 if model.device.type == "cpu" else 4)
     weights = b"" if args.base_model else (args.run / "adapter" / "adapter_model.safetensors").read_bytes()
     key = hashlib.sha256(json.dumps([settings, batch_size, examples]).encode() + weights).hexdigest()
     with batches(args.output, key) as kept:
@@ -58,10 +64,14 @@ def parse_args(argv):
     files.add_argument("--data", metavar="JSONL", type=Path, help="mails to answer, from `prepare_data.py format`")
     files.add_argument("--output", metavar="F", type=Path, help="(default DIR/predictions.jsonl)")
     files.add_argument("--mail", metavar="FILE", help="answer the one mail in a text file, or - for standard input")
+    files.add_argument("--chat", action="store_true", help="answer mail after mail from standard input, with changes on request")
     files.add_argument("--id", help="print the mail, reply and reference of this id in DIR/predictions.jsonl")
     files.add_argument("--limit", metavar="N", type=positive, help="answer the first N mails (default all)")
     method = parser.add_argument_group("method")
     method.add_argument("--max-new-tokens", metavar="N", type=positive, help="(default the run's --max-reply-length, or 512)")
+    method.add_argument("--instructions", metavar="TEXT", help="what to answer, for --mail and --chat: say no, propose Tuesday")
+    method.add_argument("--variants", metavar="N", type=positive, default=1,
+                        help="replies to the --mail, the greedy one and N-1 samples (default %(default)s)")  # fmt: skip
     method.add_argument("--quantization", choices=["4bit", "none"], help="(default the run's, or 4bit)")
     machine = parser.add_argument_group("machine")
     machine.add_argument("--batch-size", metavar="N", type=positive, help="mails at a time (default 16, with a GPU 4)")
@@ -70,8 +80,10 @@ def parse_args(argv):
         parser.error("--run, --base-model or --baseline is missing: whose replies?")
     if args.baseline and (args.run or args.base_model or not (args.train_data and args.data and args.output)):
         parser.error("--baseline wants --train-data, --data and --output alone: no model answers")
-    if sum(map(bool, (args.data, args.mail, args.id))) != 1:
-        parser.error("exactly one of --data, --mail and --id says what to answer")
+    if sum(map(bool, (args.data, args.mail, args.chat, args.id))) != 1:
+        parser.error("exactly one of --data, --mail, --chat and --id says what to answer")
+    if args.instructions and not (args.mail or args.chat) or args.variants > 1 and not args.mail:
+        parser.error("--instructions is for --mail and --chat, --variants for --mail")
     if args.id and not args.run:
         parser.error("--id reads the predictions of a --run")
     if args.base_model and args.data and not args.output:
@@ -150,6 +162,8 @@ def read_settings(args):
             die(f"{args.run / 'train.json'}: no such file; train.py writes it when a training is finished")
         settings = json.loads((args.run / "train.json").read_text())
     given = {name: getattr(args, name) for name in ("base_model", "quantization", "max_new_tokens") if getattr(args, name)}
+    if args.instructions:  # in the system message, where no mail can pretend to be them and no cut reaches them
+        given["instruction"] = "\n\n".join(filter(None, [settings["instruction"], f"In this reply: {args.instructions}"]))
     return {"max_new_tokens": settings.get("max_reply_length", 512)} | settings | given
 
 
@@ -221,6 +235,7 @@ def encode(tokenizer, row, room):
     """One conversation as ids: {"prompt": at most `room`, "reply": the whole reply and its end of turn, "cut": bool}.
 
     The base model's chat template renders both. A mail too long for the room loses its end: the newest text stands first.
+    Turns after the mail (row["then"]) stay whole.
     """
     from jinja2 import TemplateError
 
@@ -233,16 +248,19 @@ def encode(tokenizer, row, room):
         except TemplateError as error:
             die(f"the chat template of {tokenizer.name_or_path} refuses row {row['id']} ({error}): take another model")
 
-    messages = [*row["prompt"], *row.get("completion", [{"role": "assistant", "content": "Yes."}])]
-    *turns, mail, reply = [m | {"content": neutralise(tokenizer, m["content"]).strip()} for m in messages]
+    then = row.get("then", [])
+    messages = [*row["prompt"], *then, *row.get("completion", [{"role": "assistant", "content": "Yes."}])]
+    *messages, reply = [m | {"content": neutralise(tokenizer, m["content"]).strip()} for m in messages]
+    *turns, mail = messages[: len(row["prompt"])]
+    then = messages[len(row["prompt"]) :]
     cut = False
-    while len(prompt_ids := tokenize(prompt := render([*turns, mail], add_generation_prompt=True))) > room:
+    while len(prompt_ids := tokenize(prompt := render([*turns, mail, *then], add_generation_prompt=True))) > room:
         starts = [a for a, _ in tokenizer(mail["content"], add_special_tokens=False, return_offsets_mapping=True).offset_mapping]
         keep = len(starts) - (len(prompt_ids) - room)
         if keep < 1:
             die(f"row {row['id']}: the prompt without its mail is longer than {room} tokens: raise --max-length")
         mail, cut = mail | {"content": mail["content"][: starts[keep]].rstrip()}, True
-    whole = render([*turns, mail, reply])
+    whole = render([*turns, mail, *then, reply])
     if not whole.startswith(prompt):
         die(f"the chat template of {tokenizer.name_or_path} changes the prompt once a reply follows: take another model")
     reply_ids = tokenize(whole)[len(prompt_ids) :]
@@ -292,9 +310,62 @@ def batches(output, key):
         side.unlink()
 
 
-def answer(tokenizer, model, examples, max_new_tokens, batch_size, file=None, found=()):
-    """For each example its greedy reply (prediction, finish_reason) and its reference's reference_nll and reference_tokens,
-    None where it has no reference.
+def say_cut(examples, room):
+    if cut := sum(example["cut"] for example in examples):
+        print(f"generate.py: {cut} of {len(examples)} mails lost their end: a prompt has room for {room} tokens", file=sys.stderr)
+
+
+def chat(tokenizer, model, settings):
+    """Mails from standard input, each with a draft and then one draft more for every change asked for, until the input ends.
+
+    A change sees the mail and the draft before it, not those before that: what was asked earlier shows in the draft.
+    """
+    context = model.config.max_position_embeddings - settings["max_new_tokens"]
+    while True:
+        print("The mail, its end a line with a single dot (Ctrl-D ends):", file=sys.stderr)
+        lines = itertools.takewhile(lambda line: line.strip() != ".", iter(sys.stdin.readline, ""))
+        row = {"id": "-", "prompt": [{"role": "user", "content": "".join(lines)}]}
+        if not row["prompt"][0]["content"].strip():
+            return
+        room = settings.get("max_prompt", context)
+        while True:
+            examples = [encode(tokenizer, each, room) for each in with_instruction([row], settings["instruction"])]
+            say_cut(examples, room)
+            text = draft(tokenizer, model, examples[0], settings["max_new_tokens"])
+            print("What to change (an empty line: the next mail):", file=sys.stderr)
+            change = sys.stdin.readline().strip()
+            if not change:
+                break
+            row["then"] = [{"role": "assistant", "content": text}, {"role": "user", "content": change}]
+            room = context
+
+
+def draft(tokenizer, model, example, max_new_tokens, variant=0):
+    """Print a reply word by word and return it: variant 0 is the greedy one, each other a sample of its own at temperature 0.7."""
+    import torch
+
+    shown = 0
+
+    def show(ids):
+        nonlocal shown
+        text = tokenizer.decode(ids, skip_special_tokens=True).strip()
+        words = 1 + max(map(text.rfind, " \n"))  # what follows may still change: a character can take several tokens
+        print(text[shown:words], end="", flush=True)
+        shown = max(shown, words)
+
+    if variant:
+        print(f"\n--- variant {variant + 1}")
+    torch.manual_seed(variant)
+    (found,) = answer(tokenizer, model, [example], max_new_tokens, 1, temperature=0.7 if variant else 0, show=show)
+    print(found["prediction"][shown:])
+    if found["finish_reason"] == "length":
+        print(f"generate.py: the reply was stopped at {max_new_tokens} tokens: --max-new-tokens", file=sys.stderr)
+    return found["prediction"]
+
+
+def answer(tokenizer, model, examples, max_new_tokens, batch_size, file=None, found=(), temperature=0, show=None):
+    """For each example its reply (prediction, finish_reason), greedy at temperature 0, and its reference's reference_nll and
+    reference_tokens, None where it has no reference.
 
     A batch of prompts, longest first, is read once: its cache serves the likelihood of the references and then the replies.
     """
@@ -305,7 +376,7 @@ def answer(tokenizer, model, examples, max_new_tokens, batch_size, file=None, fo
     stop = {examples[0]["reply"][-1], tokenizer.eos_token_id}
     order = sorted(range(len(examples)), key=lambda i: -len(examples[i]["prompt"]))
     answers = dict(found)
-    with torch.inference_mode(), tqdm(total=len(order), unit="mail", disable=None) as bar:
+    with torch.inference_mode(), tqdm(total=len(order), unit="mail", disable=bool(show) or None) as bar:
         for start in range(0, len(order), batch_size):
             indices = order[start : start + batch_size]
             if indices[-1] in answers:
@@ -318,7 +389,7 @@ def answer(tokenizer, model, examples, max_new_tokens, batch_size, file=None, fo
             references = [examples[i]["reply"] if examples[i]["scored"] else [] for i in indices]
             nats = score(model, logits, cache, mask, references)
             cache.crop(ids.shape[1] - cache.get_seq_length())  # the references off again
-            replies = decode(model, logits, cache, mask, stop, max_new_tokens)
+            replies = decode(model, logits, cache, mask, stop, max_new_tokens, temperature, show)
             for i, reply, reference, nll in zip(indices, replies, references, nats, strict=True):
                 stopped = reply[-1] in stop
                 text = tokenizer.decode(reply[: len(reply) - stopped], skip_special_tokens=True).strip()
@@ -364,15 +435,17 @@ def score(model, logits, cache, mask, replies):
     return nats.tolist()
 
 
-def decode(model, logits, cache, mask, stop, max_new_tokens):
-    """Greedy token ids of each row, up to its end of turn. Rows that have ended leave the batch."""
+def decode(model, logits, cache, mask, stop, max_new_tokens, temperature=0, show=None):
+    """Token ids of each row, up to its end of turn. Rows that have ended leave the batch. `show` gets the first row's so far."""
     import torch
 
     rows, replies = list(range(len(mask))), [[] for _ in mask]
     while True:
-        tokens = logits.argmax(-1)
+        tokens = torch.multinomial((logits.float() / temperature).softmax(-1), 1)[:, 0] if temperature else logits.argmax(-1)
         for row, token in zip(rows, tokens.tolist(), strict=True):
             replies[row].append(token)
+        if show:
+            show(replies[0])
         going = [place for place, row in enumerate(rows) if replies[row][-1] not in stop]
         if not going or len(replies[rows[going[0]]]) == max_new_tokens:
             return replies
@@ -429,6 +502,8 @@ if __name__ == "__main__":
         signal.signal(each, leave)
     try:
         main()
+    except KeyboardInterrupt:
+        sys.exit(130)
     except Exception as error:  # each library has its own for these
         if any(words in str(error) for words in ("No space left", "inline_container")):
             die("no space left on the disk: free some and run the same command again")
