@@ -33,10 +33,10 @@ def main(argv=None):
     if args.baseline:
         return write_baseline(args.baseline, args.train_data, read_jsonl(args.data)[: args.limit], args.output)
     settings = read_settings(args)
-    rows = read_mail(args.mail) if args.mail else read_jsonl(args.data)[: args.limit] if args.data else []
+    rows = [read_mail(args.mail) | {"instructions": args.instructions}] if args.mail else read_jsonl(args.data)[: args.limit] if args.data else []
     tokenizer, model = load(settings, args.run if not args.base_model else None)
     if args.chat:
-        return chat(tokenizer, model, settings)
+        return chat(tokenizer, model, settings, args.instructions)
     room = settings.get("max_prompt", model.config.max_position_embeddings - settings["max_new_tokens"])
     examples = [encode(tokenizer, row, room) for row in with_instruction(rows, settings["instruction"])]
     say_cut(examples, room)
@@ -139,7 +139,7 @@ def read_mail(name):
         die(f"{name}: {error}")
     if not text.strip():
         die(f"{name}: an empty mail")
-    return [{"id": name, "prompt": [{"role": "user", "content": text}]}]
+    return {"id": name, "prompt": [{"role": "user", "content": text}]}
 
 
 def print_one(run, wanted):
@@ -162,8 +162,6 @@ def read_settings(args):
             die(f"{args.run / 'train.json'}: no such file; train.py writes it when a training is finished")
         settings = json.loads((args.run / "train.json").read_text())
     given = {name: getattr(args, name) for name in ("base_model", "quantization", "max_new_tokens") if getattr(args, name)}
-    if args.instructions:  # in the system message, where no mail can pretend to be them and no cut reaches them
-        given["instruction"] = "\n\n".join(filter(None, [settings["instruction"], f"In this reply: {args.instructions}"]))
     return {"max_new_tokens": settings.get("max_reply_length", 512)} | settings | given
 
 
@@ -235,7 +233,8 @@ def encode(tokenizer, row, room):
     """One conversation as ids: {"prompt": at most `room`, "reply": the whole reply and its end of turn, "cut": bool}.
 
     The base model's chat template renders both. A mail too long for the room loses its end: the newest text stands first.
-    Turns after the mail (row["then"]) stay whole.
+    What the writer wants said (row["instructions"]) stands behind the mail in the same turn, where models heed it most, and as
+    a last word that no mail can take back; it and the turns after the mail (row["then"]) stay whole.
     """
     from jinja2 import TemplateError
 
@@ -248,19 +247,22 @@ def encode(tokenizer, row, room):
         except TemplateError as error:
             die(f"the chat template of {tokenizer.name_or_path} refuses row {row['id']} ({error}): take another model")
 
-    then = row.get("then", [])
+    def conversation():
+        return [*turns, mail | {"content": mail["content"] + wish}, *then]
+
+    place, then = len(row["prompt"]) - 1, row.get("then", [])
     messages = [*row["prompt"], *then, *row.get("completion", [{"role": "assistant", "content": "Yes."}])]
     *messages, reply = [m | {"content": neutralise(tokenizer, m["content"]).strip()} for m in messages]
-    *turns, mail = messages[: len(row["prompt"])]
-    then = messages[len(row["prompt"]) :]
+    turns, mail, then = messages[:place], messages[place], messages[place + 1 :]
+    wish = neutralise(tokenizer, f"\n\nIn this reply: {row['instructions'].strip()}") if row.get("instructions") else ""
     cut = False
-    while len(prompt_ids := tokenize(prompt := render([*turns, mail, *then], add_generation_prompt=True))) > room:
+    while len(prompt_ids := tokenize(prompt := render(conversation(), add_generation_prompt=True))) > room:
         starts = [a for a, _ in tokenizer(mail["content"], add_special_tokens=False, return_offsets_mapping=True).offset_mapping]
         keep = len(starts) - (len(prompt_ids) - room)
         if keep < 1:
             die(f"row {row['id']}: the prompt without its mail is longer than {room} tokens: raise --max-length")
         mail, cut = mail | {"content": mail["content"][: starts[keep]].rstrip()}, True
-    whole = render([*turns, mail, *then, reply])
+    whole = render([*conversation(), reply])
     if not whole.startswith(prompt):
         die(f"the chat template of {tokenizer.name_or_path} changes the prompt once a reply follows: take another model")
     reply_ids = tokenize(whole)[len(prompt_ids) :]
@@ -315,7 +317,7 @@ def say_cut(examples, room):
         print(f"generate.py: {cut} of {len(examples)} mails lost their end: a prompt has room for {room} tokens", file=sys.stderr)
 
 
-def chat(tokenizer, model, settings):
+def chat(tokenizer, model, settings, instructions):
     """Mails from standard input, each with a draft and then one draft more for every change asked for, until the input ends.
 
     A change sees the mail and the draft before it, not those before that: what was asked earlier shows in the draft.
@@ -324,7 +326,7 @@ def chat(tokenizer, model, settings):
     while True:
         print("The mail, its end a line with a single dot (Ctrl-D ends):", file=sys.stderr)
         lines = itertools.takewhile(lambda line: line.strip() != ".", iter(sys.stdin.readline, ""))
-        row = {"id": "-", "prompt": [{"role": "user", "content": "".join(lines)}]}
+        row = {"id": "-", "prompt": [{"role": "user", "content": "".join(lines)}], "instructions": instructions}
         if not row["prompt"][0]["content"].strip():
             return
         room = settings.get("max_prompt", context)
