@@ -603,11 +603,41 @@ def save(model, tokenizer, train_set, validation_set, history, seconds, settings
         "device": torch.cuda.get_device_name() if gpu_peak else platform.processor() or platform.machine(),
         "versions": {name: version(name) for name in ("torch", "transformers", "peft", "bitsandbytes", "accelerate")},
     }
+    write(adapter / "README.md", model_card(facts))  # instead of the library's empty form
     write(run / "train.json", json.dumps(facts, indent=1))
     tidy(run)
     outcome = f"validation loss {validation[-1]:.3f}" if validation else f"training loss {facts['train_loss']:.3f}"
     print(f"{run / 'train.json'}: {outcome} nats a token, {facts['tokens_per_second']} tokens a second, "
           f"{facts['peak_memory_gb']} GB at most, {seconds:.0f} seconds")  # fmt: skip
+
+
+def model_card(facts):
+    """The adapter's README.md from what train.json holds: no mail, no name of a file but the base model's."""
+    base = Path(facts["base_model"]).name if Path(facts["base_model"]).exists() else facts["base_model"]
+    names = "epochs learning_rate batch_size rank alpha dropout max_length max_reply_length quantization seed".split()
+    validation = facts["validation_losses"][-1:]
+    return f"""---
+base_model: {base}
+library_name: peft
+pipeline_tag: text-generation
+tags: [lora, email]
+---
+# Answers to e-mail in one author's voice, on {base}
+
+Drafts a reply to an incoming mail as the author of the training mail might write it.
+
+- **Prompt**: the base model's chat template; the system message is {json.dumps(facts["instruction"], ensure_ascii=False)}, the user message the mail's text.
+- **Data**: {facts["train_rows"]} pairs of a mail and the author's reply, {facts["train_tokens"]:,} tokens, {facts["trained_tokens"]:,} of them trained on
+  (the replies); {facts["validation_rows"]} pairs held out. SHA-256 of the file: {facts["train_data_sha256"]}.
+- **Training**: LoRA on all linear layers; {", ".join(f"{name} {facts[name]}" for name in names)}.
+- **Loss**, nats a token: training {facts["train_loss"]:.3f}{f", validation {validation[0]:.3f}" if validation else ""}.
+- **Intended use**: drafts that the author, or somebody with the author's consent, reads before sending. Not for sending unread, nor for passing
+  as somebody else. Facts in a draft may be invented.
+- **Licence**: the base model's holds for this one too.
+- **Privacy**: the weights were fitted to private mail, and can give away names, phrases and whole sentences of it, to chance questions as to aimed
+  ones. Treat them as the mail itself: share them with nobody who may not read it. How much shows in ordinary replies is what `memorized_rate` (the
+  share of replies with a long passage copied from the training replies) and `longest_copy` measure, where the run was scored; neither is a bound.
+"""
 
 
 def draw(history, path):
