@@ -550,6 +550,7 @@ def trend_tests(sizes, metrics, drawn):
 def bootstrap_p(drawn):
     """Interval and p of a difference. p is twice the smaller share of resampled differences on one side of zero, so that
     p < .05 and an interval without zero agree."""
+    drawn = np.round(drawn, 9)  # or a zero with a rounding error would count as a difference
     low, high = np.percentile(drawn, [2.5, 97.5]).tolist()
     p = 2 * (min(np.sum(drawn <= 0), np.sum(drawn >= 0)) + 1) / (len(drawn) + 1)
     return {"low": low, "high": high, "p": min(1.0, float(p)), "p_holm": None}
@@ -587,9 +588,10 @@ def verdict(first, parts, problem):
     for_it, against = (sum(test["p"] < LEVEL and sign * gain(test) > 0 for test in others) for sign in (1, -1))
     said.append(f"Level {LEVEL}; paired bootstrap over mails, p by Holm over all tests of these two, which were declared in advance. Of {len(others)} "
                 f"tests of secondary measures on all mails, uncorrected, {for_it} speak for it and {against} against it.")  # fmt: skip
-    if copied := parts[0]["metrics"][first]["memorized_rate"]:
+    largest = max(parts[0]["sizes"], key=parts[0]["sizes"].get, default=first)
+    if copied := parts[0]["metrics"][largest]["memorized_rate"]:
         own = parts[0]["reference"].get("memorized_rate")
-        said.append(f"{copied['value']:.1%} of the replies of {first} copy {COPY_WORDS} words or more of a training reply"
+        said.append(f"{copied['value']:.1%} of the replies of run {largest} copy {COPY_WORDS} words or more of a training reply"
                     + (f"; {own['value']:.1%} of the author's own repeat so much." if own else "."))  # fmt: skip
     said.append(f"No clean mails to speak of: {problem}." if problem
                 else "Clean: neither the mail nor its reply nor its thread stands in a file that a compared run learned from.")  # fmt: skip
@@ -687,7 +689,7 @@ def draw_measures(runs, parts, path):
         for place, (part, color) in enumerate(zip(parts, ("tab:blue", "tab:orange"), strict=False)):
             found = {run: metrics[name] for run, metrics in part["metrics"].items() if metrics[name]}
             shown = [run for run in found if not part["sizes"] or run in part["sizes"]]
-            spots = [part["sizes"][run] if part["sizes"] else list(part["metrics"]).index(run) + 0.4 * place - 0.2 for run in shown]
+            spots = [part["sizes"][run] * 1.03**place if part["sizes"] else list(part["metrics"]).index(run) + 0.4 * place - 0.2 for run in shown]
             values = [found[run]["value"] for run in shown]
             errors = [[abs(found[run][end] - found[run]["value"]) for run in shown] for end in ("low", "high")]
             if part["sizes"]:
@@ -703,6 +705,7 @@ def draw_measures(runs, parts, path):
             axes.set(xscale="log", xlabel="training mails", xticks=sorted(set(parts[0]["sizes"].values())))
             axes.get_xaxis().set_major_formatter(lambda value, _: f"{value:.0f}")
             axes.minorticks_off()
+            axes.tick_params(axis="x", rotation=60, labelsize=8)
         else:
             axes.set_xticks(range(len(runs)), [run["name"] for run in runs], rotation=30, ha="right")
     handles = {label: handle for axes in figure.axes for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}

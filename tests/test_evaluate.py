@@ -18,6 +18,7 @@ from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu.metrics import BLEU, CHRF
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+import generate  # noqa: E402
 from evaluate import (  # noqa: E402
     MEASURES,
     bertscore,
@@ -215,6 +216,29 @@ def test_bertscore_with_a_real_encoder():
     assert same == pytest.approx(1, abs=1e-5) and 1 > close > far + 0.1
 
 
+def test_baselines_copy_replies(tmp_path, capsys):
+    replies = ["Nets are in the shed.", "Thanks, Ada", "Sell the red boat.", "thanks ADA.", "Fine."]
+    mails = ["where are the nets", "a", "what of the red boat", "b", "c"]
+    train = write_jsonl(tmp_path / "train.jsonl", [
+        {"id": str(i), "prompt": [{"role": "user", "content": mail}], "completion": [{"role": "assistant", "content": reply}]}
+        for i, (mail, reply) in enumerate(zip(mails, replies, strict=True))])  # fmt: skip
+    test = write_jsonl(tmp_path / "test.jsonl", [
+        {"id": str(i), "subject": "s", "prompt": [{"role": "user", "content": mail}], "completion": [{"role": "assistant", "content": "r"}]}
+        for i, mail in enumerate(["That red boat?", "The nets, the nets!"])])  # fmt: skip
+    for kind, expected in (("constant", ["Thanks, Ada"] * 2), ("nearest", [replies[2], replies[0]])):
+        output = tmp_path / kind / "predictions.jsonl"
+        generate.main(["--baseline", kind, "--train-data", str(train), "--data", str(test), "--output", str(output)])
+        rows = [json.loads(line) for line in output.read_text().splitlines()]
+        assert [row["prediction"] for row in rows] == expected and {row["subject"] for row in rows} == {"s"}
+        assert all(row[key] is None for row in rows for key in ("finish_reason", "reference_nll", "reference_tokens"))
+        main([str(output.parent)])
+        metrics = metrics_of(output.parent)["metrics"]
+        assert metrics["longest_copy"]["value"] == max(len(text.split()) for text in expected) and metrics["perplexity_char"] is None
+    with pytest.raises(SystemExit):
+        generate.main(["--baseline", "nearest", "--data", str(test), "--output", str(output)])
+    assert "--train-data" in capsys.readouterr().err
+
+
 # Intervals and tests
 
 
@@ -280,6 +304,8 @@ def test_trend_false_alarms_and_power():
     assert 0.01 <= np.mean(alarms) <= 0.12
     (found,) = trend_of([9, 18, 36, 72], -0.5, draw)
     assert found["p"] < 0.01 and -0.75 < found["low"] < found["difference"] < found["high"] < -0.25
+    rows = [some_run(np.full(7, 0.1), str(size), size=size) | {"training": [{"From": "a@example.org"}]} for size in (9, 20, 70, 300)]
+    assert measure(rows, rows[0], "mails", np.full(7, True))["trend"][0]["p"] == 1  # rounding errors are no difference
     assert trend_of([70, 72, 75], 1, draw) == []  # sizes that hardly differ are no trend
     other = some_run(np.ones(60), "other", size=300) | {"training": [{"From": "bob@example.org"}]}
     ada = [some_run(np.ones(60), str(size), size=size) | {"training": [{"From": "ada@example.org"}]} for size in (9, 90)]
