@@ -4,10 +4,13 @@
     python prepare_data.py split replies.csv --train train.csv --test test.csv
     python prepare_data.py format train.csv train.jsonl --holdout test.csv
     python prepare_data.py own-words < BODY
+    python prepare_data.py inbox inbox.mbox inbox.jsonl --author me@example.org --archive Sent.mbox
+    python prepare_data.py drafts answers.jsonl drafts.mbox
 
 extract finds what the author answered, in an archive of any size at some 2,000 messages a second, and prints how many
 messages it read and left out, and why. split puts whole threads on one side, the latest into the test. format cuts
 quoted text off the replies and prints how many rows each rule dropped. own-words shows the cut on the body of one mail.
+inbox finds the mails that want a reply, and drafts puts what generate.py answered into a mailbox, as drafts to look over.
 
 Two mails or two replies count as the same if their letters and digits are the same, in whatever case. Of a mail only
 what follows its first "Subject:" is compared, if that is eight words or more, because one and the same mail stands
@@ -18,13 +21,17 @@ import collections
 import csv
 import datetime
 import email
+import email.charset
 import email.errors
 import email.header
+import email.mime.text
 import email.utils
+import hashlib
 import html.parser
 import io
 import itertools
 import json
+import mailbox
 import os
 import random
 import re
@@ -34,6 +41,8 @@ import tarfile
 import tempfile
 import zlib
 
+LARGEST = 50_000_000  # bytes of a message that are read: an archive may unpack to more than the memory holds
+EXAMPLE_WORDS = 60  # of an earlier mail, and of the reply to it: few enough that three examples leave room, more than half of all
 COLUMNS = ["id", "date", "subject", "From", "To", "body", "length", "response", "mail"]
 NO_DATE = datetime.datetime(1981, 1, 1)
 INSTRUCTION = "Respond to the given email"
@@ -401,7 +410,8 @@ def print_own_words(args):
 
 SENT_FOLDERS = {"sent", "sent_items", "_sent_mail", "sent_mail"}  # of the Enron corpus; its others are copies
 FIELD = re.compile(rb"^(from|to|date|subject|message-id|in-reply-to|references|auto-submitted|x-autoreply|precedence|"
-                   rb"x-gmail-labels|content-type)[ \t]*:(.*(?:\n[ \t].*)*)", re.IGNORECASE | re.MULTILINE)
+                   rb"x-gmail-labels|content-type|cc|reply-to|list-id|list-unsubscribe|x-autorespond|x-status|x-mozilla-status)"
+                   rb"[ \t]*:(.*(?:\n[ \t].*)*)", re.IGNORECASE | re.MULTILINE)
 MBOX_FROM = re.compile(rb"From .*\d\d:\d\d.*\d{4}")
 AUTOMATIC_SUBJECT = re.compile(r"auto(?:matic)?[- ]?(?:re(?:ply|sponse)|antwort)|out of (?:the )?office|abwesenheit|"
                                r"automatische antwort|réponse automatique|respuesta automática", re.IGNORECASE)
@@ -417,8 +427,12 @@ def messages(source, bar):
         paths = sorted(os.path.join(folder, name) for folder, _, names in os.walk(source) for name in names)
         bar.reset(len(paths))
         for path in paths:
+            name = os.path.relpath(path, os.path.dirname(os.path.abspath(source)))
+            if os.path.islink(path) or not os.path.isfile(path):  # it could lead out of the archive, or never end
+                yield name, b""
+                continue
             with open(path, "rb") as file:
-                yield from messages_in(os.path.relpath(path, os.path.dirname(os.path.abspath(source))), file)
+                yield from messages_in(name, file)
             bar.update()
         return
     bar.unit, bar.unit_scale = "B", True
@@ -438,11 +452,24 @@ def messages(source, bar):
             print(f"{source}: ends early: {error}; what stands before counts", file=sys.stderr)
 
 
+class BoundedTarInfo(tarfile.TarInfo):
+    """A tar header that refuses a name or attributes of any size, which tarfile would read into memory."""
+
+    @classmethod
+    def frombuf(cls, *args):
+        member = super().frombuf(*args)
+        if not member.isfile() and member.size > 1_000_000:
+            raise tarfile.ReadError(f"a header of {member.size} bytes")
+        return member
+
+
 def messages_in_tar(file):
-    with tarfile.open(fileobj=file, mode="r|*") as archive:
+    """(name, bytes) as messages_in; nothing is unpacked, no link followed, and no hole (of a sparse file) filled."""
+    with tarfile.open(fileobj=file, mode="r|*", tarinfo=BoundedTarInfo) as archive:
         for member in archive:
             archive.members.clear()  # a stream remembers each member, which would fill the memory
-            if member.isfile() and not member.name.startswith("/") and ".." not in member.name.split("/"):
+            if (member.isfile() and not member.issparse() and not member.name.startswith("/")
+                    and ".." not in member.name.split("/")):
                 yield from messages_in(member.name, archive.extractfile(member))
             elif not member.isdir():
                 yield member.name, b""
@@ -462,16 +489,17 @@ def messages_in_csv(source, file):
 
 def messages_in(name, file):
     """(name, bytes) of the one message in a file, or of each in an mbox, in which ">From " stands for "From "."""
-    line = file.readline()
+    line = file.readline(LARGEST)
     if not line.startswith(b"From "):
-        yield name, line + file.read()
+        yield name, line + file.read(LARGEST)
         return
-    number, lines, blank = 1, [], True
-    for line in file:
+    number, lines, size, blank = 1, [], 0, True
+    for line in iter(lambda: file.readline(LARGEST), b""):
         if blank and MBOX_FROM.match(line):
             yield f"{name}, message {number}", b"".join(lines)
-            number, lines = number + 1, []
-        else:
+            number, lines, size = number + 1, [], 0
+        elif size < LARGEST:
+            size += len(line)
             lines.append(line[1:] if line.startswith(b">") and line.lstrip(b">").startswith(b"From ") else line)
         blank = not line.strip()
     yield f"{name}, message {number}", b"".join(lines)
@@ -602,12 +630,18 @@ def reason_to_skip(name, fields, subject):
     folder = re.search(r"([^/]+)/\d+[._]$", name)  # only the Enron corpus names its files so
     if folder and folder[1].lower() not in SENT_FOLDERS:
         return "not in a folder of sent mail"
-    if b"draft" in fields.get("x-gmail-labels", b"").lower() or re.search(r":2,[A-Z]*D[A-Z]*$", name):  # Maildir's flag
+    if b"draft" in fields.get("x-gmail-labels", b"").lower() or "D" in maildir_flags(name):
         return "a draft"
-    if (AUTOMATIC_SUBJECT.match(subject) or fields.get("auto-submitted", b"no").lower() != b"no"
-            or "x-autoreply" in fields or b"auto" in fields.get("precedence", b"")):
-        return "an automatic reply"
-    return None
+    return "an automatic reply" if is_automatic(fields, subject) else None
+
+
+def maildir_flags(name):
+    return re.search(r"(?::2,([A-Za-z]*))?$", name)[1] or ""
+
+
+def is_automatic(fields, subject):
+    return (AUTOMATIC_SUBJECT.match(subject) or fields.get("auto-submitted", b"no").lower() != b"no"
+            or {"x-autoreply", "x-autorespond"} & set(fields) or b"auto" in fields.get("precedence", b"").lower())
 
 
 def read_own(name, raw, fields, keep_signature, seen):
@@ -847,6 +881,7 @@ def format_replies(args):
     instruction = args.instruction or (INSTRUCTION_BY_NAME if args.author_name else INSTRUCTION).format(
         name=args.author_name)
     refuse_overwriting(args.input, args.output)
+    memory = read_memory(args)
     shipped = rows = read_replies(args.input)
     print(f"read {len(shipped)} rows from {args.input}")
     if args.as_shipped:
@@ -861,18 +896,89 @@ def format_replies(args):
         rows, dropped = keep_clean(rows, shipped, test_rows + cut_quotes(test_rows, names), args.without_sender)
         for reason, count in dropped.items():
             print(f"dropped {count:4}: {reason}")
-    rows = rows[:args.limit]
-    examples = ({
+    rows = [{
         **{name: row[name] for name in ("id", "date", "subject", "From", "To")},
         "prompt": [{"role": "system", "content": instruction}, {"role": "user", "content": row["mail"]}],
-        "completion": [{"role": "assistant", "content": row["response"]}]} for row in rows)
-    write_whole({args.output: (json.dumps(example, ensure_ascii=False) + "\n" for example in examples)})
+        "completion": [{"role": "assistant", "content": row["response"]}]} for row in rows[:args.limit]]
+    if args.examples:
+        rows = with_examples(rows, memory or rows, args.examples)
+    write_whole({args.output: (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)})
     print(f"kept {len(rows)} rows in {args.output}")
+
+
+MEMORY = {"id": str, "date": str, "subject": str, "prompt": list, "completion": list}
+
+
+def read_jsonl(path, kinds):
+    """The rows of a JSONL file, each with the keys of `kinds`, which gives their types."""
+    rows = []
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                row = json.loads(line)
+                if not all(isinstance(row[name], kind) for name, kind in kinds.items()):
+                    raise ValueError
+                _ = [message["content"].strip() for name in ("prompt", "completion") for message in row.get(name, [])[-1:]]
+            except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+                stop(f"{path}: line {number} is no row with {', '.join(kinds)}; "
+                     f"`prepare_data.py {'format' if kinds == MEMORY else 'inbox'}` makes them")
+            rows.append(row)
+    return rows
+
+
+def read_memory(args):
+    if args.memory and not args.examples:
+        stop("--memory says where examples come from, --examples K how many")
+    return read_jsonl(args.memory, MEMORY) if args.memory else []
+
+
+def shorten(text):
+    """The first words of a text, its lines intact."""
+    start = re.match(rf"(?:\s*\S+){{0,{EXAMPLE_WORDS}}}", text)[0]
+    return start if start == text.rstrip() else start + " …"
+
+
+def with_examples(rows, memory, count):
+    """The rows, with up to `count` earlier mails and the replies to them as turns in front of the mail, the most similar last.
+
+    Similar are mails with the same rare words (TF-IDF, cosine; of equals the first in `memory`). Never used are a row's own
+    thread and what is not known to be earlier: a row without a date sees only others without one, a new mail without
+    one sees all. The last turn of a row is its mail, so a file made with examples serves as memory as well.
+    """
+    import numpy
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    rows, memory = list(rows), list(memory)
+    mails, memory_mails = ([row["prompt"][-1]["content"] for row in part] for part in (rows, memory))
+    keys = [thread_keys(row | {"mail": mail}) for row, mail in zip(memory + rows, memory_mails + mails, strict=True)]
+    threads = numpy.array(group(keys))
+    dates = numpy.array([sent_at(row) for row in memory], "datetime64[s]")
+    vectorizer = TfidfVectorizer(token_pattern=r"\w+", sublinear_tf=True).fit([*memory_mails, "mail"])  # never without words
+    known, asked = vectorizer.transform(memory_mails), vectorizer.transform(mails)
+    turns = [[{"role": role, "content": shorten(text)} for role, text in (
+        ("user", mail), ("assistant", row["completion"][0]["content"]))] for row, mail in zip(memory, memory_mails, strict=True)]
+    found, few = [], 0
+    for i, row in enumerate(rows):
+        date = sent_at(row)
+        if date > NO_DATE:
+            earlier = (NO_DATE < dates) & (dates < date)
+        else:
+            earlier = dates == NO_DATE if "completion" in row else True
+        usable = numpy.flatnonzero(earlier & (threads[:len(memory)] != threads[len(memory) + i]))
+        similarity = (known[usable] @ asked[i].T).toarray().ravel().round(9)
+        best = usable[numpy.argsort(-similarity, kind="stable")[:count]]
+        few += len(best) < count
+        *start, mail = row["prompt"][-2:]
+        start = [message for message in start if message["role"] == "system"]
+        found.append(row | {"prompt": [*start, *itertools.chain(*(turns[j] for j in best[::-1])), mail]})
+    print(f"put {count} earlier replies in front of {len(rows) - few} mails, fewer in front of {few}")
+    return found
 
 
 # ------------------------------------------------------------------------------------------------------ split
 
-REPLY_SUBJECT = re.compile(r"(?:\s*(?:re|fwd?|aw|wg|sv|vs|antw|tr|rif|ref|odp|res)\s*(?:\[\d+\])?\s*:)+", re.IGNORECASE)
+REPLY_SUBJECT = re.compile(r"(?:\s*(?:re|fwd?|aw|wg|sv|vs|antw|tr|rif|ref|odp|res|r|i|rv|vb|vl|pd|enc|ynt|atb|回复|答复|回覆|转发)\s*"
+                           r"(?:[\[(]\d+[\])])?\s*[:：])+", re.IGNORECASE)
 
 
 def thread_keys(row):
@@ -928,12 +1034,220 @@ def split_replies(args):
     print(f"kept {len(train)} rows in {args.train}, {len(test)} in {args.test}; {len(threads)} threads, none on both")
 
 
+# ---------------------------------------------------------------------------------------------- inbox and drafts
+
+NO_REPLY = re.compile(r"(?:.*[-_.+])?(?:(?:no|do[-_.]?not|dont|never)[-_.]?(?:reply|respond)|ne[-_.]?pas[-_.]?repondre|"
+                      r"nicht[-_.]?antworten|no[-_.]?responder|mailer-daemon|postmaster|bounces?|notifications?)(?:[-_.+\d].*)?@")
+ADDRESS = re.compile(r"[!-~]+@[\w.-]+", re.ASCII)
+MESSAGE_ID = re.compile(rb"<[!-;=?-~]{1,250}>")
+
+
+def addresses_of(field):
+    """[(name, address)] of an undecoded address field; a name is decoded last, so that it cannot hold an address."""
+    pairs = email.utils.getaddresses([decode(field, "utf-8")])
+    return [(one_line(decode_words(name.encode())), address) for name, address in pairs if ADDRESS.fullmatch(address)]
+
+
+def one_line(text):
+    return " ".join(clean(text).split())
+
+
+def reason_not_to_answer(name, fields, subject, authors, answered):
+    """Why a mail wants no reply of these authors, or None. `answered` holds the ids that their mail refers to."""
+    sender = address_of(fields.get("from", b""))
+    to = addresses_of(fields.get("reply-to", b"")) or addresses_of(fields.get("from", b""))
+    flags, status = maildir_flags(name), fields.get("x-status", b"")
+    mozilla = int(match[0], 16) if (match := re.match(rb"[\da-fA-F]{4}", fields.get("x-mozilla-status", b""))) else 0
+    reasons = {
+        "no mail message": not sender and "date" not in fields,
+        "in another folder of the Maildir": re.search(r"/\.[^/]+/(?:cur|new|tmp)/", name),
+        "by the author": sender in authors,
+        "already answered": fields.get("message-id") in answered or "R" in flags or b"A" in status or mozilla & 2,
+        "deleted or a draft": set("TD") & set(flags) or b"D" in status or b"T" in status or mozilla & 8,
+        "bulk or list mail": {"list-id", "list-unsubscribe"} & set(fields)
+        or fields.get("precedence", b"").lower() in (b"bulk", b"list", b"junk"),
+        "an automatic mail": is_automatic(fields, subject),
+        "from an address that reads no replies": any(NO_REPLY.match(address.lower()) for _, address in to),
+        "no address to answer": not to}
+    return next((reason for reason, holds in reasons.items() if holds), None)
+
+
+def read_mail(raw, fields, subject, authors):
+    """(None, row) of a mail to answer: what a draft needs and a prompt; or (why it wants no reply, None)."""
+    message = email.message_from_bytes(raw)
+    if any(part.get_content_type() == "text/calendar" for part in message.walk()):
+        return "an invitation or an answer to one", None
+    text, date = text_of(message), date_of(fields)
+    if not text.strip():
+        return "no text", None
+    people = {name: addresses_of(fields.get(name.lower(), b"")) for name in ("From", "To", "Cc", "Reply-To")}
+    reached = {address.casefold() for name in ("To", "Cc") for _, address in people[name]}
+    before = MESSAGE_ID.findall(fields.get("references") or fields.get("in-reply-to", b""))
+    return None, {
+        "id": "", "date": date.strftime("%d-%m-%Y %H:%M:%S") if date else "", "subject": one_line(subject),
+        **{name: ", ".join(f'"{email.utils.quote(person)}" <{address}>' if person else address for person, address in pairs)
+           for name, pairs in people.items()},
+        "Message-ID": b"".join(MESSAGE_ID.findall(fields.get("message-id", b""))[:1]).decode(),
+        "References": b" ".join(before[-20:]).decode(),
+        "author": sorted(authors, key=lambda author: author not in reached),
+        "prompt": [{"role": "user", "content": text}]}
+
+
+def read_inbox(args):
+    import tqdm
+    authors = list(dict.fromkeys(author.casefold() for author in args.author))
+    refuse_overwriting(args.source, args.output)
+    memory = read_memory(args)
+    if args.examples and not memory:
+        stop("--examples wants the replies to choose from: --memory TRAIN.jsonl")
+    answered, rows, seen, left_out = set(), [], set(), collections.Counter()
+    with tqdm.tqdm(disable=None, desc="reading") as bar:
+        for source in filter(None, [args.archive, args.source if authors else None]):
+            for name, raw in messages(source, bar):
+                fields = header_fields(raw)
+                own = address_of(fields.get("from", b"")) in authors or source == args.archive and not authors
+                if own and not reason_to_skip(name, fields, decode_words(fields.get("subject", b""))):
+                    answered.update(links_of(fields))
+        for name, raw in messages(args.source, bar):
+            fields = header_fields(raw)
+            subject = decode_words(fields.get("subject", b""))
+            reason, row = reason_not_to_answer(name, fields, subject, authors, answered), None
+            try:
+                if not reason:
+                    reason, row = read_mail(raw, fields, subject, authors)
+            except DAMAGE as error:
+                reason = "damaged"
+                print(f"{args.source}: {name}: damaged: {error!r}", file=sys.stderr)
+            key = row and (row["Message-ID"] or (row["From"], row["subject"], row["prompt"][0]["content"]))
+            if key in seen:
+                reason, row = "a copy of an earlier message", None
+            if row:
+                seen.add(key)
+                rows.append(row)
+            else:
+                left_out[reason] += 1
+    print(f"read {len(rows) + left_out.total()} messages from {args.source}")
+    for reason, count in left_out.most_common():
+        print(f"left out {count:6}: {reason}")
+    if not rows:
+        stop(f"{args.source}: no mail wants a reply")
+    rows.sort(key=sent_at, reverse=True)
+    rows = [row | {"id": str(number)} for number, row in enumerate(rows, 1)]
+    if args.examples:
+        rows = with_examples(rows, memory, args.examples)
+    write_whole({args.output: (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)})
+    print(f"kept {len(rows)} mails to answer in {args.output}, the newest first")
+
+
+def print_text(args):
+    import tqdm
+    found = [raw for _, raw in itertools.islice(messages(args.source, tqdm.tqdm(disable=True)), 2)]
+    if len(found) != 1:
+        stop(f"{args.source}: holds {'more than one message' if found else 'no message'}; for a mailbox: prepare_data.py inbox")
+    print(text_of(email.message_from_bytes(found[0])))
+
+
+DRAFT = {name: str for name in ("prediction", "mail", "date", "subject", "From", "To", "Cc", "Reply-To", "Message-ID",
+                                "References")} | {"author": list}
+QUOTED_PRINTABLE = email.charset.Charset("utf-8")
+QUOTED_PRINTABLE.body_encoding = email.charset.QP
+
+
+def write_draft(row):
+    """A row of predictions.jsonl as a message: to whom a client's "reply to all" goes, the original quoted below.
+
+    An address is only ever one that was told apart in the mail's header, every field is one line, and long ids are
+    not encoded, as email's newer policies do (so the older compat32). The Message-ID is a digest: it tells nothing of
+    this machine, and the same draft is made only once.
+    """
+    row = {name: [one_line(str(each)) for each in value] if kind is list else value if name in ("prediction", "mail")
+           else one_line(value) for name, kind in DRAFT.items() for value in [row[name]]}
+    people = {name: [(person, address) for person, address in email.utils.getaddresses([row[name]]) if ADDRESS.fullmatch(address)]
+              for name in ("From", "To", "Cc", "Reply-To")}
+    own = {address.casefold() for address in row["author"]}
+    reply, date = clean(row["prediction"]).strip(), sent_at(row)
+    to, named = people["Reply-To"] or people["From"], {}
+    if own:  # else who of them the author is stays unknown, and a draft is never addressed to everybody by mistake
+        named = {address.casefold(): (person, address) for person, address in people["To"] + people["Cc"]}
+    named = [pair for key, pair in named.items() if key not in own | {address.casefold() for _, address in to}]
+    sender = next((person or address for person, address in people["From"]), "")
+    written = f"On {date:%Y-%m-%d at %H:%M}, {sender} wrote:" if date > NO_DATE else f"{sender} wrote:"
+    quoted = "\n".join(f">{'' if line[:1] in ('', '>') else ' '}{line}" for line in clean(row["mail"]).split("\n"))
+    message = email.mime.text.MIMEText(f"{reply}\n\n{written}\n{quoted}\n", "plain", QUOTED_PRINTABLE)
+    message.set_payload(re.sub("^From ", "=46rom ", message.get_payload(), flags=re.MULTILINE))  # mbox would mark it
+    digest = hashlib.sha256(json.dumps(row).encode()).hexdigest()[:32]
+    domain = row["author"][0].rpartition("@")[2] if own else "draft.invalid"
+    for name, value in {
+            "From": row["author"][0] if own else "",
+            **{name: ", ".join(email.utils.formataddr(pair) for pair in pairs) for name, pairs in (("To", to), ("Cc", named))},
+            "Subject": f"Re: {REPLY_SUBJECT.sub('', row['subject'], count=1).strip()}",
+            "Date": email.utils.formatdate(localtime=True), "Message-ID": f"<{digest}@{domain}>",
+            "In-Reply-To": row["Message-ID"], "References": f"{row['References']} {row['Message-ID']}".strip()}.items():
+        if value:
+            message[name] = value
+    return message
+
+
+def write_drafts(args):
+    rows = read_jsonl(args.input, DRAFT)
+    folder = args.output.endswith("/") or os.path.isdir(args.output)
+    if folder and os.path.isdir(args.output) and os.listdir(args.output) and not os.path.isdir(os.path.join(args.output, "cur")):
+        stop(f"{args.output}: is a folder but no Maildir; name a file for an mbox, or another folder")
+    if os.path.isfile(args.output):
+        refuse_overwriting(args.input, args.output)
+        with open(args.output, "rb") as file:
+            if file.read(5) not in (b"", b"From "):
+                stop(f"{args.output}: is there and is no mbox; name another output")
+    mask = os.umask(0o077)  # only for their owner: mailbox makes the files
+    try:
+        if folder:
+            for name in ("tmp", "new", "cur"):
+                os.makedirs(os.path.join(args.output, name), exist_ok=True)
+        box = mailbox.Maildir(args.output) if folder else mailbox.mbox(args.output)
+        box.lock()
+        try:
+            there = {message["Message-ID"] for message in box}
+            drafts = [write_draft(row) for row in rows if row["prediction"].strip()]
+            new = [draft for draft in drafts if draft["Message-ID"] not in there]
+            for draft in new:
+                if folder:
+                    draft = mailbox.MaildirMessage(draft)
+                    draft.set_subdir("cur")
+                    draft.set_flags("DS")
+                else:  # what marks a draft for Thunderbird, Apple Mail, Dovecot and others
+                    draft = mailbox.mboxMessage(draft)
+                    draft.set_flags("RO")
+                    for name, value in {"X-Status": "T", "X-Mozilla-Status": "0001", "X-Mozilla-Status2": "00000000",
+                                        "X-Mozilla-Draft-Info": "internal/draft; vcard=0; receipt=0; DSN=0; uuencode=0",
+                                        "X-Uniform-Type-Identifier": "com.apple.mail-draft"}.items():
+                        draft[name] = value
+                box.add(draft)
+        finally:
+            box.close()
+    except mailbox.ExternalClashError:
+        stop(f"{args.output}: another program has it open; close that first")
+    finally:
+        os.umask(mask)
+    for count, what in ((len(rows) - len(drafts), "no word of a reply"), (len(drafts) - len(new), "stands there already")):
+        print(f"left out {count:6}: {what}" * bool(count), end="\n" * bool(count))
+    print(f"added {len(new)} drafts to {args.output}; nothing is sent")
+
+
 # ---------------------------------------------------------------------------------------------- command line
 
 def row_count(text):
     if not text.isdecimal() or int(text) == 0:
         raise argparse.ArgumentTypeError(f"{text!r} is no number of rows, such as 100")
     return int(text)
+
+
+def add_examples(command):
+    method = command.add_argument_group("past replies as examples")
+    method.add_argument("--examples", metavar="K", type=row_count,
+                        help="put the K most similar earlier mails and the author's replies to them in front of each mail, "
+                        f"{EXAMPLE_WORDS} words of each")
+    method.add_argument("--memory", metavar="TRAIN.jsonl", help="where they come from, a file that format wrote"
+                        " (format's default: the rows themselves)")
 
 
 def fraction(text):
@@ -991,6 +1305,26 @@ def main(argv=None):
     method.add_argument("--limit", metavar="N", type=row_count, help="only the first N rows that are kept")
     method.add_argument("--as-shipped", action="store_true",
                         help="cut and drop nothing (overrides --holdout and --without-sender)")
+
+    add_examples(command)
+
+    command = commands.add_parser("inbox", help="mail that wants a reply, to prompts", allow_abbrev=False)
+    command.set_defaults(run=read_inbox)
+    command.add_argument("source", metavar="SOURCE", help="an mbox, a Maildir, a folder of .eml files, or a single one")
+    command.add_argument("output", metavar="OUT.jsonl", help="a row a mail, the newest first: what a draft needs, and the prompt")
+    command.add_argument("--author", metavar="ADDRESS", nargs="+", action="extend", default=[],
+                         help="who answers: own mail is left out, and drafts answer all recipients but these")
+    command.add_argument("--archive", metavar="SENT", help="mail that was sent: what it answers is left out")
+    add_examples(command)
+
+    command = commands.add_parser("text", help="the text of one mail, as the model reads it", allow_abbrev=False)
+    command.set_defaults(run=print_text)
+    command.add_argument("source", metavar="MAIL.eml")
+
+    command = commands.add_parser("drafts", help="answered mail to a mailbox of drafts", allow_abbrev=False)
+    command.set_defaults(run=write_drafts)
+    command.add_argument("input", metavar="PREDICTIONS.jsonl", help="what generate.py made of inbox's rows")
+    command.add_argument("output", metavar="OUT", help="an mbox, or a Maildir if it ends in / or is a folder; drafts are added")
 
     parser.error = stop  # one line, without the usage
     for command in commands.choices.values():
