@@ -94,14 +94,22 @@ def parse_args(argv):
     several.add_argument("--compare", metavar="RUN", nargs="+", type=Path, help="evaluated run folders")
     several.add_argument("--output", metavar="MD", type=Path, help="Markdown; comparison.json stands beside it")
     several.add_argument("--against", metavar="RUN", type=Path, help="tested against each other (default: the first)")
-    several.add_argument("--examples", metavar="N", type=int, default=0, help="mails to show, of %(default)s or more")
+    several.add_argument("--examples", metavar="N", type=natural, default=0, help="mails to show, of %(default)s or more")
     args = parser.parse_args(argv)
     if bool(args.run) == bool(args.compare) or bool(args.compare) != bool(args.output):
         die("give either one run's folder or --compare RUN RUN ... --output F.md")
+    if args.output and args.output.is_dir():
+        die(f"{args.output}: is a folder; name a file")
     of_one = args.style_data or args.style_holdout or args.train_data or args.bertscore
     if args.compare and of_one or args.run and (args.against or args.examples):
         die("--style-..., --train-data and --bertscore go with one run, --against and --examples with --compare")
     return args
+
+
+def natural(text):
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text} is no number of mails")
+    return int(text)
 
 
 def die(message):
@@ -166,6 +174,14 @@ def read_jsonl(path, maker):
             yield f"{path}, line {number}", row
 
 
+def read_json(path):
+    """The object in a JSON file of a run."""
+    try:
+        return json.loads(path.read_bytes()) | {}
+    except (ValueError, TypeError):
+        die(f"{path}: not JSON; {'train.py' if path.name == 'train.json' else 'evaluate.py'} makes it anew")
+
+
 def read_predictions(run):
     """The rows of a run's predictions.jsonl. finish_reason ("stop", "length") and reference_nll (nats) with
     reference_tokens stand in every row or, where they have no meaning, in none."""
@@ -205,9 +221,11 @@ def read_completions(path):
 
 def training_rows(run):
     """(rows, problem): what a run or a copying baseline learned from, none for an untuned model; why it is not at hand."""
-    settings = next((json.loads(file.read_text()) for name in ("train", "baseline") if (file := run / f"{name}.json").is_file()), None)
+    settings = next((read_json(file) for name in ("train", "baseline") if (file := run / f"{name}.json").is_file()), None)
     if not settings:
         return [], None
+    if not settings.keys() >= {"train_data", "train_data_sha256"}:
+        die(f"{run}: its train.json or baseline.json names no training data: it is of an older version; make it anew")
     path = Path(settings["train_data"])
     if not path.is_file() or sha256(path) != settings["train_data_sha256"]:
         return None, f"{path} {'has changed since the training' if path.is_file() else 'is missing'}"
@@ -435,8 +453,11 @@ def write(path, content):
     """Write a file, text or bytes, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     side = path.with_name(f"{path.name}.{os.getpid()}.part")  # another process may write the same
-    side.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8", "replace"))
-    os.replace(side, path)
+    try:
+        side.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8", "replace"))
+        os.replace(side, path)
+    finally:
+        side.unlink(missing_ok=True)
 
 
 def compare(paths, against, output, examples):
@@ -467,13 +488,16 @@ def load_run(path):
     if not (path / "predictions.jsonl").is_file():
         print(f"passed over {path}: no predictions.jsonl")
         return None
-    facts = json.loads((path / "metrics.json").read_text()) if (path / "metrics.json").is_file() else {}
-    if facts.get("predictions_sha256") != sha256(path / "predictions.jsonl") or "reference_per_mail" not in facts:
+    facts = read_json(path / "metrics.json") if (path / "metrics.json").is_file() else {}
+    if facts.get("predictions_sha256") != sha256(path / "predictions.jsonl"):
         die(f"{path}: no metrics.json of these predictions; `python evaluate.py {path}` makes it")
+    keys = {"n", "metrics", "reference", "style", "per_mail", "reference_per_mail"}
+    if not facts.keys() >= keys or not facts["metrics"].keys() >= MEASURES.keys():
+        die(f"{path}: its metrics.json is of an older version; `python evaluate.py {path}` makes it anew")
     for key in ("per_mail", "reference_per_mail"):
         facts[key] = {name: np.array(terms) for name, terms in facts[key].items()}
     training, problem = training_rows(path)
-    size = json.loads((path / "train.json").read_text()).get("train_rows") if (path / "train.json").is_file() else None
+    size = read_json(path / "train.json").get("train_rows") if (path / "train.json").is_file() else None
     return facts | {"path": path, "rows": read_predictions(path), "training": training, "problem": problem, "size": size}
 
 

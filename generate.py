@@ -38,6 +38,8 @@ def main(argv=None):
     if args.chat:
         return chat(tokenizer, model, settings, args.instructions)
     room = settings.get("max_prompt", model.config.max_position_embeddings - settings["max_new_tokens"])
+    if room < 1:
+        die(f"--max-new-tokens {settings['max_new_tokens']} leaves no room for a mail in {model.config.max_position_embeddings} tokens")
     examples = [encode(tokenizer, row, room) for row in with_instruction(rows, settings["instruction"])]
     say_cut(examples, room)
     if args.mail:
@@ -119,8 +121,11 @@ def read_jsonl(path):
         try:
             row = json.loads(line)
             turns = [(message["role"], message["content"].strip()) for message in row["prompt"] + row.get("completion", [])]
-            if row["id"] in ids:
+            json.dumps(row, ensure_ascii=False).encode()  # half a character is no text
+            if row["id"] + "" in ids:
                 die(f"{path}, line {number}: id {row['id']} stands there twice")
+            if not {role for role, _ in turns} <= {"system", "user", "assistant"}:  # a role stands in the prompt as it is
+                raise ValueError
             if row["prompt"][-1]["role"] != "user" or "completion" in row and turns[-1][0] != "assistant":
                 raise ValueError
         except (ValueError, KeyError, TypeError, AttributeError, IndexError):
@@ -147,7 +152,10 @@ def print_one(run, wanted):
     path = run / "predictions.jsonl"
     if not path.is_file():
         die(f"{path}: no such file; `generate.py --run {run} --data TEST.jsonl` makes it")
-    rows = {row["id"]: row for row in map(json.loads, path.read_bytes().splitlines())}
+    try:
+        rows = {row["id"]: row for row in map(json.loads, path.read_bytes().splitlines())}
+    except (ValueError, KeyError, TypeError):
+        die(f"{path}: not JSON, a row a line; `generate.py --run {run} --data TEST.jsonl` makes it anew")
     if wanted not in rows:
         die(f"{path}: no id {wanted} among {len(rows)}, such as {', '.join(list(rows)[:5])}")
     for part in ("mail", "reference", "prediction"):
@@ -160,7 +168,12 @@ def read_settings(args):
     if args.run:
         if not (args.run / "train.json").is_file():
             die(f"{args.run / 'train.json'}: no such file; train.py writes it when a training is finished")
-        settings = json.loads((args.run / "train.json").read_text())
+        try:
+            settings = json.loads((args.run / "train.json").read_bytes()) | {}
+        except (ValueError, TypeError):
+            die(f"{args.run / 'train.json'}: not JSON; train again")
+        if missing := {"base_model", "quantization", "instruction", "max_prompt", "max_reply_length"} - settings.keys():
+            die(f"{args.run / 'train.json'} says no {', '.join(sorted(missing))}: it is of an older version; train again")
     given = {name: getattr(args, name) for name in ("base_model", "quantization", "max_new_tokens") if getattr(args, name)}
     return {"max_new_tokens": settings.get("max_reply_length", 512)} | settings | given
 
@@ -204,7 +217,15 @@ def load(settings, run):
     if quantized and not gpu:  # the same rounded weights in float32: six times as fast on a CPU
         model = model.dequantize()
     if run:
-        model = PeftModel.from_pretrained(model, run / "adapter")
+        adapter = run / "adapter"
+        if not (adapter / "adapter_model.safetensors").is_file():  # or PEFT would take a pickle, or ask the hub
+            die(f"{adapter / 'adapter_model.safetensors'}: no such file; delete {run / 'train.json'} and train again")
+        try:
+            model = PeftModel.from_pretrained(model, adapter)
+        except Exception as error:  # each library has its own
+            if "out of memory" in str(error):
+                raise
+            die(f"cannot load {adapter} ({type(error).__name__}): it is torn, or was trained on another model than {base_model}")
         if not (quantized and gpu):
             model = model.merge_and_unload()
     return tokenizer, model.eval()

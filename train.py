@@ -88,7 +88,7 @@ def parse_args(argv):
                         "a longer mail loses its end " + default["max_reply_length"])  # fmt: skip
     method.add_argument("--validation-fraction", type=fraction, default=0.05,
                         help="share of the rows held out for the validation loss, every 20th for %(default)s; 0 for none")  # fmt: skip
-    method.add_argument("--seed", type=int, default=42, help="(default %(default)s)")
+    method.add_argument("--seed", type=seed, default=42, help="(default %(default)s)")
     machine = parser.add_argument_group("machine")
     machine.add_argument("--quantization", choices=["4bit", "none"], default="4bit", help="NF4 or none (default %(default)s)")
     machine.add_argument("--checkpoint-minutes", type=positive(float), default=5, help="at most so much is lost when training is "
@@ -118,6 +118,12 @@ def fraction(text):
     return float(text)
 
 
+def seed(text):
+    if not 0 <= int(text) < 2**31:
+        raise argparse.ArgumentTypeError(f"{text} is not in [0, 2147483648)")
+    return int(text)
+
+
 def die(message):
     """End on a user's mistake: one line on standard error, exit status 2."""
     print(f"train.py: error: {message}", file=sys.stderr)
@@ -132,6 +138,9 @@ def leave(number, frame=None):
     sys.exit(128 + number)
 
 
+ROLES = {"system", "user", "assistant"}  # a role stands in the prompt as it is
+
+
 def read_jsonl(path):
     """The rows of a prompt/completion file, each {"id": str, "prompt": [message, ...], "completion": [message]}."""
     if not path.is_file():
@@ -141,9 +150,10 @@ def read_jsonl(path):
         try:
             row = json.loads(line)
             turns = [(message["role"], message["content"].strip()) for message in row["prompt"] + row["completion"]]
-            if row["id"] in ids:
+            json.dumps(row, ensure_ascii=False).encode()  # half a character is no text
+            if row["id"] + "" in ids:
                 die(f"{path}, line {number}: id {row['id']} stands there twice")
-            if [role for role, _ in turns[-2:]] != ["user", "assistant"] or not turns[-1][1]:
+            if [role for role, _ in turns[-2:]] != ["user", "assistant"] or not turns[-1][1] or not {role for role, _ in turns} <= ROLES:
                 raise ValueError
         except (ValueError, KeyError, TypeError, AttributeError):
             die(f"{path}, line {number}: not a row of id, prompt and completion; `prepare_data.py format` makes them")
@@ -199,7 +209,11 @@ def is_done(run, settings):
     """True where this very training is finished; dies where the folder holds another one, finished or interrupted."""
     mark = run / "train.json"
     if mark.exists() or (run / "checkpoints").exists():  # a start that failed claims nothing
-        old = json.loads((mark if mark.exists() else run / "settings.json").read_text())
+        file = mark if mark.exists() else run / "settings.json"
+        try:
+            old = json.loads(file.read_bytes()) | {}
+        except (ValueError, TypeError):
+            die(f"{file}: not JSON; choose another folder or delete {run}")
         same = settings.keys() - FREE_TO_CHANGE
         changes = [f"{name} {old.get(name)!r} -> {settings[name]!r}" for name in sorted(same) if old.get(name) != settings[name]]
         if changes:

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, WORDS
+from conftest import ROOT, WORDS, row
 
 import train
 
@@ -287,3 +287,181 @@ def test_a_kill_between_adapter_and_train_json(prepared, undisturbed):
         assert {path.name for path in run.iterdir()} == {path.name for path in expected.iterdir()} - {
             "predictions.jsonl", "metrics.json", "results_summary.txt"}  # fmt: skip
     assert len(seen) >= 5, seen
+
+
+# ---------------------------------------------------------------------------------------------------------- bad input
+
+
+def line(**change):
+    """A row of a prompt/completion file, None for a key that is to be left out."""
+    each = row(1) | change
+    return json.dumps({key: value for key, value in each.items() if value is not None}) + "\n"
+
+
+def predicted(**change):
+    each = {"id": "1", "mail": "m", "reference": "r", "prediction": "p", "finish_reason": "stop", "reference_nll": 2.0,
+            "reference_tokens": 3} | change  # fmt: skip
+    return json.dumps(each) + "\n"
+
+
+COLUMNS = "id,date,subject,From,To,body,length,response,mail\n"
+REPLY = "1,01-05-2024 12:00:00,Re: kiln,a@x.org,b@x.org,yes,3,yes,Is it cold?\n"
+T = ["--base-model", "TINY", "--train-data", "t.jsonl", "--output-dir", "new", *FAST]
+G = ["--run", "RUN", "--data", "t.jsonl"]
+PUT = {"t.jsonl": line()}
+BAD = {  # script and case: files, arguments, what the one line says. RUN is a finished run's folder, TINY its base model
+    "prepare_data no command": ({}, [], "the following arguments are required: COMMAND"),
+    "prepare_data another command": ({}, ["train"], "invalid choice: 'train'"),
+    "prepare_data unknown flag": ({"a.csv": COLUMNS + REPLY}, ["format", "a.csv", "b", "--shipped"], "unrecognized arguments: --shipped"),
+    "prepare_data missing CSV": ({}, ["format", "a.csv", "b.jsonl"], "a.csv: No such file or directory"),
+    "prepare_data empty CSV": ({"a.csv": ""}, ["format", "a.csv", "b.jsonl"], "a.csv: no column id, date,"),
+    "prepare_data header alone": ({"a.csv": COLUMNS}, ["format", "a.csv", "b.jsonl"], "a.csv: no rows below the header"),
+    "prepare_data wrong columns": ({"a.csv": "id,mail\n1,2\n"}, ["format", "a.csv", "b.jsonl"], "a.csv: no column date,"),
+    "prepare_data a field too few": ({"a.csv": COLUMNS + "1,2,3\n"}, ["format", "a.csv", "b.jsonl"], "a.csv: row 1 has 3 fields, not 9"),
+    "prepare_data open quotation": ({"a.csv": COLUMNS + REPLY + '2,"x'}, ["format", "a.csv", "b.jsonl"], "a.csv: row 2: "),
+    "prepare_data id twice": ({"a.csv": COLUMNS + REPLY * 2}, ["format", "a.csv", "b.jsonl"], "a.csv: rows 1 and 2 have the same id 1"),
+    "prepare_data broken UTF-8": ({"a.csv": COLUMNS.encode() + b"\xff"}, ["format", "a.csv", "b.jsonl"], "a.csv: line 2 is not UTF-8"),
+    "prepare_data NUL": ({"a.csv": COLUMNS + "1\0"}, ["format", "a.csv", "b.jsonl"], "a.csv: line 2 holds a NUL byte"),
+    "prepare_data a folder as CSV": ({"a.csv/x": ""}, ["format", "a.csv", "b.jsonl"], "a.csv: Is a directory"),
+    "prepare_data output is input": ({"a.csv": COLUMNS + REPLY}, ["format", "a.csv", "a.csv"], "a.csv: is the input; name another output"),
+    "prepare_data no output folder": ({"a.csv": COLUMNS + REPLY}, ["format", "a.csv", "no/b.jsonl"], "no/b.jsonl: No such file or directory"),
+    "prepare_data missing holdout": ({"a.csv": COLUMNS + REPLY}, ["format", "a.csv", "b", "--holdout", "c.csv"], "c.csv: No such file"),
+    "prepare_data limit 0": ({}, ["format", "a.csv", "b", "--limit", "0"], "'0' is no number of rows"),
+    "prepare_data test fraction": ({}, ["split", "a", "--train", "b", "--test", "c", "--test-fraction", "2"], "'2' is no fraction"),
+    "prepare_data one file twice": ({"a.csv": COLUMNS + REPLY}, ["split", "a.csv", "--train", "b", "--test", "b"], "name three different"),
+    "prepare_data too few to split": ({"a.csv": COLUMNS + REPLY}, ["split", "a.csv", "--train", "b", "--test", "c"], "leave no t"),
+    "prepare_data missing archive": ({}, ["extract", "in", "b.csv", "--author", "a@x.org"], "in: No such file or directory"),
+    "prepare_data empty archive": ({"in": ""}, ["extract", "in", "b.csv", "--author", "a@x.org"], "in: no message is by a@x.org"),
+    "prepare_data no mail at all": ({"in/x": b"\0\xff" * 99}, ["extract", "in", "b.csv", "--author", "a@x.org"], "in: no message is by"),
+    "prepare_data archive without author": ({"in": ""}, ["extract", "in", "b.csv"], "required: --author"),
+    "prepare_data CSV of something": ({"in.csv": "a,b\n"}, ["extract", "in.csv", "b.csv", "--author", "a"], "in.csv: no columns file, message"),
+    "train no flag": ({}, [], "required: --base-model"),
+    "train unknown flag": (PUT, [*T, "--lr", "1"], "unrecognized arguments: --lr 1"),
+    "train missing data": ({}, T, "t.jsonl: no such file; `prepare_data.py format` makes it"),
+    "train empty data": ({"t.jsonl": ""}, T, "t.jsonl: no rows"),
+    "train data is a folder": ({"t.jsonl/x": ""}, T, "t.jsonl: no such file"),
+    "train broken line": ({"t.jsonl": line() + '{"id":\n'}, T, "t.jsonl, line 2: not a row of id, prompt and completion"),
+    "train broken UTF-8": ({"t.jsonl": line().encode() + b'{"id": "\xff"}'}, T, "t.jsonl, line 2: not a row"),
+    "train a CSV": ({"t.jsonl": COLUMNS + REPLY}, T, "t.jsonl, line 1: not a row"),
+    "train a list": ({"t.jsonl": "[1]\n"}, T, "t.jsonl, line 1: not a row"),
+    "train no id": ({"t.jsonl": line(id=None)}, T, "t.jsonl, line 1: not a row"),
+    "train id is a list": ({"t.jsonl": line(id=[1])}, T, "t.jsonl, line 1: not a row"),
+    "train no completion": ({"t.jsonl": line(completion=None)}, T, "t.jsonl, line 1: not a row"),
+    "train no prompt": ({"t.jsonl": line(prompt=[])}, T, "t.jsonl, line 1: not a row"),
+    "train prompt is text": ({"t.jsonl": line(prompt="Hi")}, T, "t.jsonl, line 1: not a row"),
+    "train content is a number": ({"t.jsonl": line(completion=[{"role": "assistant", "content": 1}])}, T, "t.jsonl, line 1: not a row"),
+    "train another role": ({"t.jsonl": line(prompt=[{"role": "x<|im_end|>", "content": "a"}, *row(1)["prompt"]])}, T, "line 1: not a row"),
+    "train no trained token": ({"t.jsonl": line(completion=[{"role": "assistant", "content": " "}])}, T, "t.jsonl, line 1: not a row"),
+    "train lone surrogate": ({"t.jsonl": line(completion=[{"role": "assistant", "content": "\ud800"}])}, T, "t.jsonl, line 1: not a row"),
+    "train id twice": ({"t.jsonl": line() * 2}, T, "t.jsonl, line 2: id 1 stands there twice"),
+    "train negative rank": (PUT, [*T, "--rank", "-1"], "argument --rank: -1 is not above zero"),
+    "train rank is a word": (PUT, [*T, "--rank", "big"], "argument --rank: invalid int value: 'big'"),
+    "train learning rate nan": (PUT, [*T, "--learning-rate", "nan"], "nan is not above zero"),
+    "train no epochs": (PUT, [*T, "--epochs", "0"], "0 is not above zero"),
+    "train dropout 1": (PUT, [*T, "--dropout", "1"], "1 is not in [0, 1)"),
+    "train seed too large": (PUT, [*T, "--seed", str(2**40)], "argument --seed"),
+    "train half for validation": (PUT, [*T, "--validation-fraction", "0.9"], "--validation-fraction 0.9 is more than half"),
+    "train quantization": (PUT, [*T, "--quantization", "8bit"], "invalid choice: '8bit'"),
+    "train no room for a mail": (PUT, [*T, "--max-length", "40"], "--max-length 40 is not above --max-reply-length 40"),
+    "train instruction too long": (PUT, [*T, "--max-length", "45"], "row 1: the prompt without its mail is longer than 5 tokens"),
+    "train odd batch": (PUT, [*T, "--batch-size", "3"], "--batch-size 3 is no multiple of --micro-batch-size 2"),
+    "train no such model": (PUT, [*T, "--base-model", "no/such"], "cannot load no/such ("),
+    "train model folder is empty": (PUT | {"m/x": ""}, [*T, "--base-model", "m"], "cannot load m ("),
+    "train output is a file": (PUT | {"new": ""}, T, "new"),
+    "train another base model": (PUT, [*T, "--output-dir", "RUN", "--base-model", "no/such"], "holds a training with other settings ("),
+    "train broken train.json": (PUT | {"new/train.json": "{"}, T, "new/train.json: not JSON"),
+    "train older train.json": (PUT | {"new/train.json": "{}"}, T, "new holds a training with other settings (alpha None -> "),
+    "generate no flag": ({}, [], "--run or --base-model is missing"),
+    "generate nothing to answer": ({}, ["--run", "RUN"], "exactly one of --data, --mail and --id"),
+    "generate missing run": (PUT, ["--run", "no", "--data", "t.jsonl"], "no/train.json: no such file; train.py writes it"),
+    "generate broken train.json": (PUT | {"r/train.json": "{"}, ["--run", "r", "--data", "t.jsonl"], "r/train.json: not JSON"),
+    "generate older train.json": (PUT | {"r/train.json": "{}"}, ["--run", "r", "--data", "t.jsonl"], "r/train.json"),
+    "generate no adapter": (PUT | {"RUN/adapter": None}, G, "RUN/adapter"),
+    "generate torn adapter": (PUT | {"RUN/adapter/adapter_model.safetensors": "x" * 99}, G, "RUN/adapter"),
+    "generate torn adapter config": (PUT | {"RUN/adapter/adapter_config.json": "{"}, G, "RUN/adapter"),
+    "generate another model's adapter": (PUT | {"RUN/adapter/adapter_model.safetensors": "OTHER"}, G, "RUN/adapter"),
+    "generate base model is gone": (PUT | {"RUN/train.json": "GONE"}, G, "cannot load /gone/model ("),
+    "generate missing data": ({}, G, "t.jsonl: no such file"),
+    "generate empty data": ({"t.jsonl": ""}, G, "t.jsonl: no rows"),
+    "generate broken line": ({"t.jsonl": line() + "{"}, G, "t.jsonl, line 2: not a row"),
+    "generate id twice": ({"t.jsonl": line() * 2}, G, "t.jsonl, line 2: id 1 stands there twice"),
+    "generate no prompt": ({"t.jsonl": line(prompt=[])}, G, "t.jsonl, line 1: not a row"),
+    "generate lone surrogate": ({"t.jsonl": line(prompt=[{"role": "user", "content": "\ud800"}])}, G, "t.jsonl, line 1: not a row"),
+    "generate completion is empty": ({"t.jsonl": line(completion=[])}, G, "t.jsonl, line 1: not a row"),
+    "generate missing mail": ({}, ["--run", "RUN", "--mail", "m.txt"], "m.txt"),
+    "generate empty mail": ({"m.txt": " \n"}, ["--run", "RUN", "--mail", "m.txt"], "m.txt: an empty mail"),
+    "generate mail in latin-1": ({"m.txt": b"\xe9t\xe9"}, ["--run", "RUN", "--mail", "m.txt"], "m.txt: 'utf-8'"),
+    "generate unknown id": ({}, ["--run", "RUN", "--id", "nobody"], "no id nobody among"),
+    "generate id in broken predictions": ({"RUN/predictions.jsonl": "{"}, ["--run", "RUN", "--id", "1"], "RUN/predictions.jsonl: not JSON, a row a line"),
+    "generate batch size": (PUT, [*G, "--batch-size", "-2"], "-2 is not above zero"),
+    "generate too many new tokens": (PUT, ["--base-model", "TINY", "--data", "t.jsonl", "--output", "o", "--quantization",
+                                     "none", "--max-new-tokens", "99999"], "max-new-tokens"),  # fmt: skip
+    "evaluate nothing": ({}, [], "give either one run's folder or --compare"),
+    "evaluate missing run": ({}, ["no"], "no/predictions.jsonl: no such file"),
+    "evaluate empty predictions": ({"r/predictions.jsonl": ""}, ["r"], "r/predictions.jsonl: no rows"),
+    "evaluate broken line": ({"r/predictions.jsonl": predicted() + "{"}, ["r"], "r/predictions.jsonl, line 2: not a JSON object"),
+    "evaluate id twice": ({"r/predictions.jsonl": predicted() * 2}, ["r"], "line 2: id 1 stands there twice"),
+    "evaluate without references": ({"r/predictions.jsonl": predicted(reference=None)}, ["r"], "line 1: no text under reference"),
+    "evaluate likelihood nan": ({"r/predictions.jsonl": predicted(reference_nll=float("nan"))}, ["r"], "is no likelihood"),
+    "evaluate one author": ({"r/predictions.jsonl": predicted(), "t.jsonl": line()}, ["r", "--style-data", "t.jsonl"], "two authors"),
+    "evaluate broken train.json": ({"r/predictions.jsonl": predicted(), "r/train.json": "{"}, ["r"], "r/train.json: not JSON"),
+    "evaluate older train.json": ({"r/predictions.jsonl": predicted(), "r/train.json": "{}"}, ["r"], "r/train.json"),
+    "evaluate broken metrics.json": ({"RUN/metrics.json": "{"}, ["--compare", "RUN", "--output", "c.md"], "RUN/metrics.json: not JSON"),
+    "evaluate older metrics.json": ({"RUN/metrics.json": "OLD"}, ["--compare", "RUN", "--output", "c.md"], "RUN: its metrics.json is of an"),
+    "evaluate other predictions": ({"RUN/predictions.jsonl": predicted()}, ["--compare", "RUN", "--output", "c.md"], "no metrics.json of these"),
+    "evaluate no output": ({}, ["--compare", "RUN"], "--output F.md"),
+    "evaluate negative examples": ({}, ["--compare", "RUN", "--output", "c.md", "--examples", "-1"], "argument --examples"),
+    "evaluate output is a folder": ({"c.md/x": ""}, ["--compare", "RUN", "--output", "c.md"], "c.md"),
+}  # fmt: skip
+
+
+def lay(files, tiny, run):
+    """Write the files of a case; contents in capitals are what no literal can say."""
+    for name, content in files.items():
+        path = Path(name.replace("RUN", str(run)))
+        if content is None:
+            shutil.rmtree(path)
+            continue
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if content == "GONE":
+            content = json.dumps(json.loads(path.read_text()) | {"base_model": "/gone/model"})
+        elif content == "OLD":
+            old = json.loads(path.read_text())
+            content = json.dumps({key: value for key, value in old.items() if key not in ("per_mail", "reference")})
+        elif content == "OTHER":
+            from safetensors.torch import load_file, save_file
+
+            save_file({name: weight[..., :-1].contiguous() for name, weight in load_file(path).items()}, path)
+            continue
+        path.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8", "surrogateescape"))
+
+
+@pytest.fixture
+def unchanged():
+    """Signals and umask as they were, for scripts that run in this process."""
+    handlers, mask = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}, os.umask(0o022)
+    yield
+    os.umask(mask)
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_ends_in_one_line(name, tiny, undisturbed, tmp_path, monkeypatch, capfd, unchanged):
+    files, arguments, says = BAD[name]
+    monkeypatch.chdir(tmp_path)
+    run = undisturbed[0] / "run"
+    if any("RUN" in text for text in [*files, *arguments]):
+        run = tmp_path / "RUN"
+        shutil.copytree(undisturbed[0] / "run", run)
+    lay(files, tiny, run)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    script = name.split()[0] + ".py"
+    monkeypatch.setattr(sys, "argv", [str(ROOT / script), *(word.replace("RUN", str(run)).replace("TINY", str(tiny)) for word in arguments)])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(sys.argv[0], run_name="__main__")
+    error = re.sub("^in: .*\n", "", capfd.readouterr().err)  # extract names each message that is none
+    assert ended.value.code == 2, error
+    assert error.startswith(script) and error.count("\n") == 1 and says in error.replace(str(run), "RUN"), error
+    after = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file() and path.name != "settings.json"}
+    assert after == {path: data for path, data in before.items() if path.name != "settings.json"}
