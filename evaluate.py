@@ -4,8 +4,9 @@
   python evaluate.py --compare runs/demo/exp1.M-M runs/demo/exp3.T-M --output runs/demo/comparison.md --examples 2
 
 The first prints every measure with its 95 % interval and leaves metrics.json and results_summary.txt in the run folder:
-seconds for 16 mails, a quarter of a minute for 215 and four authors of 600 mails each. The second prints a table of the
-runs and paired tests of the first against each other one, and leaves both as Markdown and in comparison.json: a second.
+seconds for 16 mails, a quarter of a minute for 215 and four authors of 600 mails each. The second prints a verdict, a table of the
+runs and paired tests, on all mails and on the clean ones, and leaves them as Markdown, as comparison.json, as pictures and
+as report.html, a page to browse with every mail and all replies: seconds.
 """
 
 import argparse
