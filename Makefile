@@ -11,6 +11,9 @@ FORMAT_FLAGS ?=
 TRAIN_FLAGS ?=
 GENERATE_FLAGS ?=
 EVALUATE_FLAGS ?=
+INBOX_FLAGS ?=
+RUN ?= runs/mine
+OUT ?= drafts.mbox
 
 # The ten experiments. Experience 1: whose mail to learn from? Experience 2: how much of it?
 E1 := $(addprefix runs/experience1/,exp1.J-J exp2.K-J exp3.C-J exp4.R-J)
@@ -72,7 +75,7 @@ data/experience2/%.jsonl: private FLAGS = --author-name "Jeff Dasovich"
 data/mine/train.jsonl: data/mine/test.csv
 data/small_dataset/minitrain.jsonl: data/small_dataset/minitest.csv
 
-.PHONY: demo experience1 experience2 all data mine model clean-private test test-slow bench report help
+.PHONY: demo experience1 experience2 all data mine drafts reply model clean-private test test-slow bench report help
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .SECONDARY:
@@ -83,6 +86,17 @@ experience1: runs/experience1/comparison.md ## is a model trained on Jeff's mail
 experience2: runs/experience2/comparison.md ## does more of his mail help?
 all: experience1 experience2 ## the ten experiments
 mine: runs/mine/results_summary.txt ## a model of your own mail: make mine MAILBOX=Sent.mbox AUTHOR=me@example.org
+drafts: | .venv/installed ## answers to new mail as drafts: make drafts INBOX=inbox.mbox OUT=drafts.mbox AUTHOR=me@example.org
+	$(if $(INBOX),,$(error say which mail: make drafts INBOX=inbox.mbox OUT=drafts.mbox AUTHOR=me@example.org))
+	mkdir -p data/mine
+	python prepare_data.py inbox $(INBOX) data/mine/inbox.jsonl $(addprefix --author ,$(AUTHOR)) $(addprefix --archive ,$(MAILBOX)) $(INBOX_FLAGS)
+	python generate.py --run $(RUN) --data data/mine/inbox.jsonl --output data/mine/answers.jsonl $(GENERATE_FLAGS)
+	python prepare_data.py drafts data/mine/answers.jsonl $(OUT)
+reply: | .venv/installed ## the answer to one mail: make reply MAIL=x.eml
+	$(if $(MAIL),,$(error say which mail: make reply MAIL=x.eml))
+	mkdir -p data/mine
+	umask 077 && python prepare_data.py text $(MAIL) > data/mine/mail.txt
+	python generate.py --run $(RUN) --mail data/mine/mail.txt $(GENERATE_FLAGS)
 data: $(addprefix data/,$(shell cut -c67- data/SHA256SUMS)) ## fetch the study's CSV files
 model: $(EMBEDDED)/model.safetensors ## make the embedded base model
 

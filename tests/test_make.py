@@ -123,6 +123,21 @@ def test_own_mail(clone):
     assert done.returncode == 2 and "make mine MAILBOX=Sent.mbox AUTHOR=me@example.org" in done.stderr
 
 
+def test_drafts_and_one_reply(clone):
+    commands = [line[1:] for line in method(clone, "drafts", "INBOX=in.mbox", "OUT=Drafts/", "AUTHOR=me@a.example", "RUN=runs/x",
+                                            "MAILBOX=Sent.mbox") if line[0] == "python"][-3:]  # fmt: skip
+    assert commands == [
+        "prepare_data.py inbox in.mbox data/mine/inbox.jsonl --author me@a.example --archive Sent.mbox".split(),
+        "generate.py --run runs/x --data data/mine/inbox.jsonl --output data/mine/answers.jsonl".split(),
+        "prepare_data.py drafts data/mine/answers.jsonl Drafts/".split()]  # fmt: skip
+    text, answer = method(clone, "reply", "MAIL=x.eml")[-2:]
+    assert text[-5:] == ["prepare_data.py", "text", "x.eml", ">", "data/mine/mail.txt"]
+    assert answer == "python generate.py --run runs/mine --mail data/mine/mail.txt".split()
+    for target, said in (("drafts", "make drafts INBOX="), ("reply", "make reply MAIL=")):
+        done = make(clone, "--dry-run", target)
+        assert done.returncode == 2 and said in done.stderr
+
+
 def test_nothing_is_done_twice(clone):
     for command in method(clone, "demo"):
         if "--output-dir" in command:
