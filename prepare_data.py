@@ -1216,8 +1216,7 @@ def write_drafts(args):
                     draft.set_flags("DS")
                 else:  # what marks a draft for Thunderbird, Apple Mail, Dovecot and others
                     draft = mailbox.mboxMessage(draft)
-                    draft.set_flags("RO")
-                    for name, value in {"X-Status": "T", "X-Mozilla-Status": "0001", "X-Mozilla-Status2": "00000000",
+                    for name, value in {"Status": "RO", "X-Status": "T", "X-Mozilla-Status": "0001", "X-Mozilla-Status2": "00000000",
                                         "X-Mozilla-Draft-Info": "internal/draft; vcard=0; receipt=0; DSN=0; uuencode=0",
                                         "X-Uniform-Type-Identifier": "com.apple.mail-draft"}.items():
                         draft[name] = value
