@@ -8,11 +8,13 @@ import io
 import json
 import mailbox
 import os
+import pwd
 import shutil
 import stat
 import subprocess
 import sys
 import tarfile
+import tempfile
 import time
 from pathlib import Path
 
@@ -201,7 +203,7 @@ def test_hostile_headers_stay_within_their_field(tmp_path):
     assert [address.addr_spec for address in draft["Cc"].addresses] == ["a@b.example"]
     assert draft["In-Reply-To"].strip() == "<" + "i" * 200 + "@x.example>"
     assert draft["References"].split() == ["<a@x.example>", "<" + "b" * 150 + "@x.example>", draft["In-Reply-To"].strip()]
-    assert draft.get_content().startswith("From here on:\n.\nGr\u00fc\u00dfe \u2014 \n") and max(map(len, data.splitlines())) < 998
+    assert draft.get_content().startswith("From here on:\n.\nGr\u00fc\u00dfe \u2014\n\n") and max(map(len, data.splitlines())) < 998
     assert "> From you\n" in draft.get_content()
 
 
@@ -414,9 +416,16 @@ def test_an_imap_server_shows_the_maildir_as_drafts(tmp_path):
         pytest.skip(f"{imap} is not installed")
     write_mbox(tmp_path / "mail", [QUESTION])
     drafts(tmp_path, inbox(tmp_path, tmp_path / "mail", "--author", MAUD), "Drafts/")
-    (tmp_path / "conf").write_text(f"mail_location = maildir:{tmp_path}/Drafts\nlog_path = {tmp_path}/log\n")
-    client = imaplib.IMAP4_stream(f"env -i HOME={tmp_path} USER=maud {imap} -c {tmp_path}/conf")
-    assert client.state == "AUTH" and client.select("INBOX")[0] == "OK"
-    (flags, (_, fields), *_) = client.fetch("1", "(FLAGS)")[1] + client.fetch("1", "(BODY[HEADER.FIELDS (SUBJECT IN-REPLY-TO)])")[1]
-    assert b"\\Draft" in flags and b"Re: kiln two" in fields and b"<1@tern.example>" in fields
-    client.logout()
+    with tempfile.TemporaryDirectory() as home:
+        shutil.copytree(tmp_path / "Drafts", f"{home}/Drafts")
+        owner = pwd.getpwnam("nobody") if os.getuid() == 0 else pwd.getpwuid(os.getuid())  # it serves no mail to root
+        Path(home, "conf").write_text(
+            f"mail_location = maildir:{home}/Drafts\nlog_path = {home}/log\nmail_uid = {owner.pw_uid}\nmail_gid = {owner.pw_gid}\n"
+            "first_valid_uid = 1\nfirst_valid_gid = 1\n")
+        for path in (home, *Path(home).rglob("*")):
+            os.chown(path, owner.pw_uid, owner.pw_gid)
+        client = imaplib.IMAP4_stream(f"env -i HOME={home} USER=maud {imap} -c {home}/conf")
+        assert client.state == "AUTH" and client.select("INBOX")[0] == "OK"
+        shown = repr([client.fetch("1", what)[1] for what in ("(FLAGS)", "(BODY[HEADER.FIELDS (SUBJECT IN-REPLY-TO)])")])
+        client.logout()
+    assert all(words in shown for words in ("Draft", "Re: kiln two", "<1@tern.example>"))
