@@ -13,7 +13,7 @@ GENERATE_FLAGS ?=
 EVALUATE_FLAGS ?=
 INBOX_FLAGS ?=
 RUN ?= runs/mine
-OUT ?= drafts.mbox
+OUT ?= data/mine/drafts.mbox
 
 # The ten experiments. Experience 1: whose mail to learn from? Experience 2: how much of it?
 E1 := $(addprefix runs/experience1/,exp1.J-J exp2.K-J exp3.C-J exp4.R-J)
