@@ -223,7 +223,7 @@ def read_completions(path):
 def training_rows(run):
     """(rows, problem): what a run or a copying baseline learned from, none for an untuned model; why it is not at hand."""
     settings = next((read_json(file) for name in ("train", "baseline") if (file := run / f"{name}.json").is_file()), None)
-    if not settings:
+    if settings is None:
         return [], None
     if not settings.keys() >= {"train_data", "train_data_sha256"}:
         die(f"{run}: its train.json or baseline.json names no training data: it is of an older version; make it anew")

@@ -383,15 +383,15 @@ BAD = {  # script and case: files, arguments, what the one line says. RUN is a f
     "train quantization": (PUT, [*T, "--quantization", "8bit"], "invalid choice: '8bit'"),
     "train no room for a mail": (PUT, [*T, "--max-length", "40"], "--max-length 40 is not above --max-reply-length 40"),
     "train instruction too long": (PUT, [*T, "--max-length", "45"], "row 1: the prompt without its mail is longer than 5 tokens"),
-    "train odd batch": (PUT, [*T, "--batch-size", "3"], "--batch-size 3 is no multiple of --micro-batch-size 2"),
+    "train micro-batch of nothing": (PUT, [*T, "--micro-batch-tokens", "0"], "0 is not above zero"),
     "train no such model": (PUT, [*T, "--base-model", "no/such"], "cannot load no/such ("),
     "train model folder is empty": (PUT | {"m/x": ""}, [*T, "--base-model", "m"], "cannot load m ("),
     "train output is a file": (PUT | {"new": ""}, T, "new"),
     "train another base model": (PUT, [*T, "--output-dir", "RUN", "--base-model", "no/such"], "holds a training with other settings ("),
     "train broken train.json": (PUT | {"new/train.json": "{"}, T, "new/train.json: not JSON"),
     "train older train.json": (PUT | {"new/train.json": "{}"}, T, "new holds a training with other settings (alpha None -> "),
-    "generate no flag": ({}, [], "--run or --base-model is missing"),
-    "generate nothing to answer": ({}, ["--run", "RUN"], "exactly one of --data, --mail and --id"),
+    "generate no flag": ({}, [], "or --baseline is missing: whose replies?"),
+    "generate nothing to answer": ({}, ["--run", "RUN"], "exactly one of --data, --mail"),
     "generate missing run": (PUT, ["--run", "no", "--data", "t.jsonl"], "no/train.json: no such file; train.py writes it"),
     "generate broken train.json": (PUT | {"r/train.json": "{"}, ["--run", "r", "--data", "t.jsonl"], "r/train.json: not JSON"),
     "generate older train.json": (PUT | {"r/train.json": "{}"}, ["--run", "r", "--data", "t.jsonl"], "r/train.json"),
@@ -508,7 +508,7 @@ def mount(tmp_path):
 
 
 def errors(out):
-    return [text for text in (out / "log").read_text().splitlines() if re.match(r"\w+\.py: |Traceback", text)]
+    return [text for text in (out / "log").read_text().splitlines() if re.match(r"\w+\.py: error|prepare_data\.py: |Traceback", text)]
 
 
 @as_root
