@@ -424,7 +424,7 @@ BAD = {  # script and case: files, arguments, what the one line says. RUN is a f
     "evaluate likelihood nan": ({"r/predictions.jsonl": predicted(reference_nll=float("nan"))}, ["r"], "is no likelihood"),
     "evaluate one author": ({"r/predictions.jsonl": predicted(), "t.jsonl": line()}, ["r", "--style-data", "t.jsonl"], "two authors"),
     "evaluate broken train.json": ({"r/predictions.jsonl": predicted(), "r/train.json": "{"}, ["r"], "r/train.json: not JSON"),
-    "evaluate older train.json": ({"r/predictions.jsonl": predicted(), "r/train.json": "{}"}, ["r"], "r/train.json"),
+    "evaluate older train.json": ({"r/predictions.jsonl": predicted(), "r/train.json": "{}"}, ["r"], "names no training data: it is of an older version"),
     "evaluate broken metrics.json": ({"RUN/metrics.json": "{"}, ["--compare", "RUN", "--output", "c.md"], "RUN/metrics.json: not JSON"),
     "evaluate older metrics.json": ({"RUN/metrics.json": "OLD"}, ["--compare", "RUN", "--output", "c.md"], "RUN: its metrics.json is of an"),
     "evaluate other predictions": ({"RUN/predictions.jsonl": predicted()}, ["--compare", "RUN", "--output", "c.md"], "no metrics.json of these"),
