@@ -307,7 +307,7 @@ def test_a_model_without_chat_template_is_refused(tiny, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("flags, says", [
-    (["--data", "x.jsonl"], "--run or --base-model"),
+    (["--data", "x.jsonl"], "whose replies?"),
     (["--run", "RUN"], "exactly one of"),
     (["--run", "RUN", "--data", "missing.jsonl"], "missing.jsonl: no such file"),
     (["--run", "nowhere", "--data", "missing.jsonl"], "train.py writes it"),
