@@ -3,11 +3,13 @@
   python generate.py --run runs/demo/exp1.M-M --data data/sample/maud_okafor_test_16.jsonl
   python generate.py --run runs/demo/exp1.M-M --mail mail.txt --instructions "say no, politely; propose Tuesday" --variants 3
   python generate.py --run runs/demo/exp1.M-M --chat
+  python generate.py --run runs/demo/exp1.M-M --export FOLDER
 
 The first prints how many replies stopped by themselves and writes runs/demo/exp1.M-M/predictions.jsonl, a row a mail: id, mail,
 reference, prediction, finish_reason ("stop" or "length"), reference_nll (negative log-likelihood of the whole reference and its
 end of turn, summed, in nats) and reference_tokens; half a minute on two CPU cores. The second prints one reply as it is written,
-the greedy one, and two samples. The third asks for a mail, prints a draft, asks what to change, and so on.
+the greedy one, and two samples. The third asks for a mail, prints a draft, asks what to change, and so on. The
+fourth writes adapter and base model as one model for transformers, vLLM and Ollama.
 """
 
 import argparse
@@ -19,6 +21,7 @@ import itertools
 import json
 import os
 import re
+import shutil
 import signal
 import sys
 import warnings
@@ -33,6 +36,8 @@ def main(argv=None):
     if args.baseline:
         return write_baseline(args.baseline, args.train_data, read_jsonl(args.data)[: args.limit], args.output)
     settings = read_settings(args)
+    if args.export:
+        return export(settings, args.run, args.export)
     rows = [read_mail(args.mail) | {"instructions": args.instructions}] if args.mail else read_jsonl(args.data)[: args.limit] if args.data else []
     tokenizer, model = load(settings, args.run if not args.base_model else None)
     if args.chat:
@@ -67,6 +72,7 @@ def parse_args(argv):
     files.add_argument("--output", metavar="F", type=Path, help="(default DIR/predictions.jsonl)")
     files.add_argument("--mail", metavar="FILE", help="answer the one mail in a text file, or - for standard input")
     files.add_argument("--chat", action="store_true", help="answer mail after mail from standard input, with changes on request")
+    files.add_argument("--export", metavar="FOLDER", type=Path, help="write the merged model, for other programs, to FOLDER")
     files.add_argument("--id", help="print the mail, reply and reference of this id in DIR/predictions.jsonl")
     files.add_argument("--limit", metavar="N", type=positive, help="answer the first N mails (default all)")
     method = parser.add_argument_group("method")
@@ -82,12 +88,14 @@ def parse_args(argv):
         parser.error("--run, --base-model or --baseline is missing: whose replies?")
     if args.baseline and (args.run or args.base_model or not (args.train_data and args.data and args.output)):
         parser.error("--baseline wants --train-data, --data and --output alone: no model answers")
-    if sum(map(bool, (args.data, args.mail, args.chat, args.id))) != 1:
-        parser.error("exactly one of --data, --mail, --chat and --id says what to answer")
+    if sum(map(bool, (args.data, args.mail, args.chat, args.export, args.id))) != 1:
+        parser.error("exactly one of --data, --mail, --chat, --export and --id says what to do")
     if args.instructions and not (args.mail or args.chat) or args.variants > 1 and not args.mail:
         parser.error("--instructions is for --mail and --chat, --variants for --mail")
     if args.id and not args.run:
         parser.error("--id reads the predictions of a --run")
+    if args.export and (args.base_model or not args.run):
+        parser.error("--export merges the adapter of a --run into that run's own base model")
     if args.base_model and args.data and not args.output:
         parser.error("--base-model wants an --output: the run's own predictions.jsonl is for its adapter")
     if args.data and not args.output:
@@ -178,8 +186,11 @@ def read_settings(args):
     return {"max_new_tokens": settings.get("max_reply_length", 512)} | settings | given
 
 
-def load(settings, run):
-    """(tokenizer, model): the base model as it was in training, with the run's adapter unless run is None."""
+def load(settings, run, own_dtype=False):
+    """(tokenizer, model): the base model as it was in training, with the run's adapter unless run is None.
+
+    With own_dtype in the precision of its files instead of the machine's fastest.
+    """
     import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
@@ -202,7 +213,7 @@ def load(settings, run):
         tokenizer = AutoTokenizer.from_pretrained(base_model)
         model = AutoModelForCausalLM.from_pretrained(
             base_model,
-            dtype=dtype,
+            dtype="auto" if own_dtype else dtype,
             device_map={"": 0 if gpu else "cpu"},
             quantization_config=nf4 if quantized else None,
             attn_implementation="sdpa",
@@ -395,8 +406,7 @@ def answer(tokenizer, model, examples, max_new_tokens, batch_size, file=None, fo
     import torch
     from tqdm import tqdm
 
-    pad = next(i for i in (tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.eos_token_id) if i is not None)
-    stop = {examples[0]["reply"][-1], tokenizer.eos_token_id}
+    pad, stop = ends(tokenizer, examples[0])
     order = sorted(range(len(examples)), key=lambda i: -len(examples[i]["prompt"]))
     answers = dict(found)
     with torch.inference_mode(), tqdm(total=len(order), unit="mail", disable=bool(show) or None) as bar:
@@ -423,6 +433,12 @@ def answer(tokenizer, model, examples, max_new_tokens, batch_size, file=None, fo
                 file.flush()
             bar.update(len(indices))
     return [answers[i] for i in range(len(examples))]
+
+
+def ends(tokenizer, example):
+    """(the token for padding, the set of those that end a reply)."""
+    pad = next(i for i in (tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.eos_token_id) if i is not None)
+    return pad, {example["reply"][-1], tokenizer.eos_token_id}
 
 
 def pad_left(sequences, pad, device):
@@ -501,6 +517,83 @@ def write_baseline(kind, train_data, rows, output):
     facts = {"baseline": kind, "train_data": str(train_data), "train_data_sha256": hashlib.sha256(train_data.read_bytes()).hexdigest()}
     output.with_name("baseline.json").write_text(json.dumps(facts, indent=1))
     write(output, rows, [{"prediction": replies[i].strip(), **unknown} for i in copied])
+
+
+def export(settings, run, folder):
+    """The adapter merged into the unrounded base model, whole or not at all: loads in transformers and vLLM, and in Ollama by its Modelfile."""
+    from transformers import GenerationConfig
+
+    if folder.exists() and not (folder / "Modelfile").is_file():
+        die(f"{folder} is there and no export: name another folder")
+    tokenizer, model = load(settings | {"quantization": "none"}, run, own_dtype=True)
+    row = {"id": "-", "prompt": [{"role": "user", "content": "Hello"}]}
+    (asked,) = with_instruction([row], settings["instruction"])
+    context = model.config.max_position_embeddings
+    pad, stop = ends(tokenizer, encode(tokenizer, asked, context))
+    model.generation_config = GenerationConfig(
+        do_sample=False,
+        max_new_tokens=settings["max_new_tokens"],
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=sorted(stop),
+        pad_token_id=pad,
+    )
+    instruction = neutralise(tokenizer, settings["instruction"] or "").strip()
+    go_template = modelfile_template(tokenizer, instruction)
+    tokenizer.chat_template = own_template(tokenizer, instruction)
+    side = folder.with_name(folder.name + ".part")
+    shutil.rmtree(side, ignore_errors=True)
+    model.save_pretrained(side)
+    tokenizer.save_pretrained(side)
+    (side / "README.md").write_text(card(run), encoding="utf-8")
+    parameters = [f'stop "{tokenizer.decode([token])}"' for token in sorted(stop)]
+    parameters += ["temperature 0", f"num_predict {settings['max_new_tokens']}", f"num_ctx {min(context, 4096)}"]
+    lines = ["FROM .", f'TEMPLATE """{go_template}"""', *(f"PARAMETER {each}" for each in parameters)]
+    if instruction:
+        lines.append('SYSTEM """' + instruction.replace('"""', "'''") + '"""')
+    (side / "Modelfile").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(side, folder)
+    print(f"{folder}: the merged model in {str(model.dtype).removeprefix('torch.')}, its model card README.md, and a Modelfile for Ollama")
+
+
+def own_template(tokenizer, instruction):
+    """The chat template with what training asked with: FIXED, and the instruction where a conversation has no system message."""
+    lines = [f"{{% set {name} = {json.dumps(value)} %}}" for name, value in FIXED.items()]
+    if instruction:
+        system = json.dumps({"role": "system", "content": instruction}, ensure_ascii=False)
+        lines.append(f"{{% if messages[0]['role'] != 'system' %}}{{% set messages = [{system}] + messages %}}{{% endif %}}")
+    return "\n".join([*lines, tokenizer.get_chat_template()])
+
+
+def modelfile_template(tokenizer, instruction):
+    """The chat template in Go's language as Ollama fills it in, once a turn, with .System in the first alone.
+
+    What the chat template makes of placeholders, cut where the turns meet, needs no list of known templates.
+    """
+
+    def render(*turns):
+        contents = {"system": "{{ .System }}", "user": "{{ .Prompt }}", "assistant": "{{ .Response }}"}
+        messages = [{"role": role, "content": contents[role]} for role in turns]
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=turns[-1] == "user", **FIXED)
+        bos = tokenizer.bos_token_id is not None and tokenizer("").input_ids[:1] == [tokenizer.bos_token_id]
+        return text.removeprefix(tokenizer.bos_token) if bos else text  # Ollama puts it there itself
+
+    first = render(*["system"] * bool(instruction), "user")
+    _, closing = render("user", "assistant").split("{{ .Response }}")
+    later = render("user", "assistant", "user").split("{{ .Response }}")[1].removeprefix(closing) if instruction else first
+    return f"{{{{ if .System }}}}{first}{{{{ else }}}}{later}{{{{ end }}}}{{{{ .Response }}}}{closing}"
+
+
+def card(run):
+    """The adapter's model card for the merged model, with the run's scores where it has been scored."""
+    text = (run / "adapter" / "README.md").read_text(encoding="utf-8").replace("library_name: peft", "library_name: transformers")
+    if (run / "metrics.json").is_file():
+        scores = json.loads((run / "metrics.json").read_text())
+        text += f"\n| on {scores['n']} test mails | value | 95 % interval |\n|---|---|---|\n"
+        for name, score in scores["metrics"].items():
+            if score and score["value"] is not None:
+                text += f"| {name} | {score['value']:.4g} | {score['low']:.4g} to {score['high']:.4g} |\n"
+    return text
 
 
 def write(path, rows, answers):

@@ -2,26 +2,35 @@
 
 import io
 import json
+import re
 import subprocess
 import sys
 
 import pytest
 import torch
-from conftest import ROOT, row, some_rows, write_jsonl
+from conftest import CHATML, ROOT, row, some_rows, write_jsonl
+from test_model import LLAMA2_TEMPLATE
 
 import generate
 import train
 
 MAIL = "Is the kiln cold again? " * 3
-FAST = "--quantization none --epochs 8 --batch-size 4 --rank 16 --learning-rate 2e-2 --max-length 160 --max-reply-length 40".split()
+FAST = "--epochs 4 --batch-size 4 --rank 4 --learning-rate 1e-2 --max-length 160 --max-reply-length 40".split()
 
 
 @pytest.fixture(scope="module")
 def run(tiny, tmp_path_factory):
-    """The folder of a finished training of the tiny model."""
+    """The folder of a finished training of the tiny model, its weights enlarged: it says something else to every mail."""
+    from transformers import AutoModelForCausalLM
+
     folder = tmp_path_factory.mktemp("trained")
-    data = write_jsonl(folder / "train.jsonl", some_rows(12))
-    train.main(["--base-model", str(tiny), "--train-data", str(data), "--output-dir", str(folder / "run"), *FAST])
+    data, base = write_jsonl(folder / "train.jsonl", some_rows(12)), folder / "lively"
+    model = AutoModelForCausalLM.from_pretrained(tiny)
+    for weight in model.parameters():
+        weight.data *= 8 if weight.dim() > 1 else 1
+    model.save_pretrained(base)
+    train.load_tokenizer(tiny).save_pretrained(base)
+    train.main(["--base-model", str(base), "--train-data", str(data), "--output-dir", str(folder / "run"), *FAST])
     return folder / "run"
 
 
@@ -51,7 +60,9 @@ def one(monkeypatch, capsys, text, *flags):
 
 def test_the_streamed_reply_is_the_one_of_the_batch(run, tmp_path, monkeypatch, capsys):
     mails = [each["prompt"][1]["content"] for each in some_rows(6)]
-    for mail, reply in zip(mails, replies(run, tmp_path, mails), strict=True):
+    expected = replies(run, tmp_path, mails)
+    assert len(set(expected)) == 6
+    for mail, reply in zip(mails, expected, strict=True):
         assert one(monkeypatch, capsys, mail, "--run", str(run), "--mail", "-").out == reply + "\n"
 
 
@@ -134,3 +145,157 @@ def test_a_mail_with_no_reference_is_read_once(tiny, tokenizer):
         passes.clear()
         generate.answer(tokenizer, model, examples, 1, 4)
         assert len(passes) == costs
+
+
+# -------------------------------------------------------------------------------------------- a file for other programs
+
+LLAMA3 = (
+    "{{- bos_token }}{%- if not date_string is defined %}{%- set date_string = '1 Jan 2000' %}{%- endif %}"
+    "{%- if messages[0]['role'] == 'system' %}{%- set system_message = messages[0]['content']|trim %}{%- set messages = messages[1:] %}"
+    "{%- else %}{%- set system_message = '' %}{%- endif %}<|start_header_id|>system<|end_header_id|>\n\nToday: {{ date_string }}\n\n"
+    "{{ system_message }}<|eot_id|>{%- for message in messages %}{{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n'"
+    " + message['content'] | trim + '<|eot_id|>' }}{%- endfor %}"
+    "{%- if add_generation_prompt %}{{- '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{%- endif %}"
+)
+MISTRAL = (  # the system text stands in the first turn
+    "{%- if messages[0]['role'] == 'system' %}{%- set system = messages[0]['content'] %}{%- set turns = messages[1:] %}"
+    "{%- else %}{%- set turns = messages %}{%- endif %}{{- bos_token }}{%- for message in turns %}{%- if message['role'] == 'user' %}"
+    "{%- if loop.first and system is defined %}{{- '[INST] ' + system + '\n\n' + message['content'] + '[/INST]' }}"
+    "{%- else %}{{- '[INST] ' + message['content'] + '[/INST]' }}{%- endif %}"
+    "{%- else %}{{- ' ' + message['content'] + eos_token }}{%- endif %}{%- endfor %}"
+)
+TEMPLATES = {"ChatML": CHATML, "Llama 2": LLAMA2_TEMPLATE, "Llama 3": LLAMA3, "Mistral": MISTRAL}
+
+
+@pytest.fixture(scope="module")
+def exported(run, tmp_path_factory):
+    (run / "metrics.json").write_text('{"n": 3, "metrics": {"bleu": {"value": 4.25, "low": 1, "high": 9}, "style": null}}')
+    folder = tmp_path_factory.mktemp("exported") / "maud"
+    generate.main(["--run", str(run), "--export", str(folder)])
+    return folder
+
+
+@pytest.fixture(params=TEMPLATES)
+def styled(request, tiny):
+    """A tokenizer with one of the usual chat templates; but for ChatML it puts <|endoftext|> in front by itself."""
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer = train.load_tokenizer(tiny)
+    tokenizer.chat_template = TEMPLATES[request.param]
+    if request.param != "ChatML":
+        tokenizer.bos_token = "<|endoftext|>"
+        post_processor = TemplateProcessing(single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", 0)])
+        tokenizer.backend_tokenizer.post_processor = post_processor
+    return tokenizer
+
+
+def ollama(template, system, *turns):
+    """The prompt that Ollama makes of a template with no .Messages: once for each turn, the last up to its .Response."""
+    texts = []
+    for place in range(0, len(turns), 2):
+        part, last = template, place + 1 == len(turns)
+        part = re.sub(r"{{ if .System }}(.*){{ else }}(.*){{ end }}", r"\2" if place else r"\1", part, flags=re.DOTALL)
+        part = part.split("{{ .Response }}")[0] if last else part.replace("{{ .Response }}", turns[place + 1])
+        texts.append(part.replace("{{ .System }}", system).replace("{{ .Prompt }}", turns[place]))
+    return "".join(texts)
+
+
+def test_ollamas_template_gives_what_the_chat_template_gives(styled):
+    template = generate.modelfile_template(styled, "Answer")
+    for turns in (["Cold?"], ["Cold?", "Yes.", "Still?"], ["Cold?", "Yes.", "Still?", "No.", "Now?"]):
+        messages = [{"role": ("user", "assistant")[place % 2], "content": turn} for place, turn in enumerate(turns)]
+        system = {"role": "system", "content": "Answer"}
+        text = styled.apply_chat_template([system, *messages], tokenize=False, add_generation_prompt=True, **generate.FIXED)
+        if styled.bos_token:
+            text = text.removeprefix(styled.bos_token)
+        # the space that some templates put in front of a reply is the model's own first character there
+        assert ollama(template, "Answer", *turns) == re.sub(r"(?<=\[/INST\]) ", "", text)
+
+
+def test_the_exported_template_asks_as_training_did(styled):
+    instruction = 'Respond "as is":\n{% if %} {{ x }} é 🕯 \\n'
+    user = {"role": "user", "content": "Cold?"}
+    expected = styled.apply_chat_template([{"role": "system", "content": instruction}, user], tokenize=False, **generate.FIXED)
+    plain, other = styled.apply_chat_template([user], tokenize=False, **generate.FIXED), {"role": "system", "content": "other"}
+    others = styled.apply_chat_template([other, user], tokenize=False, **generate.FIXED)
+    raw, styled.chat_template = styled.chat_template, generate.own_template(styled, instruction)
+    assert styled.apply_chat_template([user], tokenize=False) == expected
+    assert styled.apply_chat_template([other, user], tokenize=False, date_string="today", enable_thinking=True) == others
+    styled.chat_template = raw
+    styled.chat_template = generate.own_template(styled, "")
+    assert styled.apply_chat_template([user], tokenize=False) == plain
+
+
+def test_the_exported_model_answers_in_plain_transformers(run, exported, tmp_path):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(exported), AutoTokenizer.from_pretrained(exported)
+    mails = [each["prompt"][1]["content"] for each in some_rows(4)]  # the fifth would be cut
+    for mail, reply in zip(mails, replies(run, tmp_path, mails, "--quantization", "none"), strict=True):
+        ids = tokenizer.apply_chat_template([{"role": "user", "content": mail}], add_generation_prompt=True, return_tensors="pt")
+        found = model.generate(**ids)[0, ids["input_ids"].shape[1] :]
+        assert tokenizer.decode(found, skip_special_tokens=True).strip() == reply
+    assert len(set(replies(run, tmp_path, mails, "--quantization", "none"))) == 4
+
+
+def test_what_the_export_holds(run, exported):
+    names = {path.name for path in exported.iterdir()}
+    assert {"model.safetensors", "tokenizer.json", "generation_config.json", "README.md", "Modelfile"} <= names
+    assert not any("adapter" in name for name in names) and not exported.with_name("maud.part").exists()
+    config = json.loads((exported / "generation_config.json").read_text())
+    assert config["do_sample"] is False and config["eos_token_id"] == [2] and config["max_new_tokens"] == 40
+    modelfile = (exported / "Modelfile").read_text()
+    assert modelfile.startswith('FROM .\nTEMPLATE """') and 'SYSTEM """Respond to the given email"""' in modelfile
+    for parameter in ('stop "<|im_end|>"', "temperature 0", "num_predict 40", "num_ctx 2048"):
+        assert f"PARAMETER {parameter}\n" in modelfile
+    adapters = (run / "adapter" / "README.md").read_text()
+    for card in (adapters, (exported / "README.md").read_text()):
+        assert "base_model: lively\n" in card and "12 pairs" in card and "Privacy" in card and "kiln" not in card
+    assert "library_name: peft" in adapters and "| bleu | 4.25 | 1 to 9 |" not in adapters
+    assert "library_name: transformers" in card and "| bleu | 4.25 | 1 to 9 |" in card and "style |" not in card
+    for path in exported.iterdir():
+        assert str(run.parent).encode() not in path.read_bytes(), path
+
+
+def test_an_export_replaces_an_export_and_nothing_else(run, exported, tmp_path, capsys):
+    before = sorted(path.name for path in exported.iterdir())
+    (exported / "left.txt").touch()
+    generate.main(["--run", str(run), "--export", str(exported)])
+    assert sorted(path.name for path in exported.iterdir()) == before
+    (tmp_path / "letters.txt").touch()
+    with pytest.raises(SystemExit) as stop:
+        generate.main(["--run", str(run), "--export", str(tmp_path)])
+    assert stop.value.code == 2 and "no export" in capsys.readouterr().err and (tmp_path / "letters.txt").exists()
+
+
+@pytest.mark.slow
+def test_the_server_of_transformers_gives_the_same_reply(run, exported, tmp_path):
+    import socket
+    import time
+    import urllib.error
+    import urllib.request
+
+    pytest.importorskip("fastapi")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-c", "from transformers.cli.transformers import main; main()", "serve", exported, "--host", "127.0.0.1"]
+    server = subprocess.Popen([*command, "--port", str(port), "--device", "cpu"])
+    mails = [each["prompt"][1]["content"] for each in some_rows(3)]
+    try:
+        for mail, reply in zip(mails, replies(run, tmp_path, mails, "--quantization", "none"), strict=True):
+            body = {"model": str(exported), "messages": [{"role": "user", "content": mail}], "max_tokens": 40}
+            request = urllib.request.Request(
+                f"http://127.0.0.1:{port}/v1/chat/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
+            )
+            for _ in range(120):
+                try:
+                    answer = json.load(urllib.request.urlopen(request, timeout=60))
+                    break
+                except urllib.error.URLError:
+                    assert server.poll() is None
+                    time.sleep(0.5)
+            assert answer["choices"][0]["message"]["content"].strip() == reply
+    finally:
+        server.terminate()
+        server.wait()
