@@ -14,6 +14,7 @@ EVALUATE_FLAGS ?=
 INBOX_FLAGS ?=
 RUN ?= runs/mine
 OUT ?= data/mine/drafts.mbox
+PORT ?= 8000
 
 # The ten experiments. Experience 1: whose mail to learn from? Experience 2: how much of it?
 E1 := $(addprefix runs/experience1/,exp1.J-J exp2.K-J exp3.C-J exp4.R-J)
@@ -75,7 +76,7 @@ data/experience2/%.jsonl: private FLAGS = --author-name "Jeff Dasovich"
 data/mine/train.jsonl: data/mine/test.csv
 data/small_dataset/minitrain.jsonl: data/small_dataset/minitest.csv
 
-.PHONY: demo experience1 experience2 all data mine drafts reply model clean-private test test-slow bench report help
+.PHONY: demo experience1 experience2 all data mine drafts reply export serve model clean-private test test-slow bench report help
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .SECONDARY:
@@ -148,6 +149,14 @@ define draw
 python evaluate.py --compare $(call trained,$1) $(if $(filter sizes,$1),$(call trained,experience2) $(call scored,$(BASELINES:%=runs/experience2/%))) $(call scored,$(BASELINES:%=runs/$1/%)) --output runs/$1/comparison.md
 
 endef
+# Into other programs
+export: $(RUN)/export/Modelfile ## a run for transformers, vLLM and Ollama: make export RUN=runs/mine
+serve: $(RUN)/export/Modelfile ## a run as an OpenAI-compatible server, on this machine alone
+	HF_HUB_OFFLINE=1 transformers serve $(<D) --host 127.0.0.1 --port $(PORT)
+
+%/export/Modelfile: %/train.json | .venv/installed
+	python generate.py --run $* --export $(@D)
+
 report: | .venv/installed ## the comparisons anew, of the runs that are there
 	$(foreach group,$(sort $(foreach run,$(wildcard runs/*/*/results_summary.txt),$(word 2,$(subst /, ,$(run))))),$(call draw,$(group)))
 
