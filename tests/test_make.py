@@ -202,3 +202,5 @@ def test_export_and_serve_ask_for_a_run(clone):
     (run / "export").mkdir()
     (run / "export" / "Modelfile").touch()
     assert exported not in method(clone, "export", f"RUN={run}")
+    *_, converted, moved = method(clone, f"{run}/model.gguf")
+    assert converted[-2:] == [f"{run}/model.gguf.part", f"{run}/export"] and moved[-1] == f"{run}/model.gguf"
