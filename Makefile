@@ -127,11 +127,13 @@ runs/sizes/%/train.json: private FLAGS = --limit $(notdir $(@D))
 runs/%/train.json: $$(if $$(findstring sizes/,$$*),data/experience2/jeff_dasovich_train_863.jsonl) | .venv/installed $(if $(filter $(EMBEDDED),$(MODEL)),$(EMBEDDED)/model.safetensors)
 	$(LAUNCH) train.py --base-model $(MODEL) --train-data $(filter data/%,$^) --output-dir $(@D) $(FLAGS) $(TRAIN_FLAGS)
 
+# Behind the two dashes, or torchrun would take --run for its own
+launch = $(LAUNCH)$(if $(filter-out python,$(LAUNCH)), --)
 runs/%/predictions.jsonl: runs/%/train.json $$(if $$(findstring sizes/,$$*),data/experience2/jeff.dasovich_test_215.jsonl) | .venv/installed
-	python generate.py --run $(@D) --data $(filter data/%,$^) $(GENERATE_FLAGS)
+	$(launch) generate.py --run $(@D) --data $(filter data/%,$^) $(GENERATE_FLAGS)
 
 runs/%/untuned/predictions.jsonl: | .venv/installed
-	python generate.py --base-model $(MODEL) --run $(patsubst %/train.json,%,$(filter %/train.json,$^)) --data $(filter data/%,$^) --output $@ $(GENERATE_FLAGS)
+	$(launch) generate.py --base-model $(MODEL) --run $(patsubst %/train.json,%,$(filter %/train.json,$^)) --data $(filter data/%,$^) --output $@ $(GENERATE_FLAGS)
 
 $(COPIES): | .venv/installed
 	python generate.py --baseline $(notdir $(@D)) --train-data $(training) --data $(tests) --output $@

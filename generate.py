@@ -14,6 +14,7 @@ fourth writes adapter and base model as one model for transformers, vLLM and Oll
 
 import argparse
 import contextlib
+import datetime
 import fcntl
 import functools
 import hashlib
@@ -27,10 +28,14 @@ import sys
 import warnings
 from pathlib import Path
 
+RANK, LOCAL_RANK, WORLD = (int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("LOCAL_RANK", 0), ("WORLD_SIZE", 1)))
+
 
 def main(argv=None):
     os.umask(0o077)  # replies to private mail are their owner's alone
     args = parse_args(argv)
+    if RANK:  # of several processes the first one speaks
+        sys.stdout = open(os.devnull, "w")
     if args.id:
         return print_one(args.run, args.id)
     if args.baseline:
@@ -49,12 +54,13 @@ def main(argv=None):
     say_cut(examples, room)
     if args.mail:
         return [draft(tokenizer, model, examples[0], settings["max_new_tokens"], variant) for variant in range(args.variants)]
-    batch_size = args.batch_size or (16 if model.device.type == "cpu" else 4)
+    batch_size = args.batch_size or (64 if model.device.type == "cpu" else 4)
     weights = b"" if args.base_model else (args.run / "adapter" / "adapter_model.safetensors").read_bytes()
-    key = hashlib.sha256(json.dumps([settings, batch_size, examples]).encode() + weights).hexdigest()
+    key = hashlib.sha256(json.dumps([settings, batch_size, WORLD, examples]).encode() + weights).hexdigest()
     with batches(args.output, key) as kept:
-        answers = answer(tokenizer, model, examples, settings["max_new_tokens"], batch_size, *kept)
-        write(args.output, rows, answers)
+        answers = gather(answer(tokenizer, model, examples, settings["max_new_tokens"], batch_size, *kept))
+        if not RANK:
+            write(args.output, rows, [answers[place] for place in range(len(rows))])
 
 
 def parse_args(argv):
@@ -82,7 +88,7 @@ def parse_args(argv):
                         help="replies to the --mail, the greedy one and N-1 samples (default %(default)s)")  # fmt: skip
     method.add_argument("--quantization", choices=["4bit", "none"], help="(default the run's, or 4bit)")
     machine = parser.add_argument_group("machine")
-    machine.add_argument("--batch-size", metavar="N", type=positive, help="mails at a time (default 16, with a GPU 4)")
+    machine.add_argument("--batch-size", metavar="N", type=positive, help="mails answered at a time (default 64, with a GPU 4)")
     args = parser.parse_args(argv)
     if not (args.run or args.base_model or args.baseline):
         parser.error("--run, --base-model or --baseline is missing: whose replies?")
@@ -214,7 +220,7 @@ def load(settings, run, own_dtype=False):
         model = AutoModelForCausalLM.from_pretrained(
             base_model,
             dtype="auto" if own_dtype else dtype,
-            device_map={"": 0 if gpu else "cpu"},
+            device_map={"": LOCAL_RANK if gpu else "cpu"},
             quantization_config=nf4 if quantized else None,
             attn_implementation="sdpa",
             use_safetensors=True,
@@ -317,11 +323,11 @@ def with_instruction(rows, instruction):
 
 @contextlib.contextmanager
 def batches(output, key):
-    """(side file for the finished batches, {place: answer} of those that an interrupted call with the same key left in it).
+    """(side file for this process's finished batches, {place: answer} of those that an interrupted call with the same key left in it).
 
     Die where another process writes it; remove it when all is done.
     """
-    side, found, whole = output.with_name(output.name + ".batches.part"), {}, 0
+    side, found, whole = output.with_name(f"{output.name}.batches{RANK or ''}.part"), {}, 0
     output.parent.mkdir(parents=True, exist_ok=True)
     with side.open("a+b") as file:
         try:
@@ -341,11 +347,25 @@ def batches(output, key):
         elif found:
             print(f"{len(found)} replies are there from before")
         yield file, found
-        side.unlink()
+        for each in [] if RANK else output.parent.glob(f"{output.name}.batches*.part"):
+            each.unlink()
+
+
+def gather(answers):
+    """In the first of several processes the answers of all."""
+    if WORLD == 1:
+        return answers
+    from torch import distributed
+
+    distributed.init_process_group("gloo", timeout=datetime.timedelta(days=1))  # answers are text, on whatever device they were made
+    parts = [None] * WORLD
+    distributed.gather_object(answers, None if RANK else parts)
+    distributed.destroy_process_group()
+    return {} if RANK else {place: found for part in parts for place, found in part.items()}
 
 
 def say_cut(examples, room):
-    if cut := sum(example["cut"] for example in examples):
+    if not RANK and (cut := sum(example["cut"] for example in examples)):
         print(f"generate.py: {cut} of {len(examples)} mails lost their end: a prompt has room for {room} tokens", file=sys.stderr)
 
 
@@ -390,7 +410,7 @@ def draft(tokenizer, model, example, max_new_tokens, variant=0):
     if variant:
         print(f"\n--- variant {variant + 1}")
     torch.manual_seed(variant)
-    (found,) = answer(tokenizer, model, [example], max_new_tokens, 1, temperature=0.7 if variant else 0, show=show)
+    found = answer(tokenizer, model, [example], max_new_tokens, 1, temperature=0.7 if variant else 0, show=show)[0]
     print(found["prediction"][shown:])
     if found["finish_reason"] == "length":
         print(f"generate.py: the reply was stopped at {max_new_tokens} tokens: --max-new-tokens", file=sys.stderr)
@@ -398,41 +418,43 @@ def draft(tokenizer, model, example, max_new_tokens, variant=0):
 
 
 def answer(tokenizer, model, examples, max_new_tokens, batch_size, file=None, found=(), temperature=0, show=None):
-    """For each example its reply (prediction, finish_reason), greedy at temperature 0, and its reference's reference_nll and
-    reference_tokens, None where it has no reference.
+    """{place: answer} of this process's share of the examples: prediction and finish_reason, greedy at temperature 0, and the
+    reference's reference_nll and reference_tokens, None where there is no reference.
 
-    A batch of prompts, longest first, is read once: its cache serves the likelihood of the references and then the replies.
+    Prompts, longest first, are read once: the cache serves the likelihood of the references and then the replies.
     """
     import torch
     from tqdm import tqdm
 
     pad, stop = ends(tokenizer, examples[0])
     order = sorted(range(len(examples)), key=lambda i: -len(examples[i]["prompt"]))
+    share = [order[start : start + batch_size] for start in range(0, len(order), batch_size)][RANK::WORLD]
     answers = dict(found)
-    with torch.inference_mode(), tqdm(total=len(order), unit="mail", disable=bool(show) or None) as bar:
-        for start in range(0, len(order), batch_size):
-            indices = order[start : start + batch_size]
-            if indices[-1] in answers:
-                bar.update(len(indices))
-                continue
-            ids, mask = pad_left([examples[i]["prompt"] for i in indices], pad, model.device)
-            read = model(input_ids=ids, attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp(0), logits_to_keep=1)
-            logits, cache = read.logits[:, -1], read.past_key_values
-            cache.activate_past_recording()  # a sliding window forgets nothing before the crop
-            references = [examples[i]["reply"] if examples[i]["scored"] else [] for i in indices]
-            nats = score(model, logits, cache, mask, references)
-            cache.crop(ids.shape[1] - cache.get_seq_length())  # the references off again
-            replies = decode(model, logits, cache, mask, stop, max_new_tokens, temperature, show)
-            for i, reply, reference, nll in zip(indices, replies, references, nats, strict=True):
-                stopped = reply[-1] in stop
-                text = tokenizer.decode(reply[: len(reply) - stopped], skip_special_tokens=True).strip()
-                answers[i] = {"prediction": text, "finish_reason": "stop" if stopped else "length",
-                              "reference_nll": round(nll, 4) if reference else None, "reference_tokens": len(reference) or None}  # fmt: skip
-            if file:
-                file.write(json.dumps({i: answers[i] for i in indices}).encode() + b"\n")
-                file.flush()
-            bar.update(len(indices))
-    return [answers[i] for i in range(len(examples))]
+    with torch.inference_mode(), tqdm(total=sum(map(len, share)), unit="mail", disable=bool(show or RANK) or None) as bar:
+        for batch in share:
+            if batch[-1] not in answers:
+                references = [examples[i]["reply"] if examples[i]["scored"] else [] for i in batch]
+                nats, states = [], []
+                for start in range(0, len(batch), 16):  # reading takes more memory than writing
+                    part = slice(start, start + 16)
+                    ids, mask = pad_left([examples[i]["prompt"] for i in batch[part]], pad, model.device)
+                    read = model(input_ids=ids, attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp(0), logits_to_keep=1)
+                    logits, cache = read.logits[:, -1], read.past_key_values
+                    cache.activate_past_recording()  # a sliding window forgets nothing before the crop
+                    nats += score(model, logits, cache, mask, references[part])
+                    cache.crop(ids.shape[1] - cache.get_seq_length())  # the references off again
+                    states.append((logits, cache, mask))
+                replies = decode(model, *together(states), stop, max_new_tokens, temperature, show)
+                for i, reply, reference, nll in zip(batch, replies, references, nats, strict=True):
+                    stopped = reply[-1] in stop
+                    text = tokenizer.decode(reply[: len(reply) - stopped], skip_special_tokens=True).strip()
+                    answers[i] = {"prediction": text, "finish_reason": "stop" if stopped else "length",
+                                  "reference_nll": round(nll, 4) if reference else None, "reference_tokens": len(reference) or None}  # fmt: skip
+                if file:
+                    file.write(json.dumps({i: answers[i] for i in batch}).encode() + b"\n")
+                    file.flush()
+            bar.update(len(batch))
+    return answers
 
 
 def ends(tokenizer, example):
@@ -449,6 +471,21 @@ def pad_left(sequences, pad, device):
     ids = [[pad] * (width - len(sequence)) + sequence for sequence in sequences]
     mask = [[0] * (width - len(sequence)) + [1] * len(sequence) for sequence in sequences]
     return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
+
+
+def together(states):
+    """(logits, cache, mask) of several parts as those of one batch: the narrower ones are padded on the left."""
+    import torch
+
+    def stack(tensors, before=()):  # `before` stands for the dimensions behind the one that grows
+        width = max(each.shape[-1 - len(before) // 2] for each in tensors)
+        return torch.cat([torch.nn.functional.pad(each, (*before, width - each.shape[-1 - len(before) // 2], 0)) for each in tensors])
+
+    logits, (cache, *others), masks = zip(*states, strict=True)
+    for place, layer in enumerate(cache.layers if others else ()):
+        layers = [layer, *(other.layers[place] for other in others)]
+        layer.keys, layer.values = (stack([getattr(each, name) for each in layers], (0, 0)) for name in ("keys", "values"))
+    return torch.cat(logits), cache, stack(masks)
 
 
 def score(model, logits, cache, mask, replies):

@@ -101,7 +101,7 @@ def test_single_files_sizes_and_knobs(clone):
     (training,) = (line for line in commands if "train.py" in line)
     assert training[0] == "torchrun" and training[-2:] == ["--rank", "8"] and "some/model" in training
     (answers,) = (line for line in commands if "generate.py" in line)
-    assert answers[-2:] == ["--limit", "3"]
+    assert answers[:3] == ["torchrun", "--", "generate.py"] and answers[-2:] == ["--limit", "3"]
     for n in "50", "200":
         commands = method(clone, f"runs/sizes/{n}/results_summary.txt")
         (training,) = (line for line in commands if "train.py" in line)
