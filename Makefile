@@ -73,7 +73,6 @@ $(AUTHORS): data/experience1/jeff_dasovich_test_157.csv
 data/experience1/random_train_625.jsonl: private FLAGS = --without-sender jeff.dasovich@enron.com
 $(patsubst %,data/experience2/jeff_dasovich_train_%.jsonl,144 288 432 576 720 863): data/experience2/jeff.dasovich_test_215.csv
 data/experience2/%.jsonl: private FLAGS = --author-name "Jeff Dasovich"
-data/mine/train.jsonl: data/mine/test.csv
 data/small_dataset/minitrain.jsonl: data/small_dataset/minitest.csv
 
 .PHONY: demo experience1 experience2 all data mine drafts reply export serve model clean-private test test-slow bench report help
@@ -116,13 +115,13 @@ data/mine/replies.csv: | .venv/installed
 data/%/train.csv data/%/test.csv: data/%/replies.csv | .venv/installed
 	python prepare_data.py split $< --train data/$*/train.csv --test data/$*/test.csv
 
-data/%.jsonl: data/%.csv | .venv/installed
+.SECONDEXPANSION:
+data/%.jsonl: data/%.csv $$(if $$(filter train,$$(notdir $$*)),data/$$(*D)/test.csv) | .venv/installed
 	python prepare_data.py format $< $@ $(addprefix --holdout ,$(filter-out $<,$(filter %.csv,$^))) $(FLAGS) $(FORMAT_FLAGS)
 
 tests = $(strip $(foreach file,$(filter data/%,$^),$(if $(findstring test,$(file)),$(file))))
 training = $(filter-out $(tests),$(filter data/%,$^))
 
-.SECONDEXPANSION:
 runs/sizes/%/train.json: private FLAGS = --limit $(notdir $(@D))
 runs/%/train.json: $$(if $$(findstring sizes/,$$*),data/experience2/jeff_dasovich_train_863.jsonl) | .venv/installed $(if $(filter $(EMBEDDED),$(MODEL)),$(EMBEDDED)/model.safetensors)
 	$(LAUNCH) train.py --base-model $(MODEL) --train-data $(filter data/%,$^) --output-dir $(@D) $(FLAGS) $(TRAIN_FLAGS)
