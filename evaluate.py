@@ -467,7 +467,7 @@ def compare(paths, against, output, examples):
     runs = [run for path in dict.fromkeys([*paths, against or paths[0]]) if (run := load_run(path))]
     first = next((run for run in runs if against in (None, run["path"])), None)
     if not first:
-        die(f"{against or 'none of the folders'} is no run with predictions.jsonl")
+        die(f"{f'{against} is no' if against else 'none of the folders is a'} run with predictions.jsonl")
     for run in runs:
         check_mails(first, run)
     classifiers = {str([(file["sha256"], file["left_out"]) for file in run["style"]["files"]]) for run in runs if run["style"]}

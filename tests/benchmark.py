@@ -23,6 +23,7 @@ AUTHOR = "maud.okafor@ternandtallow.example"
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser.usage = argparse.SUPPRESS  # a wrong name ends in one line
     parts = {"extract": bench_extract}
     parser.add_argument("part", nargs="?", choices=parts, help="(default all)")
     wanted = parser.parse_args(argv).part

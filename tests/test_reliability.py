@@ -1,18 +1,23 @@
 """What must not be lost, and what must not get in: kills, full disks, bad input, hostile mail, planted files, the network."""
 
 import ctypes
+import functools
+import hashlib
+import http.server
 import json
 import multiprocessing
 import os
 import random
 import re
 import runpy
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -324,6 +329,11 @@ def predicted(**change):
 
 
 COLUMNS = "id,date,subject,From,To,body,length,response,mail\n"
+ROW, ONE = line(), predicted()
+MAIL = ("From maud@tern.example Mon May  6 12:00:00 2024\nFrom: Maud <maud@tern.example>\nTo: len@tern.example\nDate: 6 May 2024 12:00:00 +0000\n"
+        "Subject: =?utf-8?q?Re:_kiln?=\nMessage-ID: <2@x>\nIn-Reply-To: <1@x>\nContent-Type: multipart/mixed; boundary=b\n\n--b\n"
+        "Content-Type: text/html; charset=latin-1\nContent-Transfer-Encoding: quoted-printable\n\n<p>yes =E9</p><blockquote>cold?</blockquote>\n"
+        "--b--\n")  # fmt: skip
 REPLY = "1,01-05-2024 12:00:00,Re: kiln,a@x.org,b@x.org,yes,3,yes,Is it cold?\n"
 T = ["--base-model", "TINY", "--train-data", "t.jsonl", "--output-dir", "new", *FAST]
 G = ["--run", "RUN", "--data", "t.jsonl"]
@@ -594,26 +604,36 @@ def test_a_folder_is_trained_in_once_at_a_time(prepared, undisturbed):
     assert (run / "predictions.jsonl").read_bytes() == (undisturbed[0] / "run" / "predictions.jsonl").read_bytes()
 
 
-@pytest.mark.slow
-def test_make_killed_and_two_makes_at_once(tiny, undisturbed, tmp_path):
-    """runs/small on the mail of the tests: killed with all its children at several stages, then by two makes with -j4."""
-    for name in ("Makefile", "requirements.txt", "train.py", "generate.py", "evaluate.py", "prepare_data.py"):
-        shutil.copy(ROOT / name, tmp_path)
-    (tmp_path / "data" / "small_dataset").mkdir(parents=True)
-    for name in ("train", "test"):
-        shutil.copy(undisturbed[0] / f"{name}.csv", tmp_path / "data" / "small_dataset" / f"mini{name}.csv")
-    (tmp_path / "data" / "SHA256SUMS").touch()
+@pytest.fixture
+def clone(tmp_path):
+    """make(*arguments), started in a clone on this machine's libraries; its output as one text."""
+    shutil.copytree(ROOT / "data" / "sample", tmp_path / "data" / "sample", ignore=shutil.ignore_patterns("*.jsonl"))
+    for name in ("Makefile", "requirements.txt", "train.py", "generate.py", "evaluate.py", "prepare_data.py", "tests/benchmark.py", "data/SHA256SUMS"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
     (tmp_path / ".venv" / "bin").mkdir(parents=True)
     (tmp_path / ".venv" / "bin" / "python").symlink_to(sys.executable)
     (tmp_path / ".venv" / "installed").touch()
-    command = ["make", "-j4", "runs/small/results_summary.txt", f"MODEL={tiny}", f"TRAIN_FLAGS={' '.join(FAST)}",
-               "GENERATE_FLAGS=--max-new-tokens 8 --batch-size 2"]  # fmt: skip
     environment = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")} | {
-        "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}  # fmt: skip
+        "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path), "no_proxy": "*"}  # fmt: skip
+
+    def make(*arguments):
+        return subprocess.Popen(["make", *arguments], cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                                text=True, start_new_session=True)  # fmt: skip
+
+    return make
+
+
+@pytest.mark.slow
+def test_make_killed_and_two_makes_at_once(tiny, undisturbed, clone, tmp_path):
+    """runs/small on the mail of the tests: killed with all its children at several stages, then by two makes with -j4."""
+    (tmp_path / "data" / "small_dataset").mkdir(parents=True)
+    for name in ("train", "test"):
+        shutil.copy(undisturbed[0] / f"{name}.csv", tmp_path / "data" / "small_dataset" / f"mini{name}.csv")
 
     def make():
-        return subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                                start_new_session=True)  # fmt: skip
+        return clone("-j4", "runs/small/results_summary.txt", f"MODEL={tiny}", f"TRAIN_FLAGS={' '.join(FAST)}",
+                     "GENERATE_FLAGS=--max-new-tokens 8 --batch-size 2")  # fmt: skip
 
     run, expected = tmp_path / "runs" / "small", undisturbed[0] / "run"
     for seen in ("settings.json", "checkpoints", "adapter", "train.json", "predictions.jsonl.batches.part", "predictions.jsonl"):
@@ -623,7 +643,6 @@ def test_make_killed_and_two_makes_at_once(tiny, undisturbed, tmp_path):
         assert process.poll() is None, (seen, process.communicate()[0])
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
-    shutil.copytree(run, tmp_path / "killed")
     process = make()
     output, _ = process.communicate()
     assert process.returncode == 0 and "Traceback" not in output, output
@@ -637,6 +656,122 @@ def test_make_killed_and_two_makes_at_once(tiny, undisturbed, tmp_path):
     for name in (ADAPTER, "predictions.jsonl", "metrics.json"):
         assert (run / name).read_bytes() == (expected / name).read_bytes()
     assert sum("seconds" in text and "train.json" in text for output in outputs for text in output.splitlines()) == 1  # one training
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_make_keeps_what_is_done_when_a_signal_comes_before_its_recipe_has_ended(number, tiny, undisturbed, clone, tmp_path):
+    shutil.copy(undisturbed[0] / "train.jsonl", tmp_path / "data" / "train.jsonl")
+    with (tmp_path / "Makefile").open("a") as file:
+        file.write("runs/a/b/train.json: data/train.jsonl\n")
+    process, done = clone("runs/a/b/train.json", f"MODEL={tiny}", f"TRAIN_FLAGS={' '.join(FAST)}"), tmp_path / "runs" / "a" / "b" / "train.json"
+    while process.poll() is None and not done.exists():
+        time.sleep(0.001)
+    os.killpg(process.pid, number)
+    output, _ = process.communicate()
+    assert process.returncode in (2, -number) and "interrupted" in output and json.loads(done.read_text())["updates"], output
+
+
+class Together(http.server.SimpleHTTPRequestHandler):
+    """Sends the first byte of a file, and the others once so many have asked for it as the server waits for."""
+
+    def do_GET(self):
+        data = Path(self.directory + self.path).read_bytes()
+        self.send_response(200)
+        self.send_header("Content-Length", len(data))
+        self.end_headers()
+        self.wfile.write(data[:1])
+        self.server.barrier.wait(30)
+        self.wfile.write(data[1:])
+
+    def log_message(self, *args):
+        pass
+
+
+def test_two_makes_fetch_one_file(clone, tmp_path):
+    source = tmp_path / "source" / "small_dataset" / "minitest.csv"
+    source.parent.mkdir(parents=True)
+    source.write_text("fictional\n" * 9)
+    (tmp_path / "data" / "SHA256SUMS").write_text(f"{hashlib.sha256(source.read_bytes()).hexdigest()}  small_dataset/minitest.csv\n")
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Together, directory=str(tmp_path / "source"))) as server:
+        server.barrier = threading.Barrier(3)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        target = tmp_path / "data" / "small_dataset" / "minitest.csv"
+        makes = [clone(str(target.relative_to(tmp_path)), f"DATA_SOURCE=http://127.0.0.1:{server.server_port}") for _ in range(3)]
+        outputs = [make.communicate()[0] for make in makes]
+        server.shutdown()
+    assert [make.returncode for make in makes] == [0] * 3, outputs
+    assert target.read_bytes() == source.read_bytes() and len(list(target.parent.iterdir())) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("flock"), reason="no flock")
+def test_two_makes_install_one_after_the_other(clone, tmp_path):
+    """The real recipe with a package of one file."""
+    shutil.rmtree(tmp_path / ".venv")
+    with zipfile.ZipFile(tmp_path / "lamp-1-py3-none-any.whl", "w") as wheel:
+        wheel.writestr("lamp.py", "")
+        wheel.writestr("lamp-1.dist-info/METADATA", "Metadata-Version: 2.1\nName: lamp\nVersion: 1\n")
+        wheel.writestr("lamp-1.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr("lamp-1.dist-info/RECORD", "")
+    (tmp_path / "requirements.txt").write_text("./lamp-1-py3-none-any.whl\n")
+    makes = [clone(".venv/installed") for _ in range(2)]
+    outputs = [make.communicate()[0] for make in makes]
+    assert [make.returncode for make in makes] == [0, 0], outputs
+    assert "".join(outputs).count("Successfully installed lamp-1") == 1
+    subprocess.run([tmp_path / ".venv" / "bin" / "python", "-c", "import lamp"], check=True, env={})
+
+
+BAD_MAKE = {  # case: files, what is made, the one line that is neither make's nor curl's
+    "own mail without an address": ({"Sent.mbox": ""}, "mine MAILBOX=Sent.mbox", "say whose mail: make mine MAILBOX=Sent.mbox AUTHOR="),
+    "own mail without a mailbox": ({}, "mine AUTHOR=a@x.org", "say whose mail: make mine MAILBOX=Sent.mbox AUTHOR="),
+    "own mail that is missing": ({}, "mine MAILBOX=Sent.mbox AUTHOR=a@x.org", "prepare_data.py: Sent.mbox: No such file or directory"),
+    "own mail by nobody": ({"my mail.mbox": MAIL}, "mine MAILBOX=my\\ mail.mbox AUTHOR=a@x.org", "prepare_data.py: my mail.mbox: no message is by a@x.org"),
+    "drafts without an inbox": ({}, "drafts", "say which mail: make drafts INBOX=inbox.mbox OUT="),
+    "drafts of a missing inbox": ({}, "drafts INBOX=in.mbox", "prepare_data.py: in.mbox: No such file or directory"),
+    "drafts by no run": ({"in.mbox": MAIL}, "drafts INBOX=in.mbox RUN=runs/x", "generate.py: error: runs/x/train.json: no such file"),
+    "a reply to nothing": ({}, "reply", "say which mail: make reply MAIL=x.eml"),
+    "a reply to a missing mail": ({}, "reply MAIL=x.eml", "prepare_data.py: x.eml: No such file or directory"),
+    "a reply to an empty mail": ({"x.eml": ""}, "reply MAIL=x.eml RUN=runs/x", "generate.py: error: runs/x/train.json: no such file"),
+    "a source without the file": ({}, "data/small_dataset/minitest.csv DATA_SOURCE=file:///nowhere",
+                                  "cannot fetch data/small_dataset/minitest.csv: set DATA_SOURCE"),
+    "another file of that name": ({"x/small_dataset/minitest.csv": "x"}, "data/small_dataset/minitest.csv DATA_SOURCE=file://HERE/x",
+                                  "data/small_dataset/minitest.csv is not the study's file: its SHA-256 does not"),
+    "a file that the study has not": ({"x/experience1/y.csv": "x"}, "data/experience1/y.csv DATA_SOURCE=file://HERE/x",
+                                      "data/experience1/y.csv is not the study's file: its SHA-256 does not"),
+    "an unknown model": ({"data/sample/maud_okafor_train_43.jsonl": ROW}, "runs/demo/exp1.M-M/train.json MODEL=no/such",
+                         "train.py: error: cannot load no/such ("),
+    "a size that is no number": ({"data/experience2/jeff_dasovich_train_863.jsonl": ROW, "data/experience2/jeff_dasovich_train_863.csv": "",
+                                  "data/experience2/jeff.dasovich_test_215.csv": ""}, "runs/sizes/abc/train.json MODEL=x",
+                                 "train.py: error: argument --limit: invalid int value: 'abc'"),
+    "an unknown run": ({}, "runs/experience1/exp9/results_summary.txt MODEL=x", "say what runs/experience1/exp9/train.json is made of"),
+    "replies of an unknown run": ({"runs/x/train.json": "{}"}, "runs/x/predictions.jsonl", "say what runs/x/predictions.jsonl is made of"),
+    "a comparison of nothing": ({}, "runs/x/comparison.md", "say what runs/x/comparison.md is made of"),
+    "a report on nothing": ({"runs/x/y/results_summary.txt": ""}, "report", "evaluate.py: error: none of the folders is a run"),
+    "a report on older scores": ({"runs/x/y/results_summary.txt": "", "runs/x/y/predictions.jsonl": ONE, "runs/x/y/metrics.json": "{}"}, "report",
+                                 "evaluate.py: error: runs/x/y: no metrics.json of these predictions"),
+    "export of no run": ({}, "export RUN=runs/x MODEL=x", "say what runs/x/train.json is made of"),
+    "an unknown benchmark": ({}, "bench BENCH=unknown", "benchmark.py: error: argument part: invalid choice: 'unknown'"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD_MAKE)
+def test_bad_input_to_make_ends_in_one_line(name, clone, tmp_path):
+    files, arguments, says = BAD_MAKE[name]
+    for path, content in files.items():
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(content)
+    (tmp_path / "models" / "SmolLM2-135M-Instruct").mkdir(parents=True)
+    (tmp_path / "models" / "SmolLM2-135M-Instruct" / "model.safetensors").touch()  # for bench, which comes not so far
+    before = {path for path in tmp_path.rglob("*") if path.is_file()}
+    process = clone("--silent", *shlex.split(arguments.replace("HERE", str(tmp_path))))
+    output, _ = process.communicate()
+    assert process.returncode == 2, output
+    lines = [each for each in output.splitlines() if not re.match(r"make: |curl: |read \d|train.py on|  \w+: |\d+ of them|kept |passed over ", each)]
+    assert len(lines) == 1 and says in lines[0], output
+    made = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file() and "__pycache__" not in path.parts} - {
+        str(path.relative_to(tmp_path)) for path in before}  # fmt: skip
+    assert made <= {"data/mine/inbox.jsonl", "runs/demo/exp1.M-M/settings.json"}  # whole, and a start that claims nothing
 
 
 # ------------------------------------------------------------------------------------------------------- hostile mail
@@ -807,10 +942,6 @@ def extracted(path):
     prepare_data.main(["extract", str(path), str(path.with_suffix(".out")), "--author", "maud@tern.example"])
 
 
-MAIL = ("From maud@tern.example Mon May  6 12:00:00 2024\nFrom: Maud <maud@tern.example>\nTo: len@tern.example\nDate: 6 May 2024 12:00:00 +0000\n"
-        "Subject: =?utf-8?q?Re:_kiln?=\nMessage-ID: <2@x>\nIn-Reply-To: <1@x>\nContent-Type: multipart/mixed; boundary=b\n\n--b\n"
-        "Content-Type: text/html; charset=latin-1\nContent-Transfer-Encoding: quoted-printable\n\n<p>yes =E9</p><blockquote>cold?</blockquote>\n"
-        "--b--\n")  # fmt: skip
 READERS = {
     "train rows": (train.read_jsonl, line() + line(id="2")),
     "generate rows": (generate.read_jsonl, line() + line(id="2")),
