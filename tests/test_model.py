@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -180,6 +181,35 @@ def test_a_start_that_failed_claims_nothing(tiny, tmp_path, capsys):
         train.main(arguments(tiny, data, tmp_path / "run", "--max-length", "45"))
     train.main(arguments(tiny, data, tmp_path / "run"))
     assert (tmp_path / "run" / "train.json").exists()
+
+
+# ------------------------------------------------------------------------------------------------- models of any size
+
+
+@pytest.fixture
+def no_room(monkeypatch):
+    """A machine whose free memory holds no weights in float32."""
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=0))
+
+
+def test_nf4_layers_have_the_same_gradient_after_a_validation(tiny, no_room, tokenizer, tmp_path):
+    rows = some_rows(4)
+    args = train.parse_args(arguments(tiny, write_jsonl(tmp_path / "train.jsonl", rows), tmp_path))
+    model = train.load_model(train.fill_defaults(args, rows))
+    assert "Linear4bit" in str(model.model.model.layers[0].mlp.up_proj.base_layer)
+    batch = train.collate([train.join(train.encode(tokenizer, each, 120), 40) for each in rows], pad=0)
+
+    def gradients():
+        model.zero_grad()
+        model.train()(**batch).loss.backward()
+        return [weight.grad.clone() for name, weight in model.named_parameters() if "lora_B" in name]
+
+    before = gradients()
+    with torch.no_grad():
+        model.eval()(**batch)
+    assert all(gradient.any() for gradient in before)
+    for one, other in zip(before, gradients(), strict=True):
+        assert torch.equal(one, other)
 
 
 # ----------------------------------------------------------------------------------------------------------- generation
