@@ -212,6 +212,18 @@ def test_nf4_layers_have_the_same_gradient_after_a_validation(tiny, no_room, tok
         assert torch.equal(one, other)
 
 
+def test_nf4_kept_for_want_of_memory_answers_as_float32_does(trained, tmp_path, monkeypatch, request):
+    data, found = write_jsonl(tmp_path / "test.jsonl", some_rows(5)), []
+    for kept in (False, True):
+        if kept:
+            request.getfixturevalue("no_room")
+        settings = json.loads((trained[0] / "train.json").read_text())
+        assert ("Linear4bit" in str(generate.load(settings, trained[0])[1])) == kept
+        generate.main(["--run", str(trained[0]), "--data", str(data), "--output", str(tmp_path / f"{kept}.jsonl"), "--max-new-tokens", "4"])
+        found.append([json.loads(line)["reference_nll"] for line in (tmp_path / f"{kept}.jsonl").read_text().splitlines()])
+    assert found[1] == pytest.approx(found[0], rel=5e-3)  # some CPUs have a faster way in bfloat16
+
+
 # ----------------------------------------------------------------------------------------------------------- generation
 
 
