@@ -572,9 +572,13 @@ def train(model, tokenizer, train_set, validation_set, settings, run):
 
 
 def sums(folder):
-    """{name: SHA-256} of a checkpoint's files."""
-    files = [file for file in sorted(folder.iterdir()) if file.name != "sha256.json"]
-    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+    """{name: SHA-256} of a checkpoint's files, never whole in memory: an optimizer takes a gigabyte."""
+    found = {}
+    for path in sorted(folder.iterdir()):
+        if path.name != "sha256.json":
+            with path.open("rb") as file:
+                found[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found
 
 
 def last_whole(checkpoints):
