@@ -197,6 +197,7 @@ def load(settings, run, own_dtype=False):
 
     With own_dtype in the precision of its files instead of the machine's fastest.
     """
+    import psutil
     import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
@@ -231,8 +232,8 @@ def load(settings, run, own_dtype=False):
             "accepted on huggingface.co and `hf auth login`; any other a network once, or its folder")  # fmt: skip
     if not tokenizer.chat_template:
         die(f"{base_model} has no chat template: take a chat model, often the one named -chat or -Instruct")
-    if quantized and not gpu:  # the same rounded weights in float32: six times as fast on a CPU
-        model = model.dequantize()
+    if quantized and not gpu and 16 * model.num_parameters() < psutil.virtual_memory().available:
+        model, quantized = model.dequantize(), False  # the same rounded weights in float32: six times as fast on a CPU
     if run:
         adapter = run / "adapter"
         if not (adapter / "adapter_model.safetensors").is_file():  # or PEFT would take a pickle, or ask the hub
@@ -243,7 +244,7 @@ def load(settings, run, own_dtype=False):
             if "out of memory" in str(error):
                 raise
             die(f"cannot load {adapter} ({type(error).__name__}): it is torn, or was trained on another model than {base_model}")
-        if not (quantized and gpu):
+        if not quantized:
             model = model.merge_and_unload()
     return tokenizer, model.eval()
 

@@ -380,6 +380,8 @@ def load_model(settings):
         die_loading(settings["base_model"], error)
     if settings["quantization"] == "4bit" and not gpu and 16 * model.num_parameters() < psutil.virtual_memory().available:
         model = model.dequantize()  # the same rounded weights in float32, a tenth faster where they are small
+    for module in model.modules():  # or the first validation takes NF4 layers into a layout for AVX512-BF16 that has no gradient
+        module.support_avx512bf16_for_cpu = False
     model.config.use_cache = False
     if settings["gradient_checkpointing"] == "on" or settings["gradient_checkpointing"] == "auto" and gpu and not fits(model, settings):
         model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
@@ -400,12 +402,14 @@ def load_model(settings):
 
 
 def fits(model, settings):
-    """Whether the GPU's free memory holds what a forward pass keeps for the backward one: 50 numbers a token, layer and unit
-    of the hidden size, as measured on Llama-style models with an adapter on all linear layers (make bench)."""
+    """Whether the GPU's free memory holds what a forward pass keeps for the backward one. A token takes 35 numbers a layer and unit
+    of the hidden size (29 are kept with Llama 2, 31 with Llama 3; the others are for adapter, optimizer and fragments) and 12 bytes
+    a word of the vocabulary, the most that its logits and their gradients take at once."""
     import torch
 
-    sizes = model.config.num_hidden_layers * model.config.hidden_size
-    return 50 * sizes * settings["micro_batch_tokens"] * model.dtype.itemsize < torch.cuda.mem_get_info()[0]
+    config = model.config
+    token = 35 * config.num_hidden_layers * config.hidden_size * model.dtype.itemsize + 12 * config.vocab_size
+    return token * settings["micro_batch_tokens"] < torch.cuda.mem_get_info(model.device)[0]
 
 
 def micro_batches(examples, budget):
@@ -570,9 +574,13 @@ def train(model, tokenizer, train_set, validation_set, settings, run):
 
 
 def sums(folder):
-    """{name: SHA-256} of a checkpoint's files."""
-    files = [file for file in sorted(folder.iterdir()) if file.name != "sha256.json"]
-    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+    """{name: SHA-256} of a checkpoint's files, never whole in memory: an optimizer takes a gigabyte."""
+    found = {}
+    for path in sorted(folder.iterdir()):
+        if path.name != "sha256.json":
+            with path.open("rb") as file:
+                found[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found
 
 
 def last_whole(checkpoints):

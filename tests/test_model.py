@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -180,6 +181,85 @@ def test_a_start_that_failed_claims_nothing(tiny, tmp_path, capsys):
         train.main(arguments(tiny, data, tmp_path / "run", "--max-length", "45"))
     train.main(arguments(tiny, data, tmp_path / "run"))
     assert (tmp_path / "run" / "train.json").exists()
+
+
+# ------------------------------------------------------------------------------------------------- models of any size
+
+
+@pytest.fixture
+def no_room(monkeypatch):
+    """A machine whose free memory holds no weights in float32."""
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=0))
+
+
+def test_nf4_layers_have_the_same_gradient_after_a_validation(tiny, no_room, tokenizer, tmp_path):
+    rows = some_rows(4)
+    args = train.parse_args(arguments(tiny, write_jsonl(tmp_path / "train.jsonl", rows), tmp_path))
+    model = train.load_model(train.fill_defaults(args, rows))
+    assert "Linear4bit" in str(model.model.model.layers[0].mlp.up_proj.base_layer)
+    batch = train.collate([train.join(train.encode(tokenizer, each, 120), 40) for each in rows], pad=0)
+
+    def gradients():
+        model.zero_grad()
+        model.train()(**batch).loss.backward()
+        return [weight.grad.clone() for name, weight in model.named_parameters() if "lora_B" in name]
+
+    before = gradients()
+    with torch.no_grad():
+        model.eval()(**batch)
+    assert all(gradient.any() for gradient in before)
+    for one, other in zip(before, gradients(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_nf4_kept_for_want_of_memory_answers_as_float32_does(trained, tmp_path, monkeypatch, request):
+    data, found = write_jsonl(tmp_path / "test.jsonl", some_rows(5)), []
+    for kept in (False, True):
+        if kept:
+            request.getfixturevalue("no_room")
+        settings = json.loads((trained[0] / "train.json").read_text())
+        assert ("Linear4bit" in str(generate.load(settings, trained[0])[1])) == kept
+        generate.main(["--run", str(trained[0]), "--data", str(data), "--output", str(tmp_path / f"{kept}.jsonl"), "--max-new-tokens", "4"])
+        found.append([json.loads(line)["reference_nll"] for line in (tmp_path / f"{kept}.jsonl").read_text().splitlines()])
+    assert found[1] == pytest.approx(found[0], rel=5e-3)  # some CPUs have a faster way in bfloat16
+
+
+@pytest.mark.parametrize("memory, tokens, expected", [
+    (15.8, 4096, False), (23.7, 4096, False), (85, 4096, True),  # T4; L4 and A10G; A100 and H100
+    (23.7, 2048, False), (25.4, 2048, True), (15.8, 1024, True),
+])  # fmt: skip
+def test_activations_of_7b_fit_this_gpu(memory, tokens, expected, monkeypatch):
+    """Memory in GB as torch gives it, of which NF4 weights and CUDA take 4.4."""
+    from transformers import LlamaConfig
+
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda device: ((memory - 4.4) * 1e9, memory * 1e9))
+    model = SimpleNamespace(config=LlamaConfig(), dtype=torch.float16, device="cuda:0")  # its defaults are Llama-2-7b's sizes
+    assert train.fits(model, {"micro_batch_tokens": tokens}) == expected
+
+
+def test_what_a_forward_pass_keeps_is_what_fits_counts_on(tmp_path, tokenizer):
+    """Numbers a token, layer and unit of the hidden size, from two models of Llama 2's proportions that differ in layers alone."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    sizes = {"hidden_size": 128, "intermediate_size": 344, "num_attention_heads": 4, "vocab_size": 400}
+    rows, numbers = some_rows(1), []
+    data = write_jsonl(tmp_path / "train.jsonl", rows)
+    for layers in (1, 2):
+        LlamaForCausalLM(LlamaConfig(num_hidden_layers=layers, **sizes)).save_pretrained(tmp_path / "model")
+        args = train.parse_args(arguments(tmp_path / "model", data, tmp_path, "--rank", "2", "--dropout", "0.1"))
+        model, kept = train.load_model(train.fill_defaults(args, rows)).train(), {}
+        weights = {weight.data_ptr() for weight in model.parameters()}
+
+        def keep(tensor, kept=kept, weights=weights):
+            if tensor.data_ptr() not in weights:
+                kept[tensor.data_ptr()] = tensor.numel()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            loss = model(input_ids=torch.arange(100)[None], labels=torch.arange(100)[None]).loss  # which holds the tensors
+        numbers.append(sum(kept.values()) / 100 / sizes["hidden_size"])
+        del loss
+    assert 25 < numbers[1] - numbers[0] < 35
 
 
 # ----------------------------------------------------------------------------------------------------------- generation
