@@ -44,6 +44,7 @@ import zlib
 LARGEST = 50_000_000  # bytes of a message that are read: an archive may unpack to more than the memory holds
 EXAMPLE_WORDS = 60  # of an earlier mail, and of the reply to it: few enough that three examples leave room, more than half of all
 COLUMNS = ["id", "date", "subject", "From", "To", "body", "length", "response", "mail"]
+DATE_FORMAT = "%d-%m-%Y %H:%M:%S"
 NO_DATE = datetime.datetime(1981, 1, 1)
 INSTRUCTION = "Respond to the given email"
 INSTRUCTION_BY_NAME = "Respond to the given email addressed to {name}, by using the style of {name}"
@@ -421,31 +422,24 @@ DAMAGE = (  # what the email package and the HTML parser raise on damaged messag
 FORWARD = re.compile(r"\W*(?:Forwarded|Begin forwarded|Weitergeleitet|Message transféré|Mensaje reenviado)")
 
 
-def messages(source, bar):
-    """(name, bytes) of every message in an archive, in its order; `bar` is a tqdm that follows the reading."""
+def messages(source):
+    """(name, bytes) of every message in an archive, in its order, behind a progress bar."""
+    import tqdm
     if os.path.isdir(source):
         paths = sorted(os.path.join(folder, name) for folder, _, names in os.walk(source) for name in names)
-        bar.reset(len(paths))
-        for path in paths:
+        for path in tqdm.tqdm(paths, desc="reading", disable=None):
             name = os.path.relpath(path, os.path.dirname(os.path.abspath(source)))
             if os.path.islink(path) or not os.path.isfile(path):  # it could lead out of the archive, or never end
                 yield name, b""
                 continue
             with open(path, "rb") as file:
                 yield from messages_in(name, file)
-            bar.update()
         return
-    bar.unit, bar.unit_scale = "B", True
-    bar.reset(os.path.getsize(source))
-    with open(source, "rb") as file:
-        if tarfile.is_tarfile(source):
-            found = messages_in_tar(file)
-        elif source.endswith(".csv"):
-            found = messages_in_csv(source, file)
-        else:
-            found = messages_in(os.path.basename(source), file)
+    read = messages_in_tar if tarfile.is_tarfile(source) else messages_in_csv if source.endswith(".csv") else messages_in
+    bar = tqdm.tqdm(total=os.path.getsize(source), desc="reading", unit="B", unit_scale=True, disable=None)
+    with open(source, "rb") as file, bar:
         try:
-            for message in found:
+            for message in read(os.path.basename(source), file):
                 yield message
                 bar.update(file.tell() - bar.n)
         except (EOFError, tarfile.TarError, zlib.error, csv.Error) as error:
@@ -463,7 +457,7 @@ class BoundedTarInfo(tarfile.TarInfo):
         return member
 
 
-def messages_in_tar(file):
+def messages_in_tar(_, file):
     """(name, bytes) as messages_in; nothing is unpacked, no link followed, and no hole (of a sparse file) filled."""
     with tarfile.open(fileobj=file, mode="r|*", tarinfo=BoundedTarInfo) as archive:
         for member in archive:
@@ -475,13 +469,12 @@ def messages_in_tar(file):
                 yield member.name, b""
 
 
-def messages_in_csv(source, file):
-    csv.field_size_limit(sys.maxsize)
+def messages_in_csv(_, file):
     lines = (line.replace("\0", "") for line in io.TextIOWrapper(file, "utf-8", "surrogateescape", newline=""))
     reader = csv.reader(lines, strict=True)
     header = next(reader, [])
     if not {"file", "message"} <= set(header):
-        stop(f"{source}: no columns file, message; to cut and filter a reply CSV use: prepare_data.py format")
+        stop(f"{file.name}: no columns file, message; to cut and filter a reply CSV use: prepare_data.py format")
     for fields in reader:
         row = dict(zip(header, fields, strict=False))
         yield row["file"], row.get("message", "").encode("utf-8", "surrogateescape")
@@ -645,39 +638,39 @@ def is_automatic(fields, subject):
 
 
 def read_own(name, raw, fields, keep_signature, seen):
-    """(None, row) of a message that the author sent, or (reason to leave it out, None).
+    """The row of a message that the author sent, or the reason to leave it out.
 
     `seen` is {hash of subject and text: date} of the messages before.
     """
     subject, date = decode_words(fields.get("subject", b"")), date_of(fields)
     if reason := reason_to_skip(name, fields, subject):
-        return reason, None
+        return reason
     message = email.message_from_bytes(raw)
     if any(part.get_content_type() == "text/calendar" for part in message.walk()):
-        return "an invitation or an answer to one", None
+        return "an invitation or an answer to one"
     body = text_of(message)
     key = hash((normalise(subject), normalise(body)))
     if key in seen and not (date and seen[key] and abs(date - seen[key]) > datetime.timedelta(days=1)):
-        return "a copy of an earlier message", None
+        return "a copy of an earlier message"
     seen[key] = date
     own, quoted = own_words(body, keep_signature)
     links = links_of(fields)
     if not normalise(own):
-        return "no word of the author's own", None
+        return "no word of the author's own"
     if not links and not quoted:
-        return "answers no mail", None
-    return None, {"date": date.strftime("%d-%m-%Y %H:%M:%S") if date else "", "subject": subject,
-                  "From": address_of(fields["from"]), "To": address_of(fields.get("to", b"")),
-                  "body": body, "length": len(body), "response": own, "mail": quoted,
-                  "links": links, "names": [fields["message-id"], *links] if "message-id" in fields else links}
+        return "answers no mail"
+    return {"date": f"{date:{DATE_FORMAT}}" if date else "", "subject": subject,
+            "From": address_of(fields["from"]), "To": address_of(fields.get("to", b"")),
+            "body": body, "length": len(body), "response": own, "mail": quoted,
+            "links": links, "names": [fields["message-id"], *links] if "message-id" in fields else links}
 
 
-def find_answered(source, rows, ids, bar):
+def find_answered(source, rows, ids):
     """{message id: (sender, text, ids)} of the mails in the archive that the rows answer, in a second reading."""
     for row in rows:
         row["answers"] = next((name for name in reversed(row["links"]) if name in ids), None)
     wanted, answered = {row["answers"] for row in rows} - {None}, {}
-    for _, raw in messages(source, bar) if wanted else ():
+    for _, raw in messages(source) if wanted else ():
         fields = header_fields(raw)
         name = fields.get("message-id")
         if name in wanted and name not in answered:
@@ -726,8 +719,12 @@ def group(items):
     return [first.setdefault(root(number), number) for number in range(1, count + 1)]
 
 
+def print_left_out(left_out):
+    for reason, count in left_out.most_common():
+        print(f"left out {count:6}: {reason}")
+
+
 def extract(args):
-    import tqdm
     authors = {author.casefold() for author in args.author}
     refuse_overwriting(args.source, args.output)
     rows, ids, seen = [], set(), {}
@@ -737,33 +734,30 @@ def extract(args):
         left_out[reason] += 1
         print(f"{args.source}: {name}: {reason}", file=sys.stderr)
 
-    with tqdm.tqdm(disable=None, desc="reading") as bar:
-        for name, raw in messages(args.source, bar):
-            fields = header_fields(raw)
-            sender = address_of(fields.get("from", b""))
-            senders[sender] += 1
-            ids.add(fields.get("message-id"))
-            if not sender and "date" not in fields:
-                leave_out(name, "no mail message")
-            elif sender in authors:
-                try:
-                    reason, row = read_own(name, raw, fields, args.keep_signature, seen)
-                except DAMAGE as error:
-                    leave_out(name, f"damaged: {error!r}")
-                    continue
-                if row:
-                    rows.append(row)
-                else:
-                    left_out[reason] += 1
+    for name, raw in messages(args.source):
+        fields = header_fields(raw)
+        sender = address_of(fields.get("from", b""))
+        senders[sender] += 1
+        ids.add(fields.get("message-id"))
+        if not sender and "date" not in fields:
+            leave_out(name, "no mail message")
+        elif sender in authors:
+            try:
+                found = read_own(name, raw, fields, args.keep_signature, seen)
+            except DAMAGE as error:
+                leave_out(name, f"damaged: {error!r}")
+                continue
+            if isinstance(found, dict):
+                rows.append(found)
+            else:
+                left_out[found] += 1
     read, own = sum(senders.values()), sum(senders[author] for author in authors)
     print(f"read {read} messages from {args.source}\n{own} of them are by {', '.join(sorted(authors))}")
     if not own:
         stop(f"{args.source}: no message is by {', '.join(sorted(authors))}; most are by "
              + ", ".join(f"{sender} ({count})" for sender, count in senders.most_common(5)))
-    with tqdm.tqdm(disable=None, desc="reading again") as bar:
-        rows, more = join_answered(rows, find_answered(args.source, rows, ids, bar), authors)
-    for reason, count in (left_out + more).most_common():
-        print(f"left out {count:6}: {reason}")
+    rows, more = join_answered(rows, find_answered(args.source, rows, ids), authors)
+    print_left_out(left_out + more)
     if not rows:
         stop(f"{args.source}: no reply by {', '.join(sorted(authors))} is left")
     for number, thread in enumerate(group(row["names"] for row in rows), 1):
@@ -991,7 +985,7 @@ def thread_keys(row):
 
 def sent_at(row):
     """The date of a row, the oldest of all if it is missing or no date, such as the 1979-12-31 of a lost one."""
-    for form in ("%d-%m-%Y %H:%M:%S", "%Y-%m-%d %H:%M:%S", "%Y-%m-%dT%H:%M:%S"):
+    for form in (DATE_FORMAT, "%Y-%m-%d %H:%M:%S", "%Y-%m-%dT%H:%M:%S"):
         try:
             return max(datetime.datetime.strptime(row["date"].strip()[:19], form), NO_DATE)
         except ValueError:
@@ -1073,18 +1067,18 @@ def reason_not_to_answer(name, fields, subject, authors, answered):
 
 
 def read_mail(raw, fields, subject, authors):
-    """(None, row) of a mail to answer: what a draft needs and a prompt; or (why it wants no reply, None)."""
+    """The row of a mail to answer, which is what a draft needs and a prompt; or why it wants no reply."""
     message = email.message_from_bytes(raw)
     if any(part.get_content_type() == "text/calendar" for part in message.walk()):
-        return "an invitation or an answer to one", None
+        return "an invitation or an answer to one"
     text, date = text_of(message), date_of(fields)
     if not text.strip():
-        return "no text", None
+        return "no text"
     people = {name: addresses_of(fields.get(name.lower(), b"")) for name in ("From", "To", "Cc", "Reply-To")}
     reached = {address.casefold() for name in ("To", "Cc") for _, address in people[name]}
     before = MESSAGE_ID.findall(fields.get("references") or fields.get("in-reply-to", b""))
-    return None, {
-        "id": "", "date": date.strftime("%d-%m-%Y %H:%M:%S") if date else "", "subject": one_line(subject),
+    return {
+        "id": "", "date": f"{date:{DATE_FORMAT}}" if date else "", "subject": subject,
         **{name: ", ".join(f'"{email.utils.quote(person)}" <{address}>' if person else address for person, address in pairs)
            for name, pairs in people.items()},
         "Message-ID": b"".join(MESSAGE_ID.findall(fields.get("message-id", b""))[:1]).decode(),
@@ -1094,41 +1088,36 @@ def read_mail(raw, fields, subject, authors):
 
 
 def read_inbox(args):
-    import tqdm
     authors = list(dict.fromkeys(author.casefold() for author in args.author))
     refuse_overwriting(args.source, args.output)
     memory = read_memory(args)
     if args.examples and not memory:
         stop("--examples wants the replies to choose from: --memory TRAIN.jsonl")
     answered, rows, seen, left_out = set(), [], set(), collections.Counter()
-    with tqdm.tqdm(disable=None, desc="reading") as bar:
-        for source in filter(None, [args.archive, args.source if authors else None]):
-            for name, raw in messages(source, bar):
-                fields = header_fields(raw)
-                own = address_of(fields.get("from", b"")) in authors or source == args.archive and not authors
-                if own and not reason_to_skip(name, fields, decode_words(fields.get("subject", b""))):
-                    answered.update(links_of(fields))
-        for name, raw in messages(args.source, bar):
+    for source in filter(None, [args.archive, args.source if authors else None]):
+        for name, raw in messages(source):
             fields = header_fields(raw)
-            subject = decode_words(fields.get("subject", b""))
-            reason, row = reason_not_to_answer(name, fields, subject, authors, answered), None
-            try:
-                if not reason:
-                    reason, row = read_mail(raw, fields, subject, authors)
-            except DAMAGE as error:
-                reason = "damaged"
-                print(f"{args.source}: {name}: damaged: {error!r}", file=sys.stderr)
-            key = row and (row["Message-ID"] or (row["From"], row["subject"], row["prompt"][0]["content"]))
-            if key in seen:
-                reason, row = "a copy of an earlier message", None
-            if row:
+            own = address_of(fields.get("from", b"")) in authors or source == args.archive and not authors
+            if own and not reason_to_skip(name, fields, decode_words(fields.get("subject", b""))):
+                answered.update(links_of(fields))
+    for name, raw in messages(args.source):
+        fields = header_fields(raw)
+        subject = decode_words(fields.get("subject", b""))
+        try:
+            found = reason_not_to_answer(name, fields, subject, authors, answered) or read_mail(raw, fields, subject, authors)
+        except DAMAGE as error:
+            found = "damaged"
+            print(f"{args.source}: {name}: damaged: {error!r}", file=sys.stderr)
+        if isinstance(found, dict):
+            key = found["Message-ID"] or (found["From"], found["subject"], found["prompt"][0]["content"])
+            if key not in seen:
                 seen.add(key)
-                rows.append(row)
-            else:
-                left_out[reason] += 1
+                rows.append(found)
+                continue
+            found = "a copy of an earlier message"
+        left_out[found] += 1
     print(f"read {len(rows) + left_out.total()} messages from {args.source}")
-    for reason, count in left_out.most_common():
-        print(f"left out {count:6}: {reason}")
+    print_left_out(left_out)
     if not rows:
         stop(f"{args.source}: no mail wants a reply")
     rows.sort(key=sent_at, reverse=True)
@@ -1140,8 +1129,7 @@ def read_inbox(args):
 
 
 def print_text(args):
-    import tqdm
-    found = [raw for _, raw in itertools.islice(messages(args.source, tqdm.tqdm(disable=True)), 2)]
+    found = [raw for _, raw in itertools.islice(messages(args.source), 2)]
     if len(found) != 1:
         stop(f"{args.source}: holds {'more than one message' if found else 'no message'}; for a mailbox: prepare_data.py inbox")
     print(text_of(email.message_from_bytes(found[0])))
