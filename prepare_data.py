@@ -18,6 +18,7 @@ behind a different header when it was answered, forwarded or sent by another pro
 """
 import argparse
 import collections
+import contextlib
 import csv
 import datetime
 import email
@@ -410,9 +411,7 @@ def print_own_words(args):
 # ---------------------------------------------------------------------------------------------------- extract
 
 SENT_FOLDERS = {"sent", "sent_items", "_sent_mail", "sent_mail"}  # of the Enron corpus; its others are copies
-FIELD = re.compile(rb"^(from|to|date|subject|message-id|in-reply-to|references|auto-submitted|x-autoreply|precedence|"
-                   rb"x-gmail-labels|content-type|cc|reply-to|list-id|list-unsubscribe|x-autorespond|x-status|x-mozilla-status)"
-                   rb"[ \t]*:(.*(?:\n[ \t].*)*)", re.IGNORECASE | re.MULTILINE)
+FIELD = re.compile(rb"^([!-9;-~]+)[ \t]*:(.*(?:\n[ \t].*)*)", re.MULTILINE)
 MBOX_FROM = re.compile(rb"From .*\d\d:\d\d.*\d{4}")
 AUTOMATIC_SUBJECT = re.compile(r"auto(?:matic)?[- ]?(?:re(?:ply|sponse)|antwort)|out of (?:the )?office|abwesenheit|"
                                r"automatische antwort|réponse automatique|respuesta automática", re.IGNORECASE)
@@ -499,7 +498,7 @@ def messages_in(name, file):
 
 
 def header_fields(raw):
-    """The header fields that decide what becomes of a message, by name, undecoded; found without parsing all of it."""
+    """The header fields of a message by name (lower case), undecoded; found without parsing all of it."""
     raw = raw[:100_000].replace(b"\r\n", b"\n")
     fields = {}
     for name, value in FIELD.findall(raw.partition(b"\n\n")[0]):
@@ -539,13 +538,16 @@ def decode(data, charset):
 
 
 def decode_words(field):
-    """The text of a header field with =?encoded words?=."""
+    """The text of a header field with =?encoded words?=, on one line."""
     text = decode(field, "utf-8")
-    try:
-        decoded = str(email.header.make_header(email.header.decode_header(text))) if "=?" in text else text
-        return " ".join(clean(decoded).split())
-    except (LookupError, ValueError, email.errors.MessageError):
-        return text
+    if "=?" in text:
+        with contextlib.suppress(LookupError, ValueError, email.errors.MessageError):
+            text = str(email.header.make_header(email.header.decode_header(text)))
+    return one_line(text)
+
+
+def one_line(text):
+    return " ".join(clean(text).split())
 
 
 def text_of(message):
@@ -1039,11 +1041,7 @@ MESSAGE_ID = re.compile(rb"<[!-;=?-~]{1,250}>")
 def addresses_of(field):
     """[(name, address)] of an undecoded address field; a name is decoded last, so that it cannot hold an address."""
     pairs = email.utils.getaddresses([decode(field, "utf-8")])
-    return [(one_line(decode_words(name.encode())), address) for name, address in pairs if ADDRESS.fullmatch(address)]
-
-
-def one_line(text):
-    return " ".join(clean(text).split())
+    return [(decode_words(name.encode()), address) for name, address in pairs if ADDRESS.fullmatch(address)]
 
 
 def reason_not_to_answer(name, fields, subject, authors, answered):
