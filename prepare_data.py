@@ -575,6 +575,7 @@ def clean(text):
 
 
 BLOCKS = set("address blockquote body dd div dl dt h1 h2 h3 h4 h5 h6 hr li ol p pre table tr ul".split())
+HIDDEN = {"head", "script", "style", "title"}
 
 
 class TextOfHtml(html.parser.HTMLParser):
@@ -582,15 +583,17 @@ class TextOfHtml(html.parser.HTMLParser):
 
     def __init__(self):
         super().__init__()
-        self.text, self.line_is_empty, self.quotes, self.hidden, self.pre = [], True, 0, 0, 0
+        self.text, self.line_is_empty, self.open = [], True, collections.Counter()
+
+    def end_line(self):
+        self.text.append("\n")
+        self.line_is_empty = True
 
     def handle_tag(self, tag, step):
         if tag == "br" or tag in BLOCKS and not self.line_is_empty:
-            self.text.append("\n")
-            self.line_is_empty = True
-        self.quotes = max(0, self.quotes + step * (tag == "blockquote"))
-        self.pre = max(0, self.pre + step * (tag == "pre"))
-        self.hidden = max(0, self.hidden + step * (tag in ("head", "script", "style", "title")))
+            self.end_line()
+        kind = "hidden" if tag in HIDDEN else tag
+        self.open[kind] = max(0, self.open[kind] + step)
 
     def handle_starttag(self, tag, attrs):
         self.handle_tag(tag, 1)
@@ -604,12 +607,12 @@ class TextOfHtml(html.parser.HTMLParser):
             self.handle_data(" ")
 
     def handle_data(self, data):
-        for i, line in enumerate(data.split("\n") if self.pre else [re.sub(r"[ \t\r\n]+", " ", data)]):
+        for i, line in enumerate(data.split("\n") if self.open["pre"] else [re.sub(r"[ \t\r\n]+", " ", data)]):
             if i:
-                self.handle_tag("br", 0)
-            line = line.lstrip(" ") if self.line_is_empty and not self.pre else line
-            if line and not self.hidden:
-                self.text.append("> " * self.quotes * self.line_is_empty + line)
+                self.end_line()
+            line = line.lstrip(" ") if self.line_is_empty and not self.open["pre"] else line
+            if line and not self.open["hidden"]:
+                self.text.append("> " * self.open["blockquote"] * self.line_is_empty + line)
                 self.line_is_empty = False
 
 
