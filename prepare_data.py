@@ -50,6 +50,8 @@ NO_DATE = datetime.datetime(1981, 1, 1)
 INSTRUCTION = "Respond to the given email"
 INSTRUCTION_BY_NAME = "Respond to the given email addressed to {name}, by using the style of {name}"
 
+csv.field_size_limit(sys.maxsize)  # else a long mail is refused
+
 
 def stop(message):
     """End on a user's mistake: one line on standard error, exit status 2."""
@@ -153,8 +155,7 @@ def split_quoted(text, author="", names=frozenset()):
             start = torn.start()
         else:
             start = start_of_sender(tail, author, names, only_known=bool(match["to"]))
-        if start < len(tail):
-            end = len(before) - len(tail) + start
+        end = len(before) - len(tail) + start
         if match["wrote"]:
             end = len(text[:end].rstrip("-_=* \r\n\t"))
     return text[:end].rstrip(), text[end:].strip()
@@ -238,9 +239,9 @@ def introduction_length(lines, i, above):
 
     Such words are a separator, "On … wrote:" or a quoted header; `above` is the last line of own words before them.
     """
-    ahead = [line for line in lines[i + 1:i + 8] if line.strip()]
-    if not lines[i].strip():
+    if not lines[i].strip() or not MARK.search("\n".join(lines[i:i + 6])):
         return 0
+    ahead = [line for line in lines[i + 1:i + 8] if line.strip()]
     if SEPARATOR.match(lines[i]) or ahead and SEPARATOR_WRAPPED.match(f"{lines[i]} {ahead[0]}"):
         return 1
     for n in (1, 2):  # a date and "To:", as Lotus Notes quotes; a long sender wraps the date
@@ -303,12 +304,9 @@ def split_lines(text):
     """(own words, quoted text) of a mail whose lines are intact; own lines between quoted ones stay own words."""
     lines = text.split("\n")
     plain = [line.rstrip() for line in re.sub(r"=20|=09|[\xa0\u200b\u202f\ufeff]", " ", text).split("\n")]
-    marks = [i for i, line in enumerate(plain) if MARK.search(line)][::-1]
     own, quoted, above, i = [], [], "", 0
     while i < len(lines):
-        while marks and marks[-1] < i:
-            marks.pop()
-        length = introduction_length(plain, i, above) if marks and marks[-1] < i + 6 else 0
+        length = introduction_length(plain, i, above)
         if not length and not (QUOTED.match(plain[i]) and not is_escaped(plain, i)):
             own.append(lines[i])
             above = plain[i] if plain[i].strip() else above
@@ -775,13 +773,10 @@ def extract(args):
 
 def read_replies(path):
     """The rows of a 9-column reply CSV, as dictionaries of text."""
-    csv.field_size_limit(sys.maxsize)
+    with open(path, "rb") as file:
+        data = file.read()
     try:
-        with open(path, "rb") as file:
-            data = file.read()
         text = data.decode("utf-8-sig")
-    except OSError as error:
-        stop(f"{path}: {error.strerror}")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         stop(f"{path}: line {line} is not UTF-8; convert the file first, for example: iconv -f WINDOWS-1252 -t UTF-8")
