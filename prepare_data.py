@@ -729,7 +729,6 @@ def print_left_out(left_out):
 
 def extract(args):
     authors = {author.casefold() for author in args.author}
-    refuse_overwriting(args.source, args.output)
     rows, ids, seen = [], set(), {}
     senders, left_out = collections.Counter(), collections.Counter()
 
@@ -874,10 +873,9 @@ def csv_lines(rows):
 def format_replies(args):
     instruction = args.instruction or (INSTRUCTION_BY_NAME if args.author_name else INSTRUCTION).format(
         name=args.author_name)
-    refuse_overwriting(args.input, args.output)
     memory = read_memory(args)
-    shipped = rows = read_replies(args.input)
-    print(f"read {len(shipped)} rows from {args.input}")
+    shipped = rows = read_replies(args.source)
+    print(f"read {len(shipped)} rows from {args.source}")
     if args.as_shipped:
         print("as shipped: nothing cut, nothing dropped")
     else:
@@ -994,14 +992,14 @@ def sent_at(row):
 
 
 def split_replies(args):
-    if len({os.path.realpath(path) for path in (args.input, args.train, args.test)}) < 3:
-        stop(f"{args.input}, {args.train}, {args.test}: name three different files")
-    shipped = read_replies(args.input)
+    if len({os.path.realpath(path) for path in (args.source, args.train, args.test)}) < 3:
+        stop(f"{args.source}, {args.train}, {args.test}: name three different files")
+    shipped = read_replies(args.source)
     unique = {}
     for row in shipped:
         unique.setdefault((normalise_mail(row["mail"]) or row["mail"], normalise(row["response"])), row)
     rows = list(unique.values())
-    print(f"read {len(shipped)} rows from {args.input}")
+    print(f"read {len(shipped)} rows from {args.source}")
     print(f"dropped {len(shipped) - len(rows):4}: same mail and reply as an earlier row")
     threads = {}
     for row, thread in zip(rows, group(map(thread_keys, rows)), strict=True):
@@ -1021,7 +1019,7 @@ def split_replies(args):
     chosen = {row["id"] for row in test}
     train = [row for row in rows if row["id"] not in chosen]
     if not test or not train:
-        stop(f"{args.input}: {len(rows)} rows in {len(threads)} threads leave no {'train' if test else 'test'} rows; "
+        stop(f"{args.source}: {len(rows)} rows in {len(threads)} threads leave no {'train' if test else 'test'} rows; "
              "change --test-fraction or extract more mail")
     shuffled.shuffle(train)
     write_whole({args.train: csv_lines(train), args.test: csv_lines([row for row in rows if row["id"] in chosen])})
@@ -1033,6 +1031,7 @@ def split_replies(args):
 NO_REPLY = re.compile(r"(?:.*[-_.+])?(?:(?:no|do[-_.]?not|dont|never)[-_.]?(?:reply|respond)|ne[-_.]?pas[-_.]?repondre|"
                       r"nicht[-_.]?antworten|no[-_.]?responder|mailer-daemon|postmaster|bounces?|notifications?)(?:[-_.+\d].*)?@")
 ADDRESS = re.compile(r"[!-~]+@[\w.-]+", re.ASCII)
+PEOPLE = ["From", "To", "Cc", "Reply-To"]
 MESSAGE_ID = re.compile(rb"<[!-;=?-~]{1,250}>")
 
 
@@ -1070,7 +1069,7 @@ def read_mail(raw, fields, subject, authors):
     text, date = text_of(message), date_of(fields)
     if not text.strip():
         return "no text"
-    people = {name: addresses_of(fields.get(name.lower(), b"")) for name in ("From", "To", "Cc", "Reply-To")}
+    people = {name: addresses_of(fields.get(name.lower(), b"")) for name in PEOPLE}
     reached = {address.casefold() for name in ("To", "Cc") for _, address in people[name]}
     before = MESSAGE_ID.findall(fields.get("references") or fields.get("in-reply-to", b""))
     return {
@@ -1085,7 +1084,6 @@ def read_mail(raw, fields, subject, authors):
 
 def read_inbox(args):
     authors = list(dict.fromkeys(author.casefold() for author in args.author))
-    refuse_overwriting(args.source, args.output)
     memory = read_memory(args)
     if args.examples and not memory:
         stop("--examples wants the replies to choose from: --memory TRAIN.jsonl")
@@ -1133,6 +1131,10 @@ def print_text(args):
 
 DRAFT = {name: str for name in ("prediction", "mail", "date", "subject", "From", "To", "Cc", "Reply-To", "Message-ID",
                                 "References")} | {"author": list}
+MARKS = {  # of a draft in an mbox, for Thunderbird, Apple Mail, Dovecot and others
+    "Status": "RO", "X-Status": "T", "X-Mozilla-Status": "0001", "X-Mozilla-Status2": "00000000",
+    "X-Mozilla-Draft-Info": "internal/draft; vcard=0; receipt=0; DSN=0; uuencode=0",
+    "X-Uniform-Type-Identifier": "com.apple.mail-draft"}
 QUOTED_PRINTABLE = email.charset.Charset("utf-8")
 QUOTED_PRINTABLE.body_encoding = email.charset.QP
 
@@ -1144,11 +1146,10 @@ def write_draft(row):
     not encoded, as email's newer policies do (so the older compat32). The Message-ID is a digest: it tells nothing of
     this machine, and the same draft is made only once.
     """
-    row = {name: [one_line(str(each)) for each in value] if kind is list else value if name in ("prediction", "mail")
-           else one_line(value) for name, kind in DRAFT.items() for value in [row[name]]}
-    people = {name: [(person, address) for person, address in email.utils.getaddresses([row[name]]) if ADDRESS.fullmatch(address)]
-              for name in ("From", "To", "Cc", "Reply-To")}
-    own = {address.casefold() for address in row["author"]}
+    authors = [one_line(str(author)) for author in row["author"]]
+    row = {name: row[name] if name in ("prediction", "mail") else one_line(row[name]) for name in DRAFT if name != "author"}
+    people = {name: addresses_of(row[name].encode()) for name in PEOPLE}
+    own = {author.casefold() for author in authors}
     reply, date = clean(row["prediction"]).strip(), sent_at(row)
     to, named = people["Reply-To"] or people["From"], {}
     if own:  # else who of them the author is stays unknown, and a draft is never addressed to everybody by mistake
@@ -1159,10 +1160,10 @@ def write_draft(row):
     quoted = "\n".join(f">{'' if line[:1] in ('', '>') else ' '}{line}" for line in clean(row["mail"]).split("\n"))
     message = email.mime.text.MIMEText(f"{reply}\n\n{written}\n{quoted}\n", "plain", QUOTED_PRINTABLE)
     message.set_payload(re.sub("^From ", "=46rom ", message.get_payload(), flags=re.MULTILINE))  # mbox would mark it
-    digest = hashlib.sha256(json.dumps(row).encode()).hexdigest()[:32]
-    domain = row["author"][0].rpartition("@")[2] if own else "draft.invalid"
+    digest = hashlib.sha256(json.dumps(row | {"author": authors}).encode()).hexdigest()[:32]
+    domain = authors[0].rpartition("@")[2] if own else "draft.invalid"
     for name, value in {
-            "From": row["author"][0] if own else "",
+            "From": authors[0] if own else "",
             **{name: ", ".join(email.utils.formataddr(pair) for pair in pairs) for name, pairs in (("To", to), ("Cc", named))},
             "Subject": f"Re: {REPLY_SUBJECT.sub('', row['subject'], count=1).strip()}",
             "Date": email.utils.formatdate(localtime=True), "Message-ID": f"<{digest}@{domain}>",
@@ -1173,23 +1174,20 @@ def write_draft(row):
 
 
 def write_drafts(args):
-    rows = read_jsonl(args.input, DRAFT)
+    rows = read_jsonl(args.source, DRAFT)
     folder = args.output.endswith("/") or os.path.isdir(args.output)
-    if folder and os.path.isdir(args.output) and os.listdir(args.output) and not os.path.isdir(os.path.join(args.output, "cur")):
-        stop(f"{args.output}: is a folder but no Maildir; name a file for an mbox, or another folder")
-    if os.path.isfile(args.output):
-        refuse_overwriting(args.input, args.output)
+    if folder:
+        if os.path.isdir(args.output) and os.listdir(args.output) and not os.path.isdir(os.path.join(args.output, "cur")):
+            stop(f"{args.output}: is a folder but no Maildir; name a file for an mbox, or another folder")
+        for name in ("tmp", "new", "cur"):
+            os.makedirs(os.path.join(args.output, name), exist_ok=True)
+    elif os.path.isfile(args.output):
         with open(args.output, "rb") as file:
             if file.read(5) not in (b"", b"From "):
                 stop(f"{args.output}: is there and is no mbox; name another output")
-    mask = os.umask(0o077)  # only for their owner: mailbox makes the files
     try:
-        if folder:
-            for name in ("tmp", "new", "cur"):
-                os.makedirs(os.path.join(args.output, name), exist_ok=True)
-        box = mailbox.Maildir(args.output) if folder else mailbox.mbox(args.output)
-        box.lock()
-        try:
+        with contextlib.closing(mailbox.Maildir(args.output) if folder else mailbox.mbox(args.output)) as box:
+            box.lock()
             there = {message["Message-ID"] for message in box}
             drafts = [write_draft(row) for row in rows if row["prediction"].strip()]
             new = [draft for draft in drafts if draft["Message-ID"] not in there]
@@ -1198,21 +1196,15 @@ def write_drafts(args):
                     draft = mailbox.MaildirMessage(draft)
                     draft.set_subdir("cur")
                     draft.set_flags("DS")
-                else:  # what marks a draft for Thunderbird, Apple Mail, Dovecot and others
-                    draft = mailbox.mboxMessage(draft)
-                    for name, value in {"Status": "RO", "X-Status": "T", "X-Mozilla-Status": "0001", "X-Mozilla-Status2": "00000000",
-                                        "X-Mozilla-Draft-Info": "internal/draft; vcard=0; receipt=0; DSN=0; uuencode=0",
-                                        "X-Uniform-Type-Identifier": "com.apple.mail-draft"}.items():
+                else:
+                    for name, value in MARKS.items():
                         draft[name] = value
                 box.add(draft)
-        finally:
-            box.close()
     except mailbox.ExternalClashError:
         stop(f"{args.output}: another program has it open; close that first")
-    finally:
-        os.umask(mask)
-    for count, what in ((len(rows) - len(drafts), "no word of a reply"), (len(drafts) - len(new), "stands there already")):
-        print(f"left out {count:6}: {what}" * bool(count), end="\n" * bool(count))
+    for reason, count in {"no word of a reply": len(rows) - len(drafts), "stands there already": len(drafts) - len(new)}.items():
+        if count:
+            print(f"left out {count:6}: {reason}")
     print(f"added {len(new)} drafts to {args.output}; nothing is sent")
 
 
@@ -1246,10 +1238,16 @@ def main(argv=None):
     os.umask(0o077)  # private mail is its owner's alone
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
                                      allow_abbrev=False)
+    parser.error = stop  # one line, without the usage
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    command = commands.add_parser("extract", help="archive of mail to reply CSV", allow_abbrev=False)
-    command.set_defaults(run=extract)
+    def add_command(name, run, help):
+        command = commands.add_parser(name, help=help, allow_abbrev=False)
+        command.error = stop
+        command.set_defaults(run=run)
+        return command
+
+    command = add_command("extract", extract, "archive of mail to reply CSV")
     command.add_argument("source", metavar="SOURCE", help="an mbox, a Maildir, a folder of .eml files, a tree or "
                          ".tar.gz of any of these such as the Enron corpus, or its emails.csv")
     command.add_argument("output", metavar="OUT.csv", help=f"a row a reply: {','.join(COLUMNS)}")
@@ -1258,14 +1256,12 @@ def main(argv=None):
     command.add_argument("--keep-signature", action="store_true",
                          help="keep a signature, a device's line or a disclaimer behind the own words")
 
-    command = commands.add_parser("own-words", help="a mail's body in, its author's own words out", allow_abbrev=False)
-    command.set_defaults(run=print_own_words)
+    command = add_command("own-words", print_own_words, "a mail's body in, its author's own words out")
     command.add_argument("--keep-signature", action="store_true", help="cut quoted mail alone")
 
-    command = commands.add_parser("split", help="reply CSV to a training and a test CSV", allow_abbrev=False)
-    command.set_defaults(run=split_replies)
+    command = add_command("split", split_replies, "reply CSV to a training and a test CSV")
     files = command.add_argument_group("files")
-    files.add_argument("input", metavar="IN.csv", help=f"a reply CSV with the columns {','.join(COLUMNS)}")
+    files.add_argument("source", metavar="IN.csv", help=f"a reply CSV with the columns {','.join(COLUMNS)}")
     files.add_argument("--train", metavar="OUT.csv", required=True, help="in random order: its first rows are a sample")
     files.add_argument("--test", metavar="OUT.csv", required=True, help="the latest threads")
     method = command.add_argument_group("method")
@@ -1274,10 +1270,9 @@ def main(argv=None):
     method.add_argument("--random", action="store_true", help="threads drawn at random for the test, not the latest")
     method.add_argument("--seed", metavar="N", type=int, default=1, help="of the shuffles (default: %(default)s)")
 
-    command = commands.add_parser("format", help="reply CSV to prompt/completion JSONL", allow_abbrev=False)
-    command.set_defaults(run=format_replies)
+    command = add_command("format", format_replies, "reply CSV to prompt/completion JSONL")
     files = command.add_argument_group("files")
-    files.add_argument("input", metavar="IN.csv", help=f"a reply CSV with the columns {','.join(COLUMNS)}")
+    files.add_argument("source", metavar="IN.csv", help=f"a reply CSV with the columns {','.join(COLUMNS)}")
     files.add_argument("output", metavar="OUT.jsonl", help="one example a line: id, prompt, completion")
     files.add_argument("--holdout", metavar="TEST.csv", nargs="+", action="extend", default=[],
                        help="drop rows whose mail, or whose reply of eight words or more, stands in these files")
@@ -1288,11 +1283,9 @@ def main(argv=None):
     method.add_argument("--limit", metavar="N", type=row_count, help="only the first N rows that are kept")
     method.add_argument("--as-shipped", action="store_true",
                         help="cut and drop nothing (overrides --holdout and --without-sender)")
-
     add_examples(command)
 
-    command = commands.add_parser("inbox", help="mail that wants a reply, to prompts", allow_abbrev=False)
-    command.set_defaults(run=read_inbox)
+    command = add_command("inbox", read_inbox, "mail that wants a reply, to prompts")
     command.add_argument("source", metavar="SOURCE", help="an mbox, a Maildir, a folder of .eml files, or a single one")
     command.add_argument("output", metavar="OUT.jsonl", help="a row a mail, the newest first: what a draft needs, and the prompt")
     command.add_argument("--author", metavar="ADDRESS", nargs="+", action="extend", default=[],
@@ -1300,20 +1293,17 @@ def main(argv=None):
     command.add_argument("--archive", metavar="SENT", help="mail that was sent: what it answers is left out")
     add_examples(command)
 
-    command = commands.add_parser("text", help="the text of one mail, as the model reads it", allow_abbrev=False)
-    command.set_defaults(run=print_text)
+    command = add_command("text", print_text, "the text of one mail, as the model reads it")
     command.add_argument("source", metavar="MAIL.eml")
 
-    command = commands.add_parser("drafts", help="answered mail to a mailbox of drafts", allow_abbrev=False)
-    command.set_defaults(run=write_drafts)
-    command.add_argument("input", metavar="PREDICTIONS.jsonl", help="what generate.py made of inbox's rows")
+    command = add_command("drafts", write_drafts, "answered mail to a mailbox of drafts")
+    command.add_argument("source", metavar="PREDICTIONS.jsonl", help="what generate.py made of inbox's rows")
     command.add_argument("output", metavar="OUT", help="an mbox, or a Maildir if it ends in / or is a folder; drafts are added")
 
-    parser.error = stop  # one line, without the usage
-    for command in commands.choices.values():
-        command.error = stop
     args = parser.parse_args(argv)
     try:
+        if "output" in args:
+            refuse_overwriting(args.source, args.output)
         args.run(args)
     except OSError as error:
         stop(f"{error.filename}: {error.strerror}")
