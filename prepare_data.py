@@ -59,6 +59,10 @@ def stop(message):
     raise SystemExit(2)
 
 
+def first_that_holds(reasons):
+    return next((reason for reason, holds in reasons.items() if holds), None)
+
+
 # ---------------------------------------------------------------------------------------------- where own words end
 
 def pattern(text, flags=0):
@@ -234,11 +238,13 @@ WITHIN_LINE = re.compile(  # words before quoted text that stand behind own word
 MARK = re.compile(r"[:：@]|--|__|==|\*\*|>>>")  # no words before quoted text are without one
 
 
-def introduction_length(lines, i, above):
-    """How many lines the words before another person's text take, if they begin at line i, else 0.
+def first_filled(lines, numbers, otherwise):
+    """The first of these line numbers whose line is not blank."""
+    return next((i for i in numbers if lines[i].strip()), otherwise)
 
-    Such words are a separator, "On … wrote:" or a quoted header; `above` is the last line of own words before them.
-    """
+
+def introduction_length(lines, i):
+    """How many lines the words before another person's text take, if a separator or "On … wrote:" begins at line i."""
     if not lines[i].strip() or not MARK.search("\n".join(lines[i:i + 6])):
         return 0
     ahead = [line for line in lines[i + 1:i + 8] if line.strip()]
@@ -267,10 +273,14 @@ def introduction_length(lines, i, above):
         bare = n == 1 and ahead and QUOTED.match(ahead[0]) and BARE_INTRODUCTION.fullmatch(joined)
         if bare or match and not own_line:
             return n
-    first = HEADER.match(lines[i])
-    if not first:
-        return 0
+    return 0
+
+
+def header_length(lines, i, above):
+    """How many lines a quoted header takes, if one begins at line i; `above` is the last line of own words before it."""
     kinds, end = set(), i
+    if not (first := HEADER.match(lines[i])):
+        return 0
     for j in range(i, min(i + 60, len(lines))):
         if match := HEADER.match(lines[j]):
             kinds.add(match.lastgroup)
@@ -294,9 +304,9 @@ def start_of_lotus_header(lines, i):
     if SENT_BY.match(lines[i]) or re.fullmatch(r"\s*(?:on|<\S*>)?\s*(?:on)?\s*", DATE_LINE.sub("", lines[i])):
         while start and SENT_BY.match(lines[start - 1]):
             start -= 1
-        above = next((j for j in range(start - 1, max(-1, start - 4), -1) if lines[j].strip()), start)
+        above = first_filled(lines, range(start - 1, max(-1, start - 4), -1), start)
         start = above if above == start - 1 or ORGANISATION.search(lines[above][-200:]) else start
-    above = next((j for j in range(start - 1, max(-1, start - 5), -1) if lines[j].strip()), start)
+    above = first_filled(lines, range(start - 1, max(-1, start - 5), -1), start)
     return above if LETTERHEAD.match(lines[above]) and "From:" in lines[start] else start
 
 
@@ -306,7 +316,7 @@ def split_lines(text):
     plain = [line.rstrip() for line in re.sub(r"=20|=09|[\xa0\u200b\u202f\ufeff]", " ", text).split("\n")]
     own, quoted, above, i = [], [], "", 0
     while i < len(lines):
-        length = introduction_length(plain, i, above)
+        length = introduction_length(plain, i) or header_length(plain, i, above)
         if not length and not (QUOTED.match(plain[i]) and not is_escaped(plain, i)):
             own.append(lines[i])
             above = plain[i] if plain[i].strip() else above
@@ -316,12 +326,12 @@ def split_lines(text):
         header = len(own)
         if length and (TWO_COLUMNS.match(plain[start]) or DATE_LINE.search(" ".join(plain[start:i]))):
             header = len(own) - min(start - start_of_lotus_header(plain, start), len(own))
-        content = next((j for j in range(i, len(lines)) if plain[j].strip()), len(lines))
+        content = first_filled(plain, range(i, len(lines)), len(lines))
         if length and not (content < len(lines) and QUOTED.match(plain[content])):
             content = i = len(lines)
         while content < len(lines) and (QUOTED.match(plain[content]) or is_torn_quote(plain, content)):
             i = content + 1
-            content = next((j for j in range(i, len(lines)) if plain[j].strip()), len(lines))
+            content = first_filled(plain, range(i, len(lines)), len(lines))
         if not length and i - start < 12 and sum(map(bool, map(TELEPHONE.match, plain[start:i]))) > 1:
             own += lines[start:i]  # the author's signature, which Outlook marked like a quote
             continue
@@ -624,11 +634,10 @@ def html_to_text(source):
 def reason_to_skip(name, fields, subject):
     """Why a message of the author's is none that a person wrote and sent, by its folder and header, or None."""
     folder = re.search(r"([^/]+)/\d+[._]$", name)  # only the Enron corpus names its files so
-    if folder and folder[1].lower() not in SENT_FOLDERS:
-        return "not in a folder of sent mail"
-    if b"draft" in fields.get("x-gmail-labels", b"").lower() or "D" in maildir_flags(name):
-        return "a draft"
-    return "an automatic reply" if is_automatic(fields, subject) else None
+    return first_that_holds({
+        "not in a folder of sent mail": folder and folder[1].lower() not in SENT_FOLDERS,
+        "a draft": b"draft" in fields.get("x-gmail-labels", b"").lower() or "D" in maildir_flags(name),
+        "an automatic reply": is_automatic(fields, subject)})
 
 
 def maildir_flags(name):
@@ -690,18 +699,15 @@ def join_answered(rows, answered, authors):
     kept, left_out = [], collections.Counter()
     for row in rows:
         sender, text, links = answered.get(row["answers"], ("", "", []))
-        if FORWARD_SUBJECT.match(row["subject"]) or FORWARD.match(row["mail"]) and not text:
-            reason = "a forward"
-        elif sender in authors:
-            reason = "answers a mail of the author's own"
-        elif text or row["mail"]:
-            row |= {"To": sender or row["To"], "names": row["names"] + links,
-                    "mail": text or re.sub(r"^[ \t]{0,4}> ?", "", row["mail"], flags=re.MULTILINE)}
-            kept.append(row)
+        reason = first_that_holds({
+            "a forward": FORWARD_SUBJECT.match(row["subject"]) or FORWARD.match(row["mail"]) and not text,
+            "answers a mail of the author's own": sender in authors,
+            "answers no mail": not text and not row["mail"]})
+        if reason:
+            left_out[reason] += 1
             continue
-        else:
-            reason = "answers no mail"
-        left_out[reason] += 1
+        unmarked = re.sub(r"^[ \t]{0,4}> ?", "", row["mail"], flags=re.MULTILINE)
+        kept.append(row | {"To": sender or row["To"], "mail": text or unmarked, "names": row["names"] + links})
     return kept, left_out
 
 
@@ -731,28 +737,25 @@ def extract(args):
     authors = {author.casefold() for author in args.author}
     rows, ids, seen = [], set(), {}
     senders, left_out = collections.Counter(), collections.Counter()
-
-    def leave_out(name, reason):
-        left_out[reason] += 1
-        print(f"{args.source}: {name}: {reason}", file=sys.stderr)
-
     for name, raw in messages(args.source):
         fields = header_fields(raw)
         sender = address_of(fields.get("from", b""))
         senders[sender] += 1
         ids.add(fields.get("message-id"))
+        found = None
         if not sender and "date" not in fields:
-            leave_out(name, "no mail message")
+            found = "no mail message"
         elif sender in authors:
             try:
                 found = read_own(name, raw, fields, args.keep_signature, seen)
             except DAMAGE as error:
-                leave_out(name, f"damaged: {error!r}")
-                continue
-            if isinstance(found, dict):
-                rows.append(found)
-            else:
-                left_out[found] += 1
+                found = f"damaged: {error!r}"
+        if isinstance(found, dict):
+            rows.append(found)
+        elif found:
+            left_out[found] += 1
+            if found.startswith(("no mail", "damaged")):
+                print(f"{args.source}: {name}: {found}", file=sys.stderr)
     read, own = sum(senders.values()), sum(senders[author] for author in authors)
     print(f"read {read} messages from {args.source}\n{own} of them are by {', '.join(sorted(authors))}")
     if not own:
@@ -818,7 +821,7 @@ def keep_clean(rows, shipped, held_out, without_sender):
     """(rows kept, {reason: rows dropped}). `held_out` are test rows, cut and as shipped; `shipped` are `rows` uncut."""
     test_mails = {normalise_mail(row["mail"]) for row in held_out} - {""}
     test_replies = {normalise(row["response"]) for row in held_out if len(row["response"].split()) >= 8} - {""}
-    kept, seen, dropped = [], set(), {}
+    kept, seen, dropped = [], set(), collections.Counter()
     for row, uncut in zip(rows, shipped, strict=True):
         mail, reply = normalise_mail(row["mail"]), normalise(row["response"])
         reasons = {
@@ -828,20 +831,12 @@ def keep_clean(rows, shipped, held_out, without_sender):
             "mail stands in the held-out file": {mail, normalise_mail(uncut["mail"])} & test_mails,
             "reply stands in the held-out file": reply in test_replies,
             "same mail and reply as an earlier row": mail and (mail, reply) in seen}
-        reason = next((name for name, holds in reasons.items() if holds), None)
-        for name in reasons:
-            dropped[name] = dropped.get(name, 0) + (name == reason)
-        if reason is None:
+        reason = first_that_holds(reasons)
+        dropped.update({name: name == reason for name in reasons})  # also what no row is dropped for
+        if not reason:
             seen.add((mail, reply))
             kept.append(row)
     return kept, dropped
-
-
-def refuse_overwriting(source, output):
-    if not os.path.exists(source):
-        stop(f"{source}: No such file or directory")
-    if os.path.exists(output) and os.path.samefile(source, output):
-        stop(f"{output}: is the input; name another output")
 
 
 def write_whole(contents):
@@ -940,15 +935,15 @@ def with_examples(rows, memory, count):
     import numpy
     from sklearn.feature_extraction.text import TfidfVectorizer
 
-    rows, memory = list(rows), list(memory)
-    mails, memory_mails = ([row["prompt"][-1]["content"] for row in part] for part in (rows, memory))
-    keys = [thread_keys(row | {"mail": mail}) for row, mail in zip(memory + rows, memory_mails + mails, strict=True)]
-    threads = numpy.array(group(keys))
+    known_mails, mails = ([row["prompt"][-1]["content"] for row in part] for part in (memory, rows))
+    keys = [thread_keys(row | {"mail": mail}) for row, mail in zip(memory + rows, known_mails + mails, strict=True)]
+    known_threads, threads = numpy.split(group(keys), [len(memory)])
     dates = numpy.array([sent_at(row) for row in memory], "datetime64[s]")
-    vectorizer = TfidfVectorizer(token_pattern=r"\w+", sublinear_tf=True).fit([*memory_mails, "mail"])  # never without words
-    known, asked = vectorizer.transform(memory_mails), vectorizer.transform(mails)
-    turns = [[{"role": role, "content": shorten(text)} for role, text in (
-        ("user", mail), ("assistant", row["completion"][0]["content"]))] for row, mail in zip(memory, memory_mails, strict=True)]
+    vectorizer = TfidfVectorizer(token_pattern=r"\w+", sublinear_tf=True).fit([*known_mails, "mail"])  # never without words
+    known, asked = vectorizer.transform(known_mails), vectorizer.transform(mails)
+    turns = [[{"role": "user", "content": shorten(mail)},
+              {"role": "assistant", "content": shorten(row["completion"][0]["content"])}]
+             for row, mail in zip(memory, known_mails, strict=True)]
     found, few = [], 0
     for i, row in enumerate(rows):
         date = sent_at(row)
@@ -956,7 +951,7 @@ def with_examples(rows, memory, count):
             earlier = (NO_DATE < dates) & (dates < date)
         else:
             earlier = dates == NO_DATE if "completion" in row else True
-        usable = numpy.flatnonzero(earlier & (threads[:len(memory)] != threads[len(memory) + i]))
+        usable = numpy.flatnonzero(earlier & (known_threads != threads[i]))
         similarity = (known[usable] @ asked[i].T).toarray().ravel().round(9)
         best = usable[numpy.argsort(-similarity, kind="stable")[:count]]
         few += len(best) < count
@@ -1047,7 +1042,7 @@ def reason_not_to_answer(name, fields, subject, authors, answered):
     to = addresses_of(fields.get("reply-to", b"")) or addresses_of(fields.get("from", b""))
     flags, status = maildir_flags(name), fields.get("x-status", b"")
     mozilla = int(match[0], 16) if (match := re.match(rb"[\da-fA-F]{4}", fields.get("x-mozilla-status", b""))) else 0
-    reasons = {
+    return first_that_holds({
         "no mail message": not sender and "date" not in fields,
         "in another folder of the Maildir": re.search(r"/\.[^/]+/(?:cur|new|tmp)/", name),
         "by the author": sender in authors,
@@ -1057,8 +1052,7 @@ def reason_not_to_answer(name, fields, subject, authors, answered):
         or fields.get("precedence", b"").lower() in (b"bulk", b"list", b"junk"),
         "an automatic mail": is_automatic(fields, subject),
         "from an address that reads no replies": any(NO_REPLY.match(address.lower()) for _, address in to),
-        "no address to answer": not to}
-    return next((reason for reason, holds in reasons.items() if holds), None)
+        "no address to answer": not to})
 
 
 def read_mail(raw, fields, subject, authors):
@@ -1302,8 +1296,8 @@ def main(argv=None):
 
     args = parser.parse_args(argv)
     try:
-        if "output" in args:
-            refuse_overwriting(args.source, args.output)
+        if "output" in args and os.path.exists(args.output) and os.path.samefile(args.source, args.output):
+            stop(f"{args.output}: is the input; name another output")
         args.run(args)
     except OSError as error:
         stop(f"{error.filename}: {error.strerror}")
