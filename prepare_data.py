@@ -478,13 +478,11 @@ def messages_in_tar(_, file):
 
 def messages_in_csv(_, file):
     lines = (line.replace("\0", "") for line in io.TextIOWrapper(file, "utf-8", "surrogateescape", newline=""))
-    reader = csv.reader(lines, strict=True)
-    header = next(reader, [])
-    if not {"file", "message"} <= set(header):
+    reader = csv.DictReader(lines, strict=True)
+    if not {"file", "message"} <= set(reader.fieldnames or []):
         stop(f"{file.name}: no columns file, message; to cut and filter a reply CSV use: prepare_data.py format")
-    for fields in reader:
-        row = dict(zip(header, fields, strict=False))
-        yield row["file"], row.get("message", "").encode("utf-8", "surrogateescape")
+    for row in reader:
+        yield row["file"] or "", (row["message"] or "").encode("utf-8", "surrogateescape")
 
 
 def messages_in(name, file):
