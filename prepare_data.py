@@ -901,10 +901,11 @@ def read_jsonl(path, kinds):
         for number, line in enumerate(file, 1):
             try:
                 row = json.loads(line)
-                if not all(isinstance(row[name], kind) for name, kind in kinds.items()):
-                    raise ValueError
-                _ = [message["content"].strip() for name in ("prompt", "completion") for message in row.get(name, [])[-1:]]
-            except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+                values = [(row[name], kind) for name, kind in kinds.items()]
+                values += [(row[name][-1]["content"], str) for name in ("prompt", "completion") if name in kinds]
+            except (ValueError, LookupError, TypeError, RecursionError):
+                values = [(None, str)]
+            if not all(isinstance(*value) for value in values):
                 stop(f"{path}: line {number} is no row with {', '.join(kinds)}; "
                      f"`prepare_data.py {'format' if kinds == MEMORY else 'inbox'}` makes them")
             rows.append(row)
