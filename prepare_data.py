@@ -823,7 +823,7 @@ def keep_clean(rows, shipped, held_out, without_sender):
     for row, uncut in zip(rows, shipped, strict=True):
         mail, reply = normalise_mail(row["mail"]), normalise(row["response"])
         reasons = {
-            "sent by the left-out address": row["From"].strip().casefold() == without_sender.casefold(),
+            "sent by the left-out address": without_sender and row["From"].strip().casefold() == without_sender.casefold(),
             "no word of the author's own": not reply,
             "empty mail": not row["mail"].strip(),
             "mail stands in the held-out file": {mail, normalise_mail(uncut["mail"])} & test_mails,
