@@ -18,6 +18,7 @@ behind a different header when it was answered, forwarded or sent by another pro
 """
 import argparse
 import collections
+import contextlib
 import csv
 import datetime
 import email
@@ -44,15 +45,22 @@ import zlib
 LARGEST = 50_000_000  # bytes of a message that are read: an archive may unpack to more than the memory holds
 EXAMPLE_WORDS = 60  # of an earlier mail, and of the reply to it: few enough that three examples leave room, more than half of all
 COLUMNS = ["id", "date", "subject", "From", "To", "body", "length", "response", "mail"]
+DATE_FORMAT = "%d-%m-%Y %H:%M:%S"
 NO_DATE = datetime.datetime(1981, 1, 1)
 INSTRUCTION = "Respond to the given email"
 INSTRUCTION_BY_NAME = "Respond to the given email addressed to {name}, by using the style of {name}"
+
+csv.field_size_limit(sys.maxsize)  # else a long mail is refused
 
 
 def stop(message):
     """End on a user's mistake: one line on standard error, exit status 2."""
     print(f"prepare_data.py: {message}", file=sys.stderr)
     raise SystemExit(2)
+
+
+def first_that_holds(reasons):
+    return next((reason for reason, holds in reasons.items() if holds), None)
 
 
 # ---------------------------------------------------------------------------------------------- where own words end
@@ -151,8 +159,7 @@ def split_quoted(text, author="", names=frozenset()):
             start = torn.start()
         else:
             start = start_of_sender(tail, author, names, only_known=bool(match["to"]))
-        if start < len(tail):
-            end = len(before) - len(tail) + start
+        end = len(before) - len(tail) + start
         if match["wrote"]:
             end = len(text[:end].rstrip("-_=* \r\n\t"))
     return text[:end].rstrip(), text[end:].strip()
@@ -231,14 +238,16 @@ WITHIN_LINE = re.compile(  # words before quoted text that stand behind own word
 MARK = re.compile(r"[:：@]|--|__|==|\*\*|>>>")  # no words before quoted text are without one
 
 
-def introduction_length(lines, i, above):
-    """How many lines the words before another person's text take, if they begin at line i, else 0.
+def first_filled(lines, numbers, otherwise):
+    """The first of these line numbers whose line is not blank."""
+    return next((i for i in numbers if lines[i].strip()), otherwise)
 
-    Such words are a separator, "On … wrote:" or a quoted header; `above` is the last line of own words before them.
-    """
-    ahead = [line for line in lines[i + 1:i + 8] if line.strip()]
-    if not lines[i].strip():
+
+def introduction_length(lines, i):
+    """How many lines the words before another person's text take, if a separator or "On … wrote:" begins at line i."""
+    if not lines[i].strip() or not MARK.search("\n".join(lines[i:i + 6])):
         return 0
+    ahead = [line for line in lines[i + 1:i + 8] if line.strip()]
     if SEPARATOR.match(lines[i]) or ahead and SEPARATOR_WRAPPED.match(f"{lines[i]} {ahead[0]}"):
         return 1
     for n in (1, 2):  # a date and "To:", as Lotus Notes quotes; a long sender wraps the date
@@ -264,10 +273,14 @@ def introduction_length(lines, i, above):
         bare = n == 1 and ahead and QUOTED.match(ahead[0]) and BARE_INTRODUCTION.fullmatch(joined)
         if bare or match and not own_line:
             return n
-    first = HEADER.match(lines[i])
-    if not first:
-        return 0
+    return 0
+
+
+def header_length(lines, i, above):
+    """How many lines a quoted header takes, if one begins at line i; `above` is the last line of own words before it."""
     kinds, end = set(), i
+    if not (first := HEADER.match(lines[i])):
+        return 0
     for j in range(i, min(i + 60, len(lines))):
         if match := HEADER.match(lines[j]):
             kinds.add(match.lastgroup)
@@ -291,9 +304,9 @@ def start_of_lotus_header(lines, i):
     if SENT_BY.match(lines[i]) or re.fullmatch(r"\s*(?:on|<\S*>)?\s*(?:on)?\s*", DATE_LINE.sub("", lines[i])):
         while start and SENT_BY.match(lines[start - 1]):
             start -= 1
-        above = next((j for j in range(start - 1, max(-1, start - 4), -1) if lines[j].strip()), start)
+        above = first_filled(lines, range(start - 1, max(-1, start - 4), -1), start)
         start = above if above == start - 1 or ORGANISATION.search(lines[above][-200:]) else start
-    above = next((j for j in range(start - 1, max(-1, start - 5), -1) if lines[j].strip()), start)
+    above = first_filled(lines, range(start - 1, max(-1, start - 5), -1), start)
     return above if LETTERHEAD.match(lines[above]) and "From:" in lines[start] else start
 
 
@@ -301,12 +314,9 @@ def split_lines(text):
     """(own words, quoted text) of a mail whose lines are intact; own lines between quoted ones stay own words."""
     lines = text.split("\n")
     plain = [line.rstrip() for line in re.sub(r"=20|=09|[\xa0\u200b\u202f\ufeff]", " ", text).split("\n")]
-    marks = [i for i, line in enumerate(plain) if MARK.search(line)][::-1]
     own, quoted, above, i = [], [], "", 0
     while i < len(lines):
-        while marks and marks[-1] < i:
-            marks.pop()
-        length = introduction_length(plain, i, above) if marks and marks[-1] < i + 6 else 0
+        length = introduction_length(plain, i) or header_length(plain, i, above)
         if not length and not (QUOTED.match(plain[i]) and not is_escaped(plain, i)):
             own.append(lines[i])
             above = plain[i] if plain[i].strip() else above
@@ -316,12 +326,12 @@ def split_lines(text):
         header = len(own)
         if length and (TWO_COLUMNS.match(plain[start]) or DATE_LINE.search(" ".join(plain[start:i]))):
             header = len(own) - min(start - start_of_lotus_header(plain, start), len(own))
-        content = next((j for j in range(i, len(lines)) if plain[j].strip()), len(lines))
+        content = first_filled(plain, range(i, len(lines)), len(lines))
         if length and not (content < len(lines) and QUOTED.match(plain[content])):
             content = i = len(lines)
         while content < len(lines) and (QUOTED.match(plain[content]) or is_torn_quote(plain, content)):
             i = content + 1
-            content = next((j for j in range(i, len(lines)) if plain[j].strip()), len(lines))
+            content = first_filled(plain, range(i, len(lines)), len(lines))
         if not length and i - start < 12 and sum(map(bool, map(TELEPHONE.match, plain[start:i]))) > 1:
             own += lines[start:i]  # the author's signature, which Outlook marked like a quote
             continue
@@ -409,9 +419,7 @@ def print_own_words(args):
 # ---------------------------------------------------------------------------------------------------- extract
 
 SENT_FOLDERS = {"sent", "sent_items", "_sent_mail", "sent_mail"}  # of the Enron corpus; its others are copies
-FIELD = re.compile(rb"^(from|to|date|subject|message-id|in-reply-to|references|auto-submitted|x-autoreply|precedence|"
-                   rb"x-gmail-labels|content-type|cc|reply-to|list-id|list-unsubscribe|x-autorespond|x-status|x-mozilla-status)"
-                   rb"[ \t]*:(.*(?:\n[ \t].*)*)", re.IGNORECASE | re.MULTILINE)
+FIELD = re.compile(rb"^([!-9;-~]+)[ \t]*:(.*(?:\n[ \t].*)*)", re.MULTILINE)
 MBOX_FROM = re.compile(rb"From .*\d\d:\d\d.*\d{4}")
 AUTOMATIC_SUBJECT = re.compile(r"auto(?:matic)?[- ]?(?:re(?:ply|sponse)|antwort)|out of (?:the )?office|abwesenheit|"
                                r"automatische antwort|réponse automatique|respuesta automática", re.IGNORECASE)
@@ -421,31 +429,24 @@ DAMAGE = (  # what the email package and the HTML parser raise on damaged messag
 FORWARD = re.compile(r"\W*(?:Forwarded|Begin forwarded|Weitergeleitet|Message transféré|Mensaje reenviado)")
 
 
-def messages(source, bar):
-    """(name, bytes) of every message in an archive, in its order; `bar` is a tqdm that follows the reading."""
+def messages(source):
+    """(name, bytes) of every message in an archive, in its order, behind a progress bar."""
+    import tqdm
     if os.path.isdir(source):
         paths = sorted(os.path.join(folder, name) for folder, _, names in os.walk(source) for name in names)
-        bar.reset(len(paths))
-        for path in paths:
+        for path in tqdm.tqdm(paths, desc="reading", disable=None):
             name = os.path.relpath(path, os.path.dirname(os.path.abspath(source)))
             if os.path.islink(path) or not os.path.isfile(path):  # it could lead out of the archive, or never end
                 yield name, b""
                 continue
             with open(path, "rb") as file:
                 yield from messages_in(name, file)
-            bar.update()
         return
-    bar.unit, bar.unit_scale = "B", True
-    bar.reset(os.path.getsize(source))
-    with open(source, "rb") as file:
-        if tarfile.is_tarfile(source):
-            found = messages_in_tar(file)
-        elif source.endswith(".csv"):
-            found = messages_in_csv(source, file)
-        else:
-            found = messages_in(os.path.basename(source), file)
+    read = messages_in_tar if tarfile.is_tarfile(source) else messages_in_csv if source.endswith(".csv") else messages_in
+    bar = tqdm.tqdm(total=os.path.getsize(source), desc="reading", unit="B", unit_scale=True, disable=None)
+    with open(source, "rb") as file, bar:
         try:
-            for message in found:
+            for message in read(os.path.basename(source), file):
                 yield message
                 bar.update(file.tell() - bar.n)
         except (EOFError, tarfile.TarError, zlib.error, csv.Error) as error:
@@ -463,7 +464,7 @@ class BoundedTarInfo(tarfile.TarInfo):
         return member
 
 
-def messages_in_tar(file):
+def messages_in_tar(_, file):
     """(name, bytes) as messages_in; nothing is unpacked, no link followed, and no hole (of a sparse file) filled."""
     with tarfile.open(fileobj=file, mode="r|*", tarinfo=BoundedTarInfo) as archive:
         for member in archive:
@@ -475,16 +476,13 @@ def messages_in_tar(file):
                 yield member.name, b""
 
 
-def messages_in_csv(source, file):
-    csv.field_size_limit(sys.maxsize)
+def messages_in_csv(_, file):
     lines = (line.replace("\0", "") for line in io.TextIOWrapper(file, "utf-8", "surrogateescape", newline=""))
-    reader = csv.reader(lines, strict=True)
-    header = next(reader, [])
-    if not {"file", "message"} <= set(header):
-        stop(f"{source}: no columns file, message; to cut and filter a reply CSV use: prepare_data.py format")
-    for fields in reader:
-        row = dict(zip(header, fields, strict=False))
-        yield row["file"], row.get("message", "").encode("utf-8", "surrogateescape")
+    reader = csv.DictReader(lines, strict=True)
+    if not {"file", "message"} <= set(reader.fieldnames or []):
+        stop(f"{file.name}: no columns file, message; to cut and filter a reply CSV use: prepare_data.py format")
+    for row in reader:
+        yield row["file"] or "", (row["message"] or "").encode("utf-8", "surrogateescape")
 
 
 def messages_in(name, file):
@@ -506,7 +504,7 @@ def messages_in(name, file):
 
 
 def header_fields(raw):
-    """The header fields that decide what becomes of a message, by name, undecoded; found without parsing all of it."""
+    """The header fields of a message by name (lower case), undecoded; found without parsing all of it."""
     raw = raw[:100_000].replace(b"\r\n", b"\n")
     fields = {}
     for name, value in FIELD.findall(raw.partition(b"\n\n")[0]):
@@ -546,13 +544,16 @@ def decode(data, charset):
 
 
 def decode_words(field):
-    """The text of a header field with =?encoded words?=."""
+    """The text of a header field with =?encoded words?=, on one line."""
     text = decode(field, "utf-8")
-    try:
-        decoded = str(email.header.make_header(email.header.decode_header(text))) if "=?" in text else text
-        return " ".join(clean(decoded).split())
-    except (LookupError, ValueError, email.errors.MessageError):
-        return text
+    if "=?" in text:
+        with contextlib.suppress(LookupError, ValueError, email.errors.MessageError):
+            text = str(email.header.make_header(email.header.decode_header(text)))
+    return one_line(text)
+
+
+def one_line(text):
+    return " ".join(clean(text).split())
 
 
 def text_of(message):
@@ -580,6 +581,7 @@ def clean(text):
 
 
 BLOCKS = set("address blockquote body dd div dl dt h1 h2 h3 h4 h5 h6 hr li ol p pre table tr ul".split())
+HIDDEN = {"head", "script", "style", "title"}
 
 
 class TextOfHtml(html.parser.HTMLParser):
@@ -587,15 +589,17 @@ class TextOfHtml(html.parser.HTMLParser):
 
     def __init__(self):
         super().__init__()
-        self.text, self.line_is_empty, self.quotes, self.hidden, self.pre = [], True, 0, 0, 0
+        self.text, self.line_is_empty, self.open = [], True, collections.Counter()
+
+    def end_line(self):
+        self.text.append("\n")
+        self.line_is_empty = True
 
     def handle_tag(self, tag, step):
         if tag == "br" or tag in BLOCKS and not self.line_is_empty:
-            self.text.append("\n")
-            self.line_is_empty = True
-        self.quotes = max(0, self.quotes + step * (tag == "blockquote"))
-        self.pre = max(0, self.pre + step * (tag == "pre"))
-        self.hidden = max(0, self.hidden + step * (tag in ("head", "script", "style", "title")))
+            self.end_line()
+        kind = "hidden" if tag in HIDDEN else tag
+        self.open[kind] = max(0, self.open[kind] + step)
 
     def handle_starttag(self, tag, attrs):
         self.handle_tag(tag, 1)
@@ -609,12 +613,12 @@ class TextOfHtml(html.parser.HTMLParser):
             self.handle_data(" ")
 
     def handle_data(self, data):
-        for i, line in enumerate(data.split("\n") if self.pre else [re.sub(r"[ \t\r\n]+", " ", data)]):
+        for i, line in enumerate(data.split("\n") if self.open["pre"] else [re.sub(r"[ \t\r\n]+", " ", data)]):
             if i:
-                self.handle_tag("br", 0)
-            line = line.lstrip(" ") if self.line_is_empty and not self.pre else line
-            if line and not self.hidden:
-                self.text.append("> " * self.quotes * self.line_is_empty + line)
+                self.end_line()
+            line = line.lstrip(" ") if self.line_is_empty and not self.open["pre"] else line
+            if line and not self.open["hidden"]:
+                self.text.append("> " * self.open["blockquote"] * self.line_is_empty + line)
                 self.line_is_empty = False
 
 
@@ -628,11 +632,10 @@ def html_to_text(source):
 def reason_to_skip(name, fields, subject):
     """Why a message of the author's is none that a person wrote and sent, by its folder and header, or None."""
     folder = re.search(r"([^/]+)/\d+[._]$", name)  # only the Enron corpus names its files so
-    if folder and folder[1].lower() not in SENT_FOLDERS:
-        return "not in a folder of sent mail"
-    if b"draft" in fields.get("x-gmail-labels", b"").lower() or "D" in maildir_flags(name):
-        return "a draft"
-    return "an automatic reply" if is_automatic(fields, subject) else None
+    return first_that_holds({
+        "not in a folder of sent mail": folder and folder[1].lower() not in SENT_FOLDERS,
+        "a draft": b"draft" in fields.get("x-gmail-labels", b"").lower() or "D" in maildir_flags(name),
+        "an automatic reply": is_automatic(fields, subject)})
 
 
 def maildir_flags(name):
@@ -645,39 +648,39 @@ def is_automatic(fields, subject):
 
 
 def read_own(name, raw, fields, keep_signature, seen):
-    """(None, row) of a message that the author sent, or (reason to leave it out, None).
+    """The row of a message that the author sent, or the reason to leave it out.
 
     `seen` is {hash of subject and text: date} of the messages before.
     """
     subject, date = decode_words(fields.get("subject", b"")), date_of(fields)
     if reason := reason_to_skip(name, fields, subject):
-        return reason, None
+        return reason
     message = email.message_from_bytes(raw)
     if any(part.get_content_type() == "text/calendar" for part in message.walk()):
-        return "an invitation or an answer to one", None
+        return "an invitation or an answer to one"
     body = text_of(message)
     key = hash((normalise(subject), normalise(body)))
     if key in seen and not (date and seen[key] and abs(date - seen[key]) > datetime.timedelta(days=1)):
-        return "a copy of an earlier message", None
+        return "a copy of an earlier message"
     seen[key] = date
     own, quoted = own_words(body, keep_signature)
     links = links_of(fields)
     if not normalise(own):
-        return "no word of the author's own", None
+        return "no word of the author's own"
     if not links and not quoted:
-        return "answers no mail", None
-    return None, {"date": date.strftime("%d-%m-%Y %H:%M:%S") if date else "", "subject": subject,
-                  "From": address_of(fields["from"]), "To": address_of(fields.get("to", b"")),
-                  "body": body, "length": len(body), "response": own, "mail": quoted,
-                  "links": links, "names": [fields["message-id"], *links] if "message-id" in fields else links}
+        return "answers no mail"
+    return {"date": f"{date:{DATE_FORMAT}}" if date else "", "subject": subject,
+            "From": address_of(fields["from"]), "To": address_of(fields.get("to", b"")),
+            "body": body, "length": len(body), "response": own, "mail": quoted,
+            "links": links, "names": [fields["message-id"], *links] if "message-id" in fields else links}
 
 
-def find_answered(source, rows, ids, bar):
+def find_answered(source, rows, ids):
     """{message id: (sender, text, ids)} of the mails in the archive that the rows answer, in a second reading."""
     for row in rows:
         row["answers"] = next((name for name in reversed(row["links"]) if name in ids), None)
     wanted, answered = {row["answers"] for row in rows} - {None}, {}
-    for _, raw in messages(source, bar) if wanted else ():
+    for _, raw in messages(source) if wanted else ():
         fields = header_fields(raw)
         name = fields.get("message-id")
         if name in wanted and name not in answered:
@@ -694,18 +697,15 @@ def join_answered(rows, answered, authors):
     kept, left_out = [], collections.Counter()
     for row in rows:
         sender, text, links = answered.get(row["answers"], ("", "", []))
-        if FORWARD_SUBJECT.match(row["subject"]) or FORWARD.match(row["mail"]) and not text:
-            reason = "a forward"
-        elif sender in authors:
-            reason = "answers a mail of the author's own"
-        elif text or row["mail"]:
-            row |= {"To": sender or row["To"], "names": row["names"] + links,
-                    "mail": text or re.sub(r"^[ \t]{0,4}> ?", "", row["mail"], flags=re.MULTILINE)}
-            kept.append(row)
+        reason = first_that_holds({
+            "a forward": FORWARD_SUBJECT.match(row["subject"]) or FORWARD.match(row["mail"]) and not text,
+            "answers a mail of the author's own": sender in authors,
+            "answers no mail": not text and not row["mail"]})
+        if reason:
+            left_out[reason] += 1
             continue
-        else:
-            reason = "answers no mail"
-        left_out[reason] += 1
+        unmarked = re.sub(r"^[ \t]{0,4}> ?", "", row["mail"], flags=re.MULTILINE)
+        kept.append(row | {"To": sender or row["To"], "mail": text or unmarked, "names": row["names"] + links})
     return kept, left_out
 
 
@@ -726,44 +726,41 @@ def group(items):
     return [first.setdefault(root(number), number) for number in range(1, count + 1)]
 
 
+def print_left_out(left_out):
+    for reason, count in left_out.most_common():
+        print(f"left out {count:6}: {reason}")
+
+
 def extract(args):
-    import tqdm
     authors = {author.casefold() for author in args.author}
-    refuse_overwriting(args.source, args.output)
     rows, ids, seen = [], set(), {}
     senders, left_out = collections.Counter(), collections.Counter()
-
-    def leave_out(name, reason):
-        left_out[reason] += 1
-        print(f"{args.source}: {name}: {reason}", file=sys.stderr)
-
-    with tqdm.tqdm(disable=None, desc="reading") as bar:
-        for name, raw in messages(args.source, bar):
-            fields = header_fields(raw)
-            sender = address_of(fields.get("from", b""))
-            senders[sender] += 1
-            ids.add(fields.get("message-id"))
-            if not sender and "date" not in fields:
-                leave_out(name, "no mail message")
-            elif sender in authors:
-                try:
-                    reason, row = read_own(name, raw, fields, args.keep_signature, seen)
-                except DAMAGE as error:
-                    leave_out(name, f"damaged: {error!r}")
-                    continue
-                if row:
-                    rows.append(row)
-                else:
-                    left_out[reason] += 1
+    for name, raw in messages(args.source):
+        fields = header_fields(raw)
+        sender = address_of(fields.get("from", b""))
+        senders[sender] += 1
+        ids.add(fields.get("message-id"))
+        found = None
+        if not sender and "date" not in fields:
+            found = "no mail message"
+        elif sender in authors:
+            try:
+                found = read_own(name, raw, fields, args.keep_signature, seen)
+            except DAMAGE as error:
+                found = f"damaged: {error!r}"
+        if isinstance(found, dict):
+            rows.append(found)
+        elif found:
+            left_out[found] += 1
+            if found.startswith(("no mail", "damaged")):
+                print(f"{args.source}: {name}: {found}", file=sys.stderr)
     read, own = sum(senders.values()), sum(senders[author] for author in authors)
     print(f"read {read} messages from {args.source}\n{own} of them are by {', '.join(sorted(authors))}")
     if not own:
         stop(f"{args.source}: no message is by {', '.join(sorted(authors))}; most are by "
              + ", ".join(f"{sender} ({count})" for sender, count in senders.most_common(5)))
-    with tqdm.tqdm(disable=None, desc="reading again") as bar:
-        rows, more = join_answered(rows, find_answered(args.source, rows, ids, bar), authors)
-    for reason, count in (left_out + more).most_common():
-        print(f"left out {count:6}: {reason}")
+    rows, more = join_answered(rows, find_answered(args.source, rows, ids), authors)
+    print_left_out(left_out + more)
     if not rows:
         stop(f"{args.source}: no reply by {', '.join(sorted(authors))} is left")
     for number, thread in enumerate(group(row["names"] for row in rows), 1):
@@ -776,13 +773,10 @@ def extract(args):
 
 def read_replies(path):
     """The rows of a 9-column reply CSV, as dictionaries of text."""
-    csv.field_size_limit(sys.maxsize)
+    with open(path, "rb") as file:
+        data = file.read()
     try:
-        with open(path, "rb") as file:
-            data = file.read()
         text = data.decode("utf-8-sig")
-    except OSError as error:
-        stop(f"{path}: {error.strerror}")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         stop(f"{path}: line {line} is not UTF-8; convert the file first, for example: iconv -f WINDOWS-1252 -t UTF-8")
@@ -825,30 +819,22 @@ def keep_clean(rows, shipped, held_out, without_sender):
     """(rows kept, {reason: rows dropped}). `held_out` are test rows, cut and as shipped; `shipped` are `rows` uncut."""
     test_mails = {normalise_mail(row["mail"]) for row in held_out} - {""}
     test_replies = {normalise(row["response"]) for row in held_out if len(row["response"].split()) >= 8} - {""}
-    kept, seen, dropped = [], set(), {}
+    kept, seen, dropped = [], set(), collections.Counter()
     for row, uncut in zip(rows, shipped, strict=True):
         mail, reply = normalise_mail(row["mail"]), normalise(row["response"])
         reasons = {
-            "sent by the left-out address": row["From"].strip().casefold() == without_sender.casefold(),
+            "sent by the left-out address": without_sender and row["From"].strip().casefold() == without_sender.casefold(),
             "no word of the author's own": not reply,
             "empty mail": not row["mail"].strip(),
             "mail stands in the held-out file": {mail, normalise_mail(uncut["mail"])} & test_mails,
             "reply stands in the held-out file": reply in test_replies,
             "same mail and reply as an earlier row": mail and (mail, reply) in seen}
-        reason = next((name for name, holds in reasons.items() if holds), None)
-        for name in reasons:
-            dropped[name] = dropped.get(name, 0) + (name == reason)
-        if reason is None:
+        reason = first_that_holds(reasons)
+        dropped.update({name: name == reason for name in reasons})  # also what no row is dropped for
+        if not reason:
             seen.add((mail, reply))
             kept.append(row)
     return kept, dropped
-
-
-def refuse_overwriting(source, output):
-    if not os.path.exists(source):
-        stop(f"{source}: No such file or directory")
-    if os.path.exists(output) and os.path.samefile(source, output):
-        stop(f"{output}: is the input; name another output")
 
 
 def write_whole(contents):
@@ -880,10 +866,9 @@ def csv_lines(rows):
 def format_replies(args):
     instruction = args.instruction or (INSTRUCTION_BY_NAME if args.author_name else INSTRUCTION).format(
         name=args.author_name)
-    refuse_overwriting(args.input, args.output)
     memory = read_memory(args)
-    shipped = rows = read_replies(args.input)
-    print(f"read {len(shipped)} rows from {args.input}")
+    shipped = rows = read_replies(args.source)
+    print(f"read {len(shipped)} rows from {args.source}")
     if args.as_shipped:
         print("as shipped: nothing cut, nothing dropped")
     else:
@@ -916,10 +901,11 @@ def read_jsonl(path, kinds):
         for number, line in enumerate(file, 1):
             try:
                 row = json.loads(line)
-                if not all(isinstance(row[name], kind) for name, kind in kinds.items()):
-                    raise ValueError
-                _ = [message["content"].strip() for name in ("prompt", "completion") for message in row.get(name, [])[-1:]]
-            except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+                values = [(row[name], kind) for name, kind in kinds.items()]
+                values += [(row[name][-1]["content"], str) for name in ("prompt", "completion") if name in kinds]
+            except (ValueError, LookupError, TypeError, RecursionError):
+                values = [(None, str)]
+            if not all(isinstance(*value) for value in values):
                 stop(f"{path}: line {number} is no row with {', '.join(kinds)}; "
                      f"`prepare_data.py {'format' if kinds == MEMORY else 'inbox'}` makes them")
             rows.append(row)
@@ -948,15 +934,15 @@ def with_examples(rows, memory, count):
     import numpy
     from sklearn.feature_extraction.text import TfidfVectorizer
 
-    rows, memory = list(rows), list(memory)
-    mails, memory_mails = ([row["prompt"][-1]["content"] for row in part] for part in (rows, memory))
-    keys = [thread_keys(row | {"mail": mail}) for row, mail in zip(memory + rows, memory_mails + mails, strict=True)]
-    threads = numpy.array(group(keys))
+    known_mails, mails = ([row["prompt"][-1]["content"] for row in part] for part in (memory, rows))
+    keys = [thread_keys(row | {"mail": mail}) for row, mail in zip(memory + rows, known_mails + mails, strict=True)]
+    known_threads, threads = numpy.split(group(keys), [len(memory)])
     dates = numpy.array([sent_at(row) for row in memory], "datetime64[s]")
-    vectorizer = TfidfVectorizer(token_pattern=r"\w+", sublinear_tf=True).fit([*memory_mails, "mail"])  # never without words
-    known, asked = vectorizer.transform(memory_mails), vectorizer.transform(mails)
-    turns = [[{"role": role, "content": shorten(text)} for role, text in (
-        ("user", mail), ("assistant", row["completion"][0]["content"]))] for row, mail in zip(memory, memory_mails, strict=True)]
+    vectorizer = TfidfVectorizer(token_pattern=r"\w+", sublinear_tf=True).fit([*known_mails, "mail"])  # never without words
+    known, asked = vectorizer.transform(known_mails), vectorizer.transform(mails)
+    turns = [[{"role": "user", "content": shorten(mail)},
+              {"role": "assistant", "content": shorten(row["completion"][0]["content"])}]
+             for row, mail in zip(memory, known_mails, strict=True)]
     found, few = [], 0
     for i, row in enumerate(rows):
         date = sent_at(row)
@@ -964,7 +950,7 @@ def with_examples(rows, memory, count):
             earlier = (NO_DATE < dates) & (dates < date)
         else:
             earlier = dates == NO_DATE if "completion" in row else True
-        usable = numpy.flatnonzero(earlier & (threads[:len(memory)] != threads[len(memory) + i]))
+        usable = numpy.flatnonzero(earlier & (known_threads != threads[i]))
         similarity = (known[usable] @ asked[i].T).toarray().ravel().round(9)
         best = usable[numpy.argsort(-similarity, kind="stable")[:count]]
         few += len(best) < count
@@ -991,7 +977,7 @@ def thread_keys(row):
 
 def sent_at(row):
     """The date of a row, the oldest of all if it is missing or no date, such as the 1979-12-31 of a lost one."""
-    for form in ("%d-%m-%Y %H:%M:%S", "%Y-%m-%d %H:%M:%S", "%Y-%m-%dT%H:%M:%S"):
+    for form in (DATE_FORMAT, "%Y-%m-%d %H:%M:%S", "%Y-%m-%dT%H:%M:%S"):
         try:
             return max(datetime.datetime.strptime(row["date"].strip()[:19], form), NO_DATE)
         except ValueError:
@@ -1000,14 +986,14 @@ def sent_at(row):
 
 
 def split_replies(args):
-    if len({os.path.realpath(path) for path in (args.input, args.train, args.test)}) < 3:
-        stop(f"{args.input}, {args.train}, {args.test}: name three different files")
-    shipped = read_replies(args.input)
+    if len({os.path.realpath(path) for path in (args.source, args.train, args.test)}) < 3:
+        stop(f"{args.source}, {args.train}, {args.test}: name three different files")
+    shipped = read_replies(args.source)
     unique = {}
     for row in shipped:
         unique.setdefault((normalise_mail(row["mail"]) or row["mail"], normalise(row["response"])), row)
     rows = list(unique.values())
-    print(f"read {len(shipped)} rows from {args.input}")
+    print(f"read {len(shipped)} rows from {args.source}")
     print(f"dropped {len(shipped) - len(rows):4}: same mail and reply as an earlier row")
     threads = {}
     for row, thread in zip(rows, group(map(thread_keys, rows)), strict=True):
@@ -1027,7 +1013,7 @@ def split_replies(args):
     chosen = {row["id"] for row in test}
     train = [row for row in rows if row["id"] not in chosen]
     if not test or not train:
-        stop(f"{args.input}: {len(rows)} rows in {len(threads)} threads leave no {'train' if test else 'test'} rows; "
+        stop(f"{args.source}: {len(rows)} rows in {len(threads)} threads leave no {'train' if test else 'test'} rows; "
              "change --test-fraction or extract more mail")
     shuffled.shuffle(train)
     write_whole({args.train: csv_lines(train), args.test: csv_lines([row for row in rows if row["id"] in chosen])})
@@ -1039,17 +1025,14 @@ def split_replies(args):
 NO_REPLY = re.compile(r"(?:.*[-_.+])?(?:(?:no|do[-_.]?not|dont|never)[-_.]?(?:reply|respond)|ne[-_.]?pas[-_.]?repondre|"
                       r"nicht[-_.]?antworten|no[-_.]?responder|mailer-daemon|postmaster|bounces?|notifications?)(?:[-_.+\d].*)?@")
 ADDRESS = re.compile(r"[!-~]+@[\w.-]+", re.ASCII)
+PEOPLE = ["From", "To", "Cc", "Reply-To"]
 MESSAGE_ID = re.compile(rb"<[!-;=?-~]{1,250}>")
 
 
 def addresses_of(field):
     """[(name, address)] of an undecoded address field; a name is decoded last, so that it cannot hold an address."""
     pairs = email.utils.getaddresses([decode(field, "utf-8")])
-    return [(one_line(decode_words(name.encode())), address) for name, address in pairs if ADDRESS.fullmatch(address)]
-
-
-def one_line(text):
-    return " ".join(clean(text).split())
+    return [(decode_words(name.encode()), address) for name, address in pairs if ADDRESS.fullmatch(address)]
 
 
 def reason_not_to_answer(name, fields, subject, authors, answered):
@@ -1058,7 +1041,7 @@ def reason_not_to_answer(name, fields, subject, authors, answered):
     to = addresses_of(fields.get("reply-to", b"")) or addresses_of(fields.get("from", b""))
     flags, status = maildir_flags(name), fields.get("x-status", b"")
     mozilla = int(match[0], 16) if (match := re.match(rb"[\da-fA-F]{4}", fields.get("x-mozilla-status", b""))) else 0
-    reasons = {
+    return first_that_holds({
         "no mail message": not sender and "date" not in fields,
         "in another folder of the Maildir": re.search(r"/\.[^/]+/(?:cur|new|tmp)/", name),
         "by the author": sender in authors,
@@ -1068,23 +1051,22 @@ def reason_not_to_answer(name, fields, subject, authors, answered):
         or fields.get("precedence", b"").lower() in (b"bulk", b"list", b"junk"),
         "an automatic mail": is_automatic(fields, subject),
         "from an address that reads no replies": any(NO_REPLY.match(address.lower()) for _, address in to),
-        "no address to answer": not to}
-    return next((reason for reason, holds in reasons.items() if holds), None)
+        "no address to answer": not to})
 
 
 def read_mail(raw, fields, subject, authors):
-    """(None, row) of a mail to answer: what a draft needs and a prompt; or (why it wants no reply, None)."""
+    """The row of a mail to answer, which is what a draft needs and a prompt; or why it wants no reply."""
     message = email.message_from_bytes(raw)
     if any(part.get_content_type() == "text/calendar" for part in message.walk()):
-        return "an invitation or an answer to one", None
+        return "an invitation or an answer to one"
     text, date = text_of(message), date_of(fields)
     if not text.strip():
-        return "no text", None
-    people = {name: addresses_of(fields.get(name.lower(), b"")) for name in ("From", "To", "Cc", "Reply-To")}
+        return "no text"
+    people = {name: addresses_of(fields.get(name.lower(), b"")) for name in PEOPLE}
     reached = {address.casefold() for name in ("To", "Cc") for _, address in people[name]}
     before = MESSAGE_ID.findall(fields.get("references") or fields.get("in-reply-to", b""))
-    return None, {
-        "id": "", "date": date.strftime("%d-%m-%Y %H:%M:%S") if date else "", "subject": one_line(subject),
+    return {
+        "id": "", "date": f"{date:{DATE_FORMAT}}" if date else "", "subject": subject,
         **{name: ", ".join(f'"{email.utils.quote(person)}" <{address}>' if person else address for person, address in pairs)
            for name, pairs in people.items()},
         "Message-ID": b"".join(MESSAGE_ID.findall(fields.get("message-id", b""))[:1]).decode(),
@@ -1094,41 +1076,35 @@ def read_mail(raw, fields, subject, authors):
 
 
 def read_inbox(args):
-    import tqdm
     authors = list(dict.fromkeys(author.casefold() for author in args.author))
-    refuse_overwriting(args.source, args.output)
     memory = read_memory(args)
     if args.examples and not memory:
         stop("--examples wants the replies to choose from: --memory TRAIN.jsonl")
     answered, rows, seen, left_out = set(), [], set(), collections.Counter()
-    with tqdm.tqdm(disable=None, desc="reading") as bar:
-        for source in filter(None, [args.archive, args.source if authors else None]):
-            for name, raw in messages(source, bar):
-                fields = header_fields(raw)
-                own = address_of(fields.get("from", b"")) in authors or source == args.archive and not authors
-                if own and not reason_to_skip(name, fields, decode_words(fields.get("subject", b""))):
-                    answered.update(links_of(fields))
-        for name, raw in messages(args.source, bar):
+    for source in filter(None, [args.archive, args.source if authors else None]):
+        for name, raw in messages(source):
             fields = header_fields(raw)
-            subject = decode_words(fields.get("subject", b""))
-            reason, row = reason_not_to_answer(name, fields, subject, authors, answered), None
-            try:
-                if not reason:
-                    reason, row = read_mail(raw, fields, subject, authors)
-            except DAMAGE as error:
-                reason = "damaged"
-                print(f"{args.source}: {name}: damaged: {error!r}", file=sys.stderr)
-            key = row and (row["Message-ID"] or (row["From"], row["subject"], row["prompt"][0]["content"]))
-            if key in seen:
-                reason, row = "a copy of an earlier message", None
-            if row:
+            own = address_of(fields.get("from", b"")) in authors or source == args.archive and not authors
+            if own and not reason_to_skip(name, fields, decode_words(fields.get("subject", b""))):
+                answered.update(links_of(fields))
+    for name, raw in messages(args.source):
+        fields = header_fields(raw)
+        subject = decode_words(fields.get("subject", b""))
+        try:
+            found = reason_not_to_answer(name, fields, subject, authors, answered) or read_mail(raw, fields, subject, authors)
+        except DAMAGE as error:
+            found = "damaged"
+            print(f"{args.source}: {name}: damaged: {error!r}", file=sys.stderr)
+        if isinstance(found, dict):
+            key = found["Message-ID"] or (found["From"], found["subject"], found["prompt"][0]["content"])
+            if key not in seen:
                 seen.add(key)
-                rows.append(row)
-            else:
-                left_out[reason] += 1
+                rows.append(found)
+                continue
+            found = "a copy of an earlier message"
+        left_out[found] += 1
     print(f"read {len(rows) + left_out.total()} messages from {args.source}")
-    for reason, count in left_out.most_common():
-        print(f"left out {count:6}: {reason}")
+    print_left_out(left_out)
     if not rows:
         stop(f"{args.source}: no mail wants a reply")
     rows.sort(key=sent_at, reverse=True)
@@ -1140,8 +1116,7 @@ def read_inbox(args):
 
 
 def print_text(args):
-    import tqdm
-    found = [raw for _, raw in itertools.islice(messages(args.source, tqdm.tqdm(disable=True)), 2)]
+    found = [raw for _, raw in itertools.islice(messages(args.source), 2)]
     if len(found) != 1:
         stop(f"{args.source}: holds {'more than one message' if found else 'no message'}; for a mailbox: prepare_data.py inbox")
     print(text_of(email.message_from_bytes(found[0])))
@@ -1149,6 +1124,10 @@ def print_text(args):
 
 DRAFT = {name: str for name in ("prediction", "mail", "date", "subject", "From", "To", "Cc", "Reply-To", "Message-ID",
                                 "References")} | {"author": list}
+MARKS = {  # of a draft in an mbox, for Thunderbird, Apple Mail, Dovecot and others
+    "Status": "RO", "X-Status": "T", "X-Mozilla-Status": "0001", "X-Mozilla-Status2": "00000000",
+    "X-Mozilla-Draft-Info": "internal/draft; vcard=0; receipt=0; DSN=0; uuencode=0",
+    "X-Uniform-Type-Identifier": "com.apple.mail-draft"}
 QUOTED_PRINTABLE = email.charset.Charset("utf-8")
 QUOTED_PRINTABLE.body_encoding = email.charset.QP
 
@@ -1160,11 +1139,10 @@ def write_draft(row):
     not encoded, as email's newer policies do (so the older compat32). The Message-ID is a digest: it tells nothing of
     this machine, and the same draft is made only once.
     """
-    row = {name: [one_line(str(each)) for each in value] if kind is list else value if name in ("prediction", "mail")
-           else one_line(value) for name, kind in DRAFT.items() for value in [row[name]]}
-    people = {name: [(person, address) for person, address in email.utils.getaddresses([row[name]]) if ADDRESS.fullmatch(address)]
-              for name in ("From", "To", "Cc", "Reply-To")}
-    own = {address.casefold() for address in row["author"]}
+    authors = [one_line(str(author)) for author in row["author"]]
+    row = {name: row[name] if name in ("prediction", "mail") else one_line(row[name]) for name in DRAFT if name != "author"}
+    people = {name: addresses_of(row[name].encode()) for name in PEOPLE}
+    own = {author.casefold() for author in authors}
     reply, date = clean(row["prediction"]).strip(), sent_at(row)
     to, named = people["Reply-To"] or people["From"], {}
     if own:  # else who of them the author is stays unknown, and a draft is never addressed to everybody by mistake
@@ -1175,10 +1153,10 @@ def write_draft(row):
     quoted = "\n".join(f">{'' if line[:1] in ('', '>') else ' '}{line}" for line in clean(row["mail"]).split("\n"))
     message = email.mime.text.MIMEText(f"{reply}\n\n{written}\n{quoted}\n", "plain", QUOTED_PRINTABLE)
     message.set_payload(re.sub("^From ", "=46rom ", message.get_payload(), flags=re.MULTILINE))  # mbox would mark it
-    digest = hashlib.sha256(json.dumps(row).encode()).hexdigest()[:32]
-    domain = row["author"][0].rpartition("@")[2] if own else "draft.invalid"
+    digest = hashlib.sha256(json.dumps(row | {"author": authors}).encode()).hexdigest()[:32]
+    domain = authors[0].rpartition("@")[2] if own else "draft.invalid"
     for name, value in {
-            "From": row["author"][0] if own else "",
+            "From": authors[0] if own else "",
             **{name: ", ".join(email.utils.formataddr(pair) for pair in pairs) for name, pairs in (("To", to), ("Cc", named))},
             "Subject": f"Re: {REPLY_SUBJECT.sub('', row['subject'], count=1).strip()}",
             "Date": email.utils.formatdate(localtime=True), "Message-ID": f"<{digest}@{domain}>",
@@ -1189,23 +1167,20 @@ def write_draft(row):
 
 
 def write_drafts(args):
-    rows = read_jsonl(args.input, DRAFT)
+    rows = read_jsonl(args.source, DRAFT)
     folder = args.output.endswith("/") or os.path.isdir(args.output)
-    if folder and os.path.isdir(args.output) and os.listdir(args.output) and not os.path.isdir(os.path.join(args.output, "cur")):
-        stop(f"{args.output}: is a folder but no Maildir; name a file for an mbox, or another folder")
-    if os.path.isfile(args.output):
-        refuse_overwriting(args.input, args.output)
+    if folder:
+        if os.path.isdir(args.output) and os.listdir(args.output) and not os.path.isdir(os.path.join(args.output, "cur")):
+            stop(f"{args.output}: is a folder but no Maildir; name a file for an mbox, or another folder")
+        for name in ("tmp", "new", "cur"):
+            os.makedirs(os.path.join(args.output, name), exist_ok=True)
+    elif os.path.isfile(args.output):
         with open(args.output, "rb") as file:
             if file.read(5) not in (b"", b"From "):
                 stop(f"{args.output}: is there and is no mbox; name another output")
-    mask = os.umask(0o077)  # only for their owner: mailbox makes the files
     try:
-        if folder:
-            for name in ("tmp", "new", "cur"):
-                os.makedirs(os.path.join(args.output, name), exist_ok=True)
-        box = mailbox.Maildir(args.output) if folder else mailbox.mbox(args.output)
-        box.lock()
-        try:
+        with contextlib.closing(mailbox.Maildir(args.output) if folder else mailbox.mbox(args.output)) as box:
+            box.lock()
             there = {message["Message-ID"] for message in box}
             drafts = [write_draft(row) for row in rows if row["prediction"].strip()]
             new = [draft for draft in drafts if draft["Message-ID"] not in there]
@@ -1214,21 +1189,15 @@ def write_drafts(args):
                     draft = mailbox.MaildirMessage(draft)
                     draft.set_subdir("cur")
                     draft.set_flags("DS")
-                else:  # what marks a draft for Thunderbird, Apple Mail, Dovecot and others
-                    draft = mailbox.mboxMessage(draft)
-                    for name, value in {"Status": "RO", "X-Status": "T", "X-Mozilla-Status": "0001", "X-Mozilla-Status2": "00000000",
-                                        "X-Mozilla-Draft-Info": "internal/draft; vcard=0; receipt=0; DSN=0; uuencode=0",
-                                        "X-Uniform-Type-Identifier": "com.apple.mail-draft"}.items():
+                else:
+                    for name, value in MARKS.items():
                         draft[name] = value
                 box.add(draft)
-        finally:
-            box.close()
     except mailbox.ExternalClashError:
         stop(f"{args.output}: another program has it open; close that first")
-    finally:
-        os.umask(mask)
-    for count, what in ((len(rows) - len(drafts), "no word of a reply"), (len(drafts) - len(new), "stands there already")):
-        print(f"left out {count:6}: {what}" * bool(count), end="\n" * bool(count))
+    for reason, count in {"no word of a reply": len(rows) - len(drafts), "stands there already": len(drafts) - len(new)}.items():
+        if count:
+            print(f"left out {count:6}: {reason}")
     print(f"added {len(new)} drafts to {args.output}; nothing is sent")
 
 
@@ -1262,10 +1231,16 @@ def main(argv=None):
     os.umask(0o077)  # private mail is its owner's alone
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
                                      allow_abbrev=False)
+    parser.error = stop  # one line, without the usage
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    command = commands.add_parser("extract", help="archive of mail to reply CSV", allow_abbrev=False)
-    command.set_defaults(run=extract)
+    def add_command(name, run, help):
+        command = commands.add_parser(name, help=help, allow_abbrev=False)
+        command.error = stop
+        command.set_defaults(run=run)
+        return command
+
+    command = add_command("extract", extract, "archive of mail to reply CSV")
     command.add_argument("source", metavar="SOURCE", help="an mbox, a Maildir, a folder of .eml files, a tree or "
                          ".tar.gz of any of these such as the Enron corpus, or its emails.csv")
     command.add_argument("output", metavar="OUT.csv", help=f"a row a reply: {','.join(COLUMNS)}")
@@ -1274,14 +1249,12 @@ def main(argv=None):
     command.add_argument("--keep-signature", action="store_true",
                          help="keep a signature, a device's line or a disclaimer behind the own words")
 
-    command = commands.add_parser("own-words", help="a mail's body in, its author's own words out", allow_abbrev=False)
-    command.set_defaults(run=print_own_words)
+    command = add_command("own-words", print_own_words, "a mail's body in, its author's own words out")
     command.add_argument("--keep-signature", action="store_true", help="cut quoted mail alone")
 
-    command = commands.add_parser("split", help="reply CSV to a training and a test CSV", allow_abbrev=False)
-    command.set_defaults(run=split_replies)
+    command = add_command("split", split_replies, "reply CSV to a training and a test CSV")
     files = command.add_argument_group("files")
-    files.add_argument("input", metavar="IN.csv", help=f"a reply CSV with the columns {','.join(COLUMNS)}")
+    files.add_argument("source", metavar="IN.csv", help=f"a reply CSV with the columns {','.join(COLUMNS)}")
     files.add_argument("--train", metavar="OUT.csv", required=True, help="in random order: its first rows are a sample")
     files.add_argument("--test", metavar="OUT.csv", required=True, help="the latest threads")
     method = command.add_argument_group("method")
@@ -1290,10 +1263,9 @@ def main(argv=None):
     method.add_argument("--random", action="store_true", help="threads drawn at random for the test, not the latest")
     method.add_argument("--seed", metavar="N", type=int, default=1, help="of the shuffles (default: %(default)s)")
 
-    command = commands.add_parser("format", help="reply CSV to prompt/completion JSONL", allow_abbrev=False)
-    command.set_defaults(run=format_replies)
+    command = add_command("format", format_replies, "reply CSV to prompt/completion JSONL")
     files = command.add_argument_group("files")
-    files.add_argument("input", metavar="IN.csv", help=f"a reply CSV with the columns {','.join(COLUMNS)}")
+    files.add_argument("source", metavar="IN.csv", help=f"a reply CSV with the columns {','.join(COLUMNS)}")
     files.add_argument("output", metavar="OUT.jsonl", help="one example a line: id, prompt, completion")
     files.add_argument("--holdout", metavar="TEST.csv", nargs="+", action="extend", default=[],
                        help="drop rows whose mail, or whose reply of eight words or more, stands in these files")
@@ -1304,11 +1276,9 @@ def main(argv=None):
     method.add_argument("--limit", metavar="N", type=row_count, help="only the first N rows that are kept")
     method.add_argument("--as-shipped", action="store_true",
                         help="cut and drop nothing (overrides --holdout and --without-sender)")
-
     add_examples(command)
 
-    command = commands.add_parser("inbox", help="mail that wants a reply, to prompts", allow_abbrev=False)
-    command.set_defaults(run=read_inbox)
+    command = add_command("inbox", read_inbox, "mail that wants a reply, to prompts")
     command.add_argument("source", metavar="SOURCE", help="an mbox, a Maildir, a folder of .eml files, or a single one")
     command.add_argument("output", metavar="OUT.jsonl", help="a row a mail, the newest first: what a draft needs, and the prompt")
     command.add_argument("--author", metavar="ADDRESS", nargs="+", action="extend", default=[],
@@ -1316,20 +1286,17 @@ def main(argv=None):
     command.add_argument("--archive", metavar="SENT", help="mail that was sent: what it answers is left out")
     add_examples(command)
 
-    command = commands.add_parser("text", help="the text of one mail, as the model reads it", allow_abbrev=False)
-    command.set_defaults(run=print_text)
+    command = add_command("text", print_text, "the text of one mail, as the model reads it")
     command.add_argument("source", metavar="MAIL.eml")
 
-    command = commands.add_parser("drafts", help="answered mail to a mailbox of drafts", allow_abbrev=False)
-    command.set_defaults(run=write_drafts)
-    command.add_argument("input", metavar="PREDICTIONS.jsonl", help="what generate.py made of inbox's rows")
+    command = add_command("drafts", write_drafts, "answered mail to a mailbox of drafts")
+    command.add_argument("source", metavar="PREDICTIONS.jsonl", help="what generate.py made of inbox's rows")
     command.add_argument("output", metavar="OUT", help="an mbox, or a Maildir if it ends in / or is a folder; drafts are added")
 
-    parser.error = stop  # one line, without the usage
-    for command in commands.choices.values():
-        command.error = stop
     args = parser.parse_args(argv)
     try:
+        if "output" in args and os.path.exists(args.output) and os.path.samefile(args.source, args.output):
+            stop(f"{args.output}: is the input; name another output")
         args.run(args)
     except OSError as error:
         stop(f"{error.filename}: {error.strerror}")

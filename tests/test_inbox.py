@@ -133,8 +133,10 @@ def test_a_maildirs_flags_and_other_folders(tmp_path):
 def test_nothing_to_answer_and_wrong_flags_end_in_one_line(tmp_path, capsys):
     write_mbox(tmp_path / "mail", [message(1, MAUD, "x")])
     (tmp_path / "bad.jsonl").write_text('{"id": "1"}\n')
+    (tmp_path / "empty.jsonl").write_text(json.dumps(MEMORY[0] | {"prompt": []}) + "\n")
     for flags, error in (["--author", MAUD], "mail: no mail wants a reply"), (["--examples", "2"], "--examples wants"), (
             ["--memory", "x"], "--memory says"), (["--examples", "2", "--memory", str(tmp_path / "bad.jsonl")], "bad.jsonl: line 1 is no"), (
+            ["--examples", "2", "--memory", str(tmp_path / "empty.jsonl")], "empty.jsonl: line 1 is no"), (
             ["--examples", "2", "--memory", "none"], "none: No such file"), (["--archive", "none"], "none: No such file"):
         with pytest.raises(SystemExit) as stopped:
             inbox(tmp_path, tmp_path / "mail", *flags)

@@ -298,6 +298,13 @@ def test_every_form_of_archive_gives_the_same_replies(tmp_path, form, capsys):
     assert sorted(replies) == sorted(reply[5] for reply in REPLIES)
 
 
+def test_blank_and_short_rows_of_a_csv_are_no_mail(tmp_path):
+    path = write_archive("csv", tmp_path / "mail", THREAD)
+    with open(path, "a", newline="") as file:
+        file.write("\r\nokafor-m/sent/6.\r\n")
+    assert len(extracted(path, tmp_path / "out.csv")) == len(REPLIES)
+
+
 def test_rows_stand_in_the_order_of_the_archive(tmp_path):
     rows = extracted(write_archive("mbox", tmp_path / "mail", THREAD), tmp_path / "out.csv")
     assert [tuple(row[name] for name in ("id", "date", "subject", "From", "To", "response", "mail")) for row in rows] == REPLIES

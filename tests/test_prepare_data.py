@@ -207,6 +207,10 @@ def test_filters_drop_and_count(tmp_path, capsys):
     assert [row["id"] for row in limited] == ["1", "8"]
 
 
+def test_a_row_without_a_sender_is_kept_unless_one_is_left_out(tmp_path):
+    assert [row["id"] for row in format_rows(tmp_path, [("1", "", REPLY, MAIL)])] == ["1"]
+
+
 def test_holdout_is_compared_after_the_cut(tmp_path):
     test = write_csv(tmp_path / "test.csv", [
         ("90", "maud@tern.example", f"{REPLY} Maud Joss Whitfield@TT 02/06/2019 01:49 PM {LOTUS} {MAIL}", "1")])
