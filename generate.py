@@ -54,7 +54,7 @@ def main(argv=None):
     say_cut(examples, room)
     if args.mail:
         return [draft(tokenizer, model, examples[0], settings["max_new_tokens"], variant) for variant in range(args.variants)]
-    batch_size = args.batch_size or (64 if model.device.type == "cpu" else 4)
+    batch_size = args.batch_size or rows_at_a_time(model, room + settings["max_new_tokens"])
     weights = b"" if args.base_model else (args.run / "adapter" / "adapter_model.safetensors").read_bytes()
     key = hashlib.sha256(json.dumps([settings, batch_size, WORLD, examples]).encode() + weights).hexdigest()
     with batches(args.output, key) as kept:
@@ -88,7 +88,7 @@ def parse_args(argv):
                         help="replies to the --mail, the greedy one and N-1 samples (default %(default)s)")  # fmt: skip
     method.add_argument("--quantization", choices=["4bit", "none"], help="(default the run's, or 4bit)")
     machine = parser.add_argument_group("machine")
-    machine.add_argument("--batch-size", metavar="N", type=positive, help="mails answered at a time (default 64, with a GPU 4)")
+    machine.add_argument("--batch-size", metavar="N", type=positive, help="mails answered at a time (default 64, or fewer as a GPU's memory is small)")
     args = parser.parse_args(argv)
     if not (args.run or args.base_model or args.baseline):
         parser.error("--run, --base-model or --baseline is missing: whose replies?")
@@ -456,6 +456,18 @@ def answer(tokenizer, model, examples, max_new_tokens, batch_size, file=None, fo
                     file.flush()
             bar.update(len(batch))
     return answers
+
+
+def rows_at_a_time(model, tokens):
+    """64, or as many rows of so many tokens as a GPU has room for: their keys and values beside the model, a seventh of all kept free."""
+    import torch
+
+    if model.device.type == "cpu":
+        return 64
+    config, total = model.config, torch.cuda.get_device_properties(model.device).total_memory
+    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    row = 2 * config.num_hidden_layers * config.num_key_value_heads * head * model.dtype.itemsize * tokens
+    return max(1, min(64, int((total * 6 / 7 - model.get_memory_footprint()) // row)))
 
 
 def ends(tokenizer, example):

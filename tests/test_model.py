@@ -237,6 +237,18 @@ def test_activations_of_7b_fit_this_gpu(memory, tokens, expected, monkeypatch):
     assert train.fits(model, {"micro_batch_tokens": tokens}) == expected
 
 
+@pytest.mark.parametrize("memory, rows", [(15.8, 8), (23.7, 14), (85, 63), (170, 64), (5, 1)])  # T4; L4 and A10G; A100 and H100
+def test_rows_that_fit_this_gpu(memory, rows, monkeypatch):
+    """Llama-2-7b in NF4, 2,048 tokens of a half megabyte each; memory in GB."""
+    from transformers import LlamaConfig
+
+    monkeypatch.setattr("torch.cuda.get_device_properties", lambda device: SimpleNamespace(total_memory=memory * 1e9))
+    footprint = {"get_memory_footprint": lambda: 4.5e9}
+    for device, expected in (("cuda", rows), ("cpu", 64)):
+        model = SimpleNamespace(config=LlamaConfig(), dtype=torch.float16, device=torch.device(device), **footprint)
+        assert generate.rows_at_a_time(model, 2048) == expected
+
+
 def test_what_a_forward_pass_keeps_is_what_fits_counts_on(tmp_path, tokenizer):
     """Numbers a token, layer and unit of the hidden size, from two models of Llama 2's proportions that differ in layers alone."""
     from transformers import LlamaConfig, LlamaForCausalLM
