@@ -423,21 +423,24 @@ def micro_batches(examples, budget):
 
 
 def collate(examples, pad):
-    """Tensors of shape (batch, longest), padded on the left so that replies end together, and labels of shape (batch, K).
+    """Tensors of shape (batch, longest), padded on the right, and labels of shape (batch, K).
 
-    K is one more than the longest reply's tokens: the model projects these last positions alone to the vocabulary
-    (logits_to_keep), which gives exactly the loss on the replies. The position in front predicts the first of them.
+    K reaches from in front of the first reply to the end: the model projects these last positions alone to the vocabulary
+    (logits_to_keep), which gives exactly the loss on the replies. The position in front of a reply predicts its first token.
+    No token sees what stands behind it, so the padding needs no mask, and attention without one is faster.
     """
     import torch
 
     width = max(x["length"] for x in examples)
-    keep = max(x["reply"] for x in examples) + 1
+    first = min(x["length"] - x["reply"] for x in examples) - 1
     tensors = {
-        "input_ids": [[pad] * (width - x["length"]) + x["input_ids"] for x in examples],
-        "attention_mask": [[0] * (width - x["length"]) + [1] * x["length"] for x in examples],
-        "labels": [[-100] * (keep - x["reply"]) + x["input_ids"][-x["reply"] :] for x in examples],
+        "input_ids": [x["input_ids"] + [pad] * (width - x["length"]) for x in examples],
+        "labels": [
+            [-100] * (x["length"] - x["reply"] - first) + x["input_ids"][-x["reply"] :] + [-100] * (width - x["length"])
+            for x in examples
+        ],
     }
-    return {name: torch.tensor(value) for name, value in tensors.items()} | {"logits_to_keep": keep}
+    return {name: torch.tensor(value) for name, value in tensors.items()} | {"logits_to_keep": width - first}
 
 
 def train(model, tokenizer, train_set, validation_set, settings, run):
