@@ -207,8 +207,12 @@ test: .venv/installed $(EMBEDDED)/model.safetensors ## all tests but the slow on
 test-slow: .venv/installed $(EMBEDDED)/model.safetensors ## the slow ones
 	pytest -m slow
 
-bench: .venv/installed $(EMBEDDED)/model.safetensors ## how fast, in figures: all, or BENCH=extract
+bench: .venv/installed $(EMBEDDED)/model.safetensors $(if $(filter extract evaluate,$(BENCH)),,.venv/bench) ## how fast, in figures: all, or BENCH=train
 	python tests/benchmark.py $(BENCH)
+
+.venv/bench: | .venv/installed # what the figures are held against; llama.cpp is compiled, in some minutes
+	$(ALONE) pip install --no-deps --target $@.part trl==1.16.0 llama-cpp-python==0.3.36 diskcache==5.6.3
+	mv $@.part $@
 
 help: ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1	/p' $(MAKEFILE_LIST) | expand -t 14

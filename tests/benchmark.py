@@ -1,41 +1,338 @@
-"""How fast: each figure measured here and now, printed and kept in runs/benchmark.json.
+"""How fast and how large: figures measured side by side, here and now, printed and kept in runs/benchmark.json.
 
-  make bench                  # or BENCH=extract
+  make bench                  # a quarter of an hour on two CPU cores; or BENCH=train, BENCH=generate, ...
 
-extract: messages a second out of a generated .tar.gz of 50,000, at two sizes, with the peak memory (a minute).
+train     train.py's tokens a second with the embedded model: against the float32 matrix rate of this machine (train_vs_limit, a share),
+          against a plain QLoRA recipe (train_vs_plain) and against TRL's SFTTrainer at its best settings (train_vs_trl)
+generate  generate.py's seconds a mail: of a plain recipe over its own (generate_vs_plain, replies and likelihoods), and of llama.cpp
+          in its fastest quantisation, 16 mails at a time, over its own (generate_vs_llamacpp, replies alone)
+extract   messages a second out of a generated .tar.gz of 50,000, with the seconds a message against an archive half as large
+evaluate  seconds that evaluate.py takes for 215 replies with all intervals, format for 863 rows, and --help of the slowest script
+
+Both peaks are the largest memory of the whole process. The mail is the sample's, cut and joined to the lengths of Enron's.
 """
 
 import argparse
 import csv
 import io
+import itertools
 import json
+import multiprocessing
+import os
+import random
 import resource
+import shutil
 import subprocess
 import sys
 import tarfile
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+FOLDER = ROOT / "runs" / "benchmark"
+RUN, TRAIN, TEST = FOLDER / "run", FOLDER / "train.jsonl", FOLDER / "test.jsonl"
+EMBEDDED = ROOT / "models" / "SmolLM2-135M-Instruct"
 AUTHOR = "maud.okafor@ternandtallow.example"
+SAMPLE = [ROOT / "data" / "sample" / f"{name}_train_43.csv" for name in ("maud_okafor", "bernard_pell", "tomek_wilk", "ines_caldeira")]
+LEARNED, PLAIN_LEARNED, ANSWERED, PLAIN_ANSWERED = 48, 16, 157, 16  # mails; the plain recipes take long
+sys.path[:0] = [str(ROOT), str(ROOT / ".venv" / "bench")]  # the scripts; TRL and llama.cpp
 
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.usage = argparse.SUPPRESS  # a wrong name ends in one line
-    parts = {"extract": bench_extract}
+    parts = {"train": bench_train, "generate": bench_generate, "extract": bench_extract, "evaluate": bench_evaluate}
     parser.add_argument("part", nargs="?", choices=parts, help="(default all)")
     wanted = parser.parse_args(argv).part
     file = ROOT / "runs" / "benchmark.json"
     figures = json.loads(file.read_text()) if file.exists() else {}
+    FOLDER.mkdir(parents=True, exist_ok=True)
     for part in [wanted] if wanted else parts:
         found = parts[part]()
         figures |= found
-        print("".join(f"{name:32}{value:12,.2f}\n" for name, value in found.items()), end="")
-    file.parent.mkdir(exist_ok=True)
+        print("".join(f"{name:32}{value:12,.2f}\n" for name, value in found.items()), end="", flush=True)
     file.write_text(json.dumps(figures, indent=1) + "\n")
     print(file.relative_to(ROOT))
+
+
+def script(name, *arguments):
+    """Seconds that one of the scripts takes."""
+    start = time.perf_counter()
+    subprocess.run([sys.executable, ROOT / name, *map(str, arguments)], check=True, stdout=subprocess.DEVNULL)
+    return time.perf_counter() - start
+
+
+def script_with_peak(*command):
+    return script(*command), peak_gb(resource.RUSAGE_CHILDREN)
+
+
+def alone(function, *arguments):
+    """(what the function returns, peak memory in GB) of a process of its own."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result(), pool.submit(peak_gb).result()
+
+
+def peak_gb(who=resource.RUSAGE_SELF):
+    return resource.getrusage(who).ru_maxrss * 1024 / 1e9
+
+
+def sample_rows():
+    with SAMPLE[0].open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def write_mail(path, count):
+    """The JSONL of `count` replies of the sample's words, as long as Jeff Dasovich's: log-normal, their medians and 90th percentiles
+    in words 190 and 525 for mail, 16 and 62 for replies. Returns the seconds that format takes for it."""
+    draw, table = random.Random(count), path.with_suffix(".csv")
+    rows = sample_rows()
+    words = {name: list(itertools.chain(*(row[name].split() for row in rows))) for name in ("mail", "response")}
+
+    def text(name, median, tenth):
+        start, length = draw.randrange(len(words[name])), max(1, round(median * (tenth / median) ** (draw.gauss() / 1.2816)))
+        return " ".join(itertools.islice(itertools.cycle(words[name]), start, start + min(length, 1500)))
+
+    with table.open("w", encoding="utf-8", newline="") as file:
+        (writer := csv.DictWriter(file, rows[0])).writeheader()
+        for i in range(count):
+            reply, mail = text("response", 16, 62), text("mail", 190, 525)
+            writer.writerow(rows[i % len(rows)] | {"id": i, "mail": mail, "response": reply, "body": f"{reply} {mail}", "length": len(reply) + len(mail) + 1})
+    return script("prepare_data.py", "format", table, path)
+
+
+# ---------------------------------------------------------------------------------------------------------------- train
+
+
+def bench_train():
+    import torch
+
+    shutil.rmtree(RUN, ignore_errors=True)
+    write_mail(TRAIN, LEARNED)
+    flags = ["--base-model", EMBEDDED, "--train-data", TRAIN, "--output-dir", RUN, "--validation-fraction", 0, "--checkpoint-minutes", 60]
+    rates = [matrix_rate()]
+    script("train.py", *flags)
+    rates.append(matrix_rate())
+    facts = json.loads((RUN / "train.json").read_text())
+    flags = [str(flag) for flag in flags]
+    (work, plain), plain_gb = alone(plain_training, flags)
+    trl, trl_gb = alone(trl_training, flags)
+    ours = facts["tokens_per_second"]
+    print(f"train.py {ours} tokens a second, {facts['peak_memory_gb']} GB; plain recipe {plain:.1f}, {plain_gb:.2f} GB; "
+          f"TRL {trl:.1f}, {trl_gb:.2f} GB; float32 matrices {max(rates) / 1e9:.0f} GFLOP/s on {torch.get_num_threads()} cores")  # fmt: skip
+    return {
+        "train_vs_limit": ours * work / max(rates),
+        "train_vs_plain": ours / plain,
+        "train_vs_trl": ours / trl,
+        "train_peak_gb": facts["peak_memory_gb"],
+        "train_peak_vs_model": facts["peak_memory_gb"] * 1e9 / (EMBEDDED / "model.safetensors").stat().st_size,
+    }
+
+
+def matrix_rate(size=2048):
+    """Floating-point operations a second of this machine's float32 matrix product, the best of ten."""
+    import torch
+
+    a, b = torch.randn(2, size, size)
+    best = float("inf")
+    for _ in range(10):
+        start = time.perf_counter()
+        a @ b
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best
+
+
+def prepare(flags):
+    """(settings, tokenizer, examples) as train.py has them."""
+    import train
+
+    args = train.parse_args(flags)
+    rows = train.read_jsonl(args.train_data)
+    settings = train.fill_defaults(args, rows)
+    tokenizer = train.load_tokenizer(settings["base_model"])
+    return settings, tokenizer, [train.join(train.encode(tokenizer, row, settings["max_prompt"]), settings["max_reply_length"]) for row in rows]
+
+
+def plain_training(flags):
+    """(operations a real token, tokens a second) of the usual recipe: NF4 layers, dropout, padding to the maximum length, all logits."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig, Trainer
+
+    settings, tokenizer, examples = prepare(flags)
+    nf4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(EMBEDDED, dtype=torch.float32, quantization_config=nf4)
+    for module in model.modules():
+        module.support_avx512bf16_for_cpu = False  # as in train.py
+    lora = LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear", r=settings["rank"], lora_alpha=settings["alpha"], lora_dropout=0.05)
+    model = get_peft_model(model, lora)
+    config = model.config
+    adapter = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+    key_value = config.hidden_size * config.num_key_value_heads // config.num_attention_heads
+    frozen = config.num_hidden_layers * config.hidden_size * (2 * config.hidden_size + 2 * key_value + 3 * config.intermediate_size)
+    projected = sum(example["reply"] for example in examples) / sum(example["length"] for example in examples)
+    work = 4 * frozen + 6 * adapter + 4 * projected * config.hidden_size * config.vocab_size
+
+    rows, width = examples[:PLAIN_LEARNED], settings["max_length"]
+    padded = [{
+        "input_ids": example["input_ids"] + [0] * (width - example["length"]),
+        "attention_mask": [1] * example["length"] + [0] * (width - example["length"]),
+        "labels": [-100] * (example["length"] - example["reply"]) + example["input_ids"][-example["reply"] :] + [-100] * (width - example["length"]),
+    } for example in rows]  # fmt: skip
+    trainer = Trainer(model, arguments(settings), train_dataset=padded)
+    return work, sum(example["length"] for example in rows) / trainer.train().metrics["train_runtime"]
+
+
+def trl_training(flags):
+    """Tokens a second of TRL on train.py's model, adapter, batches and ids, with what makes it fast: no checkpointing, lengths grouped."""
+    from datasets import Dataset
+    from trl import SFTConfig, SFTTrainer
+
+    import train
+
+    settings, tokenizer, examples = prepare(flags)
+    masks = [[0] * (example["length"] - example["reply"]) + [1] * example["reply"] for example in examples]
+    rows = Dataset.from_list([{"input_ids": example["input_ids"], "completion_mask": mask} for example, mask in zip(examples, masks, strict=True)])
+    model = train.load_model(settings)
+    fast = {"max_length": None, "completion_only_loss": True, "gradient_checkpointing": False, "bf16": False, "train_sampling_strategy": "group_by_length"}
+    trainer = SFTTrainer(model, arguments(settings, SFTConfig, **fast), train_dataset=rows, processing_class=tokenizer)
+    return sum(example["length"] for example in examples) / trainer.train().metrics["train_runtime"]
+
+
+def arguments(settings, kind=None, **more):
+    from transformers import TrainingArguments
+
+    common = {"per_device_train_batch_size": settings["batch_size"], "num_train_epochs": 1, "learning_rate": settings["learning_rate"]}
+    quiet = {"use_cpu": True, "report_to": "none", "save_strategy": "no", "disable_tqdm": True, "logging_steps": 1000}
+    return (kind or TrainingArguments)(tempfile.mkdtemp(), **common, **quiet, **more)
+
+
+# ------------------------------------------------------------------------------------------------------------- generate
+
+
+def bench_generate():
+    if not (RUN / "train.json").exists():
+        bench_train()
+    write_mail(TEST, ANSWERED)
+    subprocess.run(["make", "--silent", "runs/benchmark/run/model.gguf"], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    ours, gb = alone(our_answers, True)
+    replies_alone, _ = alone(our_answers, False)
+    plain, plain_gb = alone(plain_answers)
+    llamacpp = {kind: alone(llamacpp_answers, kind, PLAIN_ANSWERED)[0] for kind in ("Q4_0", "Q8_0", "F16")}
+    fastest = min(llamacpp, key=llamacpp.get)
+    theirs, _ = alone(llamacpp_answers, fastest, ANSWERED)
+    print(f"generate.py {ours:.2f} seconds a mail, {gb:.2f} GB, {replies_alone:.2f} without likelihoods; plain recipe {plain:.2f}, {plain_gb:.2f} GB; "
+          f"llama.cpp in {fastest} {theirs:.2f}")  # fmt: skip
+    return {
+        "generate_vs_plain": plain / ours,
+        "generate_vs_llamacpp": theirs / replies_alone,
+        "generate_peak_gb": gb,
+        "generate_peak_vs_model": gb * 1e9 / (EMBEDDED / "model.safetensors").stat().st_size,
+    }
+
+
+def questions(tokenizer):
+    """(settings, the test mails as generate.py encodes them)."""
+    import generate
+
+    settings = generate.read_settings(generate.parse_args(["--run", str(RUN), "--data", str(TEST)]))
+    return settings, [generate.encode(tokenizer, row, settings["max_prompt"]) for row in generate.read_jsonl(TEST)]
+
+
+def some(examples, count):
+    """`count` of the examples, of all lengths."""
+    return sorted(examples, key=lambda example: len(example["prompt"]))[:: len(examples) // count][:count]
+
+
+def our_answers(scored):
+    """Seconds a mail of generate.py's answers, once the model is loaded; with the likelihoods of the real replies or without."""
+    import generate
+
+    settings = generate.read_settings(generate.parse_args(["--run", str(RUN), "--data", str(TEST)]))
+    tokenizer, model = generate.load(settings, RUN)
+    examples = [example | {"scored": scored} for example in questions(tokenizer)[1]]
+    start = time.perf_counter()
+    generate.answer(tokenizer, model, examples, settings["max_new_tokens"], 64)
+    return (time.perf_counter() - start) / len(examples)
+
+
+def plain_answers():
+    """Seconds a mail of the usual recipe: a mail at a time, NF4 layers with a loose adapter, the likelihood by a second reading."""
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+
+    tokenizer = AutoTokenizer.from_pretrained(EMBEDDED)
+    settings, examples = questions(tokenizer)
+    nf4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(EMBEDDED, dtype=torch.float32, quantization_config=nf4)
+    model = PeftModel.from_pretrained(model, RUN / "adapter").eval()
+    examples = some(examples, PLAIN_ANSWERED)
+    start = time.perf_counter()
+    with torch.inference_mode():
+        for example in examples:
+            prompt, reply = torch.tensor([example["prompt"]]), torch.tensor([example["prompt"] + example["reply"]])
+            model.generate(input_ids=prompt, attention_mask=torch.ones_like(prompt), do_sample=False, max_new_tokens=settings["max_new_tokens"],
+                           eos_token_id=example["reply"][-1], pad_token_id=0)  # fmt: skip
+            labels = reply.clone()
+            labels[:, : prompt.shape[1]] = -100
+            model(input_ids=reply, labels=labels)
+    return (time.perf_counter() - start) / len(examples)
+
+
+def llamacpp_answers(kind, count, parallel=16):
+    """Seconds a mail of llama.cpp's greedy replies in a quantisation, up to `parallel` mails at a time: who ends makes room for the next."""
+    import llama_cpp as cpp
+    import numpy
+    from transformers import AutoTokenizer
+
+    whole, file = RUN / "model.gguf", RUN / f"model.{kind}.gguf"
+    cpp.llama_log_set(silent := cpp.llama_log_callback(lambda *_: None), None)
+    how = cpp.llama_model_quantize_default_params()
+    how.ftype = getattr(cpp, f"LLAMA_FTYPE_MOSTLY_{kind}")
+    if not file.exists() or file.stat().st_mtime < whole.stat().st_mtime:
+        assert not cpp.llama_model_quantize(str(whole).encode(), str(file).encode(), how), f"llama.cpp cannot quantise to {kind}"
+    settings, examples = questions(AutoTokenizer.from_pretrained(EMBEDDED))
+    examples, longest = some(examples, count), settings["max_new_tokens"]
+    model = cpp.llama_model_load_from_file(str(file).encode(), cpp.llama_model_default_params())
+    context = cpp.llama_context_default_params()
+    context.n_seq_max, context.n_batch = parallel, 2048
+    context.n_ctx = parallel * 256 * -(-(settings["max_prompt"] + longest) // 256)  # each mail has its share of the cache
+    context.n_threads = context.n_threads_batch = os.cpu_count()
+    context = cpp.llama_init_from_model(model, context)
+    words, memory = cpp.llama_vocab_n_tokens(cpp.llama_model_get_vocab(model)), cpp.llama_get_memory(context)
+    batch = cpp.llama_batch_init(2048, 0, 1)
+
+    start = time.perf_counter()
+    waiting, going, free = [example["prompt"] for example in examples], {}, set(range(parallel))
+    stop, done = examples[0]["reply"][-1], 0
+    while waiting or going:
+        new = []  # (sequence, position, token, whether its logits are wanted)
+        for sequence, (position, token, _) in going.items():
+            new.append((sequence, position, token, True))
+        while waiting and free and len(new) + len(waiting[-1]) <= 2048:
+            sequence, prompt = free.pop(), waiting.pop()
+            new += [(sequence, position, token, position == len(prompt) - 1) for position, token in enumerate(prompt)]
+            going[sequence] = (len(prompt) - 1, None, 0)
+        for i, (sequence, position, token, wanted) in enumerate(new):
+            batch.token[i], batch.pos[i], batch.n_seq_id[i], batch.seq_id[i][0], batch.logits[i] = token, position, 1, sequence, wanted
+        batch.n_tokens = len(new)
+        assert not cpp.llama_decode(context, batch)
+        for i, (sequence, position, _, wanted) in enumerate(new):
+            if wanted:
+                token = int(numpy.ctypeslib.as_array(cpp.llama_get_logits_ith(context, i), (words,)).argmax())
+                going[sequence] = (position + 1, token, going[sequence][2] + 1)
+                if token == stop or going[sequence][2] == longest:
+                    del going[sequence]
+                    free.add(sequence)
+                    cpp.llama_memory_seq_rm(memory, sequence, -1, -1)
+                    done += 1
+    assert done == len(examples) and silent
+    return (time.perf_counter() - start) / done
+
+
+# ------------------------------------------------------------------------------------------------- extract and evaluate
 
 
 def bench_extract(sizes=(25_000, 50_000)):
@@ -45,22 +342,19 @@ def bench_extract(sizes=(25_000, 50_000)):
         with tempfile.TemporaryDirectory() as folder:
             archive = Path(folder) / "mail.tar.gz"
             write_archive(archive, size)
-            start = time.perf_counter()
-            command = [sys.executable, ROOT / "prepare_data.py", "extract", archive, Path(folder) / "replies.csv", "--author", AUTHOR]
-            subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-            seconds[size] = time.perf_counter() - start
+            command = ["prepare_data.py", "extract", archive, Path(folder) / "replies.csv", "--author", AUTHOR]
+            (seconds[size], peak), _ = alone(script_with_peak, *command)
     small, large = sizes
     return {
         "extract_messages_per_second": large / seconds[large],
         "extract_linearity": seconds[large] / large / (seconds[small] / small),
-        "extract_peak_gb": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 / 1e9,
+        "extract_peak_gb": peak,
     }
 
 
 def write_archive(path, size):
     """A .tar.gz of `size` messages made of the sample's mails; every fourth is the author's and quotes what it answers."""
-    with (ROOT / "data" / "sample" / "maud_okafor_train_43.csv").open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = sample_rows()
     with tarfile.open(path, "w:gz", compresslevel=1) as archive:
         for i in range(size):
             row, own = rows[i % len(rows)], i % 4 == 3
@@ -73,6 +367,22 @@ def write_archive(path, size):
             entry = tarfile.TarInfo(f"maildir/okafor-m/{'sent' if own else 'inbox'}/{i}.")
             entry.size = len(message)
             archive.addfile(entry, io.BytesIO(message))
+
+
+def bench_evaluate():
+    """evaluate.py on 215 replies and the four authors of the sample; format on 863 rows; the slowest --help."""
+    learned, answered, run = FOLDER / "863.jsonl", FOLDER / "215.jsonl", FOLDER / "nearest"
+    format_seconds = write_mail(learned, 863)
+    write_mail(answered, 215)
+    script("generate.py", "--baseline", "nearest", "--train-data", learned, "--data", answered, "--output", run / "predictions.jsonl")
+    authors = [FOLDER / f"{path.stem}.jsonl" for path in SAMPLE]
+    for path, author in zip(SAMPLE, authors, strict=True):
+        script("prepare_data.py", "format", path, author)
+    return {
+        "evaluate_seconds": script("evaluate.py", run, "--style-data", *authors),
+        "format_seconds": format_seconds,
+        "start_seconds": max(script(name, "--help") for name in ("prepare_data.py", "train.py", "generate.py", "evaluate.py")),
+    }
 
 
 if __name__ == "__main__":
