@@ -30,7 +30,7 @@ from pathlib import Path
 
 import numpy as np
 
-RESAMPLES, TEST_RESAMPLES, SEED = 1_000, 10_000, 0  # bootstrap samples for an interval and for a test's p value
+RESAMPLES, DEALS, SEED = 1_000, 5_000, 0  # bootstrap samples for an interval, random deals for a test's p value
 COPY_WORDS = 8  # so many words in a row are a copy; fewer are phrases that everybody writes
 MEASURES = {  # name: (what is better, what it says)
     "perplexity_token": ("lower", "surprise of the model at the author's real reply, a token"),
@@ -132,11 +132,12 @@ def evaluate(run, style_data, style_holdout, train_data, bertscore_model):
     own = {"length_ratio": per_mail["length_ratio"][:, [1, 1]]}  # the same measures of the author's real replies
     style = None
     if style_data:
-        is_author, closings, style = train_classifier(style_data, style_holdout, rows)
+        is_author, known, style = train_classifier(style_data, style_holdout, rows)
+        closings = closings_of(known)
         for statistics, texts in ((per_mail, predictions), (own, references)):
             statistics["style"] = rate(is_author(texts))
             statistics["signoff_rate"] = rate(any(tuple(words(t)[-n:]) in closings for n in (1, 2, 3)) for t in texts)
-        own |= copy_statistics(references, mails, [row["reply"] for row in read_completions(style_data[0])])
+        own |= copy_statistics(references, mails, known)
         signatures["style"] = f"char 1-4-grams|TF-IDF, sublinear|logistic regression C=10|{version('scikit-learn')}"
     training, problem = (read_completions(train_data), None) if train_data else training_rows(run)
     if problem:
@@ -271,7 +272,7 @@ def train_classifier(paths, holdout, rows):
     """A classifier of authors (character n-grams, linear: the usual baseline of authorship attribution), a file each,
     as many replies of every author, none whose mail or reply is tested here or held out (case and punctuation aside), none
     that the main sender of another file sent. Returns texts -> booleans (the first author's? an empty text is nobody's),
-    the first author's closings, and the facts."""
+    the first author's replies that are left, and the facts."""
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import StratifiedKFold, cross_val_score
@@ -308,7 +309,7 @@ def train_classifier(paths, holdout, rows):
     def is_author(texts):
         return (classifier.predict(texts) == 0) & np.array([text.strip() != "" for text in texts])
 
-    return is_author, closings_of(authors[0]), facts
+    return is_author, authors[0], facts
 
 
 def sender(row):
@@ -405,9 +406,9 @@ def score(name, statistics, weights):
 
 
 @cache
-def resample(mails, times):
-    """How often each mail stands in each bootstrap sample, (times, mails): alike for all runs with so many mails."""
-    return np.random.default_rng(SEED).multinomial(mails, np.full(mails, 1 / mails), size=times).astype(float)
+def resample(mails):
+    """How often each mail stands in each bootstrap sample, (RESAMPLES, mails): alike for all runs with so many mails."""
+    return np.random.default_rng(SEED).multinomial(mails, np.full(mails, 1 / mails), size=RESAMPLES).astype(float)
 
 
 def estimate(name, statistics):
@@ -415,7 +416,7 @@ def estimate(name, statistics):
     if statistics is None:
         return None
     value = score(name, statistics, np.ones((1, len(statistics)), int))[0]
-    low, high = np.percentile(score(name, statistics, resample(len(statistics), RESAMPLES)), [2.5, 97.5])
+    low, high = np.percentile(score(name, statistics, resample(len(statistics))), [2.5, 97.5])
     return {"value": float(value), "low": float(low), "high": float(high)}
 
 
@@ -470,9 +471,12 @@ def compare(paths, against, output, examples):
         die(f"{f'{against} is no' if against else 'none of the folders is a'} run with predictions.jsonl")
     for run in runs:
         check_mails(first, run)
-    classifiers = {str([(file["sha256"], file["left_out"]) for file in run["style"]["files"]]) for run in runs if run["style"]}
-    if len(classifiers) > 1:
-        die("the runs were scored by different style classifiers: evaluate each with the same --style-data and --style-holdout")
+    for run in runs:
+        if run["style"]:
+            run["signatures"]["style"] += str([(file["sha256"], file["left_out"]) for file in run["style"]["files"]])
+    for name in dict.fromkeys(name for run in runs for name in run["signatures"]):
+        if len({run["signatures"][name] for run in runs if name in run["signatures"]}) > 1:
+            die(f"the runs' {name} is of different kinds (data, model or version): evaluate each anew, with the same flags")
     names = [run["path"].resolve().name for run in runs]
     for run, name in zip(runs, names, strict=True):
         run["name"] = name if names.count(name) == 1 else str(run["path"])
@@ -492,7 +496,7 @@ def load_run(path):
     facts = read_json(path / "metrics.json") if (path / "metrics.json").is_file() else {}
     if facts.get("predictions_sha256") != sha256(path / "predictions.jsonl"):
         die(f"{path}: no metrics.json of these predictions; `python evaluate.py {path}` makes it")
-    keys = {"n", "metrics", "reference", "style", "per_mail", "reference_per_mail"}
+    keys = {"n", "metrics", "reference", "style", "signatures", "per_mail", "reference_per_mail"}
     if not facts.keys() >= keys or not facts["metrics"].keys() >= MEASURES.keys():
         die(f"{path}: its metrics.json is of an older version; `python evaluate.py {path}` makes it anew")
     for key in ("per_mail", "reference_per_mail"):
@@ -504,7 +508,7 @@ def load_run(path):
 
 def check_mails(first, run):
     """Die where two runs answer different mails."""
-    ours, theirs = ([(row["id"], row["reference"]) for row in each["rows"]] for each in (first, run))
+    ours, theirs = ([(row["id"], row["mail"], row["reference"]) for row in each["rows"]] for each in (first, run))
     if ours != theirs:
         row = next((i for i, pair in enumerate(zip(ours, theirs, strict=False), 1) if pair[0] != pair[1]), min(len(ours), len(theirs)) + 1)
         die(f"{first['path']} and {run['path']} do not answer the same mails in the same order: "
@@ -534,15 +538,12 @@ def marks(mail, reply, subject):
 
 def measure(runs, first, title, keep):
     """All that is said of some of the mails (booleans): estimates, paired tests, and a trend where it has a meaning."""
-    weights, metrics, drawn = resample(int(keep.sum()), TEST_RESAMPLES), {}, {}
-    for run in runs:
-        terms = {name: values[keep] for name, values in run["per_mail"].items()}
-        metrics[run["name"]] = {name: estimate(name, terms.get(name)) for name in run["metrics"]}
-        drawn[run["name"]] = {name: score(name, values, weights) for name, values in terms.items()}
-    author = {name: estimate(name, terms[keep]) for run in runs for name, terms in run["reference_per_mail"].items()}
+    terms = {run["name"]: {name: values[keep] for name, values in run["per_mail"].items()} for run in runs}
+    metrics = {run["name"]: {name: estimate(name, terms[run["name"]].get(name)) for name in run["metrics"]} for run in runs}
+    author = {name: estimate(name, values[keep]) for run in runs for name, values in run["reference_per_mail"].items()}
     sizes = {run["name"]: run["size"] for run in one_author(runs)}
     return {"title": title, "n": int(keep.sum()), "metrics": metrics, "reference": author, "sizes": sizes,
-            "tests": paired_tests(first["name"], metrics, drawn), "trend": trend_tests(sizes, metrics, drawn)}  # fmt: skip
+            "tests": paired_tests(first["name"], terms), "trend": trend_tests(sizes, terms)}  # fmt: skip
 
 
 def one_author(runs):
@@ -553,32 +554,41 @@ def one_author(runs):
     return trained if len(senders) == 1 and None not in senders and len(sizes) > 2 and max(sizes) >= 2 * min(sizes) else []
 
 
-def paired_tests(first, metrics, drawn):
-    """Paired bootstrap tests (Koehn 2004) of one run against each other one: the same resamples of the mails for both."""
-    return holm([
-        {"run": other, "measure": name, "difference": metrics[first][name]["value"] - metrics[other][name]["value"]}
-        | bootstrap_p(drawn[first][name] - values)
-        for other in drawn if other != first for name, values in drawn[other].items() if name in drawn[first]])  # fmt: skip
+def paired_tests(first, terms):
+    """One run against each other one."""
+    return holm([{"run": other, "measure": name} | contrast(name, [terms[first][name], terms[other][name]], [1, -1])
+                 for other in terms if other != first for name in terms[other] if name in terms[first]])  # fmt: skip
 
 
-def trend_tests(sizes, metrics, drawn):
-    """What a doubling of the training mails changes: the slope over log2(mails), by least squares, in the same resamples."""
+def trend_tests(sizes, terms):
+    """What a doubling of the training mails changes: the slope over log2(mails), by least squares."""
     if not sizes:
         return []
-    logs, runs = np.log2(list(sizes.values())), list(sizes)
-    return holm([
-        {"run": DOUBLING, "measure": name, "difference": float(np.polyfit(logs, [metrics[run][name]["value"] for run in runs], 1)[0])}
-        | bootstrap_p(np.polyfit(logs, [drawn[run][name] for run in runs], 1)[0])
-        for name in drawn[runs[0]] if all(name in drawn[run] for run in runs)])  # fmt: skip
+    logs = np.log2(list(sizes.values())) - np.mean(np.log2(list(sizes.values())))
+    return holm([{"run": DOUBLING, "measure": name} | contrast(name, [terms[run][name] for run in sizes], logs / (logs @ logs))
+                 for name in MEASURES | BERTSCORE if all(name in terms[run] for run in sizes)])  # fmt: skip
 
 
-def bootstrap_p(drawn):
-    """Interval and p of a difference. p is twice the smaller share of resampled differences on one side of zero, so that
-    p < .05 and an interval without zero agree."""
-    drawn = np.round(drawn, 9)  # or a zero with a rounding error would count as a difference
+def contrast(name, terms, factors):
+    """A sum of runs' values by factors, such as a difference, with its paired bootstrap interval and its p by approximate
+    randomisation (Noreen 1989): how often it is as far from zero where chance deals the replies to each mail out to the runs.
+    That is exact however few the mails, where a bootstrap sees a difference too often (Riezler and Maxwell 2005)."""
+    mails, pooled = len(terms[0]), np.concatenate(terms)
+    drawn = sum(factor * score(name, each, resample(mails)) for factor, each in zip(factors, terms, strict=True))
+    dealt = sum(factor * score(name, pooled, (deal(mails, len(terms)) == run).reshape(DEALS, -1).astype(float))
+                for run, factor in enumerate(factors))  # fmt: skip
+    dealt = np.round(dealt, 9)  # or a zero with a rounding error would count as a difference
     low, high = np.percentile(drawn, [2.5, 97.5]).tolist()
-    p = 2 * (min(np.sum(drawn <= 0), np.sum(drawn >= 0)) + 1) / (len(drawn) + 1)
-    return {"low": low, "high": high, "p": min(1.0, float(p)), "p_holm": None}
+    p = float(np.mean(np.abs(dealt) >= abs(dealt[0])))
+    return {"difference": float(dealt[0]), "low": low, "high": high, "p": p, "p_holm": None}
+
+
+@cache
+def deal(mails, runs):
+    """Which run each reply goes to, (DEALS, runs, mails): first to its own, then by chance to any, one of each mail to each run."""
+    dealt = np.tile(np.arange(runs, dtype=np.int8)[:, None], (DEALS, 1, mails))
+    dealt[1:] = np.random.default_rng(SEED).permuted(dealt[1:], axis=1)
+    return dealt
 
 
 def holm(tests):
@@ -611,7 +621,7 @@ def verdict(first, parts, problem):
         return "Nothing to test: no two models with primary measures."
     others = [test for test in parts[0][kind] if test["p_holm"] is None and gain(test)]
     for_it, against = (sum(test["p"] < LEVEL and sign * gain(test) > 0 for test in others) for sign in (1, -1))
-    said.append(f"Level {LEVEL}; paired bootstrap over mails, p by Holm over all tests of these two, which were declared in advance. Of {len(others)} "
+    said.append(f"Level {LEVEL}; p by approximate randomisation, by Holm over all tests of these two, which were declared in advance. Of {len(others)} "
                 f"tests of secondary measures on all mails, uncorrected, {for_it} speak for it and {against} against it.")  # fmt: skip
     largest = max(parts[0]["sizes"], key=parts[0]["sizes"].get, default=first)
     if copied := parts[0]["metrics"][largest]["memorized_rate"]:

@@ -253,7 +253,7 @@ def test_interval_covers_a_known_mean():
 
 def test_interval_is_the_percentile_bootstrap():
     terms = np.array([[value, 1] for value in (0.0, 0.2, 0.9, 0.4, 0.7)])
-    weights = resample(5, 1000)
+    weights = resample(5)
     assert weights.shape == (1000, 5) and (weights.sum(axis=1) == 5).all()
     low, high = np.percentile(weights @ terms[:, 0] / 5, [2.5, 97.5])
     assert estimate("style", terms) == pytest.approx({"value": 0.44, "low": low, "high": high})
@@ -279,6 +279,15 @@ def test_paired_test_false_alarms_and_power():
     (found,) = compared(mails + 0.3 + draw.normal(scale=0.3, size=60), mails + draw.normal(scale=0.3, size=60))
     assert found["p"] < 0.01 and found["low"] > 0 and found["low"] < found["difference"] < found["high"]
     assert compared(mails, mails)[0]["p"] == 1
+
+
+def test_paired_test_is_exact_on_few_mails():
+    """The share of all ways to swap a mail's two replies that differ as much: 2 of 2 to the power of the mails that differ."""
+    for mails, better, expected in ((1, 1, 1), (2, 2, 1 / 2), (4, 4, 1 / 8), (150, 4, 1 / 8), (150, 9, 1 / 256)):
+        (found,) = compared(np.arange(mails) < better, np.zeros(mails), measure_name="style")
+        assert found["p"] == pytest.approx(expected, abs=0.02) and found["difference"] == pytest.approx(better / mails)
+    draw = np.random.default_rng(5)
+    assert np.mean([compared(*draw.normal(size=(2, 5)))[0]["p"] < 0.1 for _ in range(100)]) <= 0.12
 
 
 def test_holm_correction_over_the_primary_family():
@@ -569,7 +578,7 @@ def test_other_mistakes(tmp_path, capsys, authors):
     assert "--compare" in refused(capsys)
     assert "--compare" in refused(capsys, "--compare", run)
     assert "metrics.json" in refused(capsys, "--compare", run, "--output", tmp_path / "c.md")
-    assert "no run" in refused(capsys, "--compare", tmp_path, "--output", tmp_path / "c.md")
+    assert "none of the folders is a run" in refused(capsys, "--compare", tmp_path, "--output", tmp_path / "c.md")
 
 
 @pytest.mark.parametrize(("change", "says"), [
@@ -591,7 +600,7 @@ def test_stale_scores_and_other_classifiers_are_refused(tmp_path, capsys, author
     runs = [write_run(tmp_path / name, rows) for name in "ab"]
     main([str(runs[0]), "--style-data", *map(str, authors)])
     main([str(runs[1]), "--style-data", *map(str, authors[::-1])])
-    assert "classifiers" in refused(capsys, "--compare", *runs, "--output", tmp_path / "c.md")
+    assert "style is of different kinds" in refused(capsys, "--compare", *runs, "--output", tmp_path / "c.md")
     main([str(runs[1])])  # without style: compared in what both have
     main(["--compare", *map(str, runs), "--output", str(tmp_path / "c.md")])
     write_run(runs[1], rows_of(REFERENCES, REFERENCES))
