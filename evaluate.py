@@ -604,25 +604,33 @@ def gain(test):
     return test["difference"] * {"higher": 1, "lower": -1, "author's": 0}[(MEASURES | BERTSCORE)[test["measure"]][0]]
 
 
-def verdict(first, parts, problem):
-    """Which claims hold, at which level, on all mails and on clean ones, and which do not: a paragraph."""
+def verdict(first, twins, parts, problem):
+    """The answer, and on what it rests: which claims hold, at which level, on all mails and on clean ones, and which do not."""
     kind = "trend" if parts[0]["trend"] else "tests"
-    said = ["Does more of the author's mail help?" if kind == "trend" else f"Is {first} closer to the author than every other model?"]
+    answer, said = [], []
     for name, meaning in PRIMARY.items():
-        found = []
+        titles, found = {}, []
         for part in parts:
             tests = [test for test in part[kind] if test["measure"] == name]
-            models = [test for test in tests if kind == "trend" or part["metrics"][test["run"]]["perplexity_char"]]
+            models = [test for test in tests if kind == "trend" or part["metrics"][test["run"]]["perplexity_char"] and test["run"] not in twins]
             if models:
                 holds = all(gain(test) > 0 and test["p_holm"] < LEVEL for test in models)
-                found.append(f"{'yes' if holds else 'not shown'} on {part['title']} ({outcomes(tests)})")
-        said += [f"By {meaning}: {'; '.join(found)}."] if found else []
-    if len(said) == 1:
-        return "Nothing to test: no two models with primary measures."
-    others = [test for test in parts[0][kind] if test["p_holm"] is None and gain(test)]
-    for_it, against = (sum(test["p"] < LEVEL and sign * gain(test) > 0 for test in others) for sign in (1, -1))
-    said.append(f"Level {LEVEL}; p by approximate randomisation, by Holm over all tests of these two, which were declared in advance. Of {len(others)} "
-                f"tests of secondary measures on all mails, uncorrected, {for_it} speak for it and {against} against it.")  # fmt: skip
+                titles.setdefault("yes" if holds else "not shown", []).append(part["title"])
+                found.append(f"on {part['title']} {outcomes(tests)}")
+        if found:
+            answer.append(f"By {meaning}: " + "; ".join(f"{word} on {' and on '.join(which)}" for word, which in titles.items()) + ".")
+            said.append(f"By {meaning.split()[0]}, {'; '.join(found)}.")
+    if answer:
+        others = [test for test in parts[0][kind] if test["p_holm"] is None and gain(test)]
+        for_it, against = (sum(test["p"] < LEVEL and sign * gain(test) > 0 for test in others) for sign in (1, -1))
+        said.append(f"Level {LEVEL}; p by approximate randomisation, corrected by Holm over all tests of these two, which were declared in "
+                    f"advance. Of {len(others)} tests of secondary measures on all mails, uncorrected, {for_it} speak for it and {against} against it.")  # fmt: skip
+        rivals = "model of other mail" if len(twins) > 1 else "other model"
+        answer.insert(0, "Does more of the author's mail help?" if kind == "trend" else f"Is {first} closer to the author than every {rivals}?")
+    if len(twins) > 1:
+        values = {name: [found["value"] for run in twins if (found := parts[0]["metrics"][run][name])] for name in PRIMARY}
+        said.append(f"{len(twins)} trainings on the same mail ({', '.join(twins)}) range "
+                    + " and ".join(f"from {number(min(each), 3)} to {number(max(each), 3)} in {name}" for name, each in values.items() if each) + ".")  # fmt: skip
     largest = max(parts[0]["sizes"], key=parts[0]["sizes"].get, default=first)
     if copied := parts[0]["metrics"][largest]["memorized_rate"]:
         own = parts[0]["reference"].get("memorized_rate")
@@ -630,7 +638,7 @@ def verdict(first, parts, problem):
                     + (f"; {own['value']:.1%} of the author's own repeat so much." if own else "."))  # fmt: skip
     said.append(f"No clean mails to speak of: {problem}." if problem
                 else "Clean: neither the mail nor its reply nor its thread stands in a file that a compared run learned from.")  # fmt: skip
-    return " ".join(said)
+    return " ".join(answer) or "Nothing to test: no two models with primary measures.", " ".join(said)
 
 
 def outcomes(tests):
@@ -648,16 +656,19 @@ def outcomes(tests):
 
 def write_comparison(runs, first, parts, problem, keep, output, examples):
     """Print verdict, tables and examples; leave them as Markdown, pictures, data without mail, and a page to browse."""
-    said, style = verdict(first["name"], parts, problem), next((run["style"] for run in runs if run["style"]), None)
+    twins = [run["name"] for run in runs if run["size"] and first["size"] and first["training"] and run["training"] == first["training"]]
+    answer, said = verdict(first["name"], twins, parts, problem)
+    style = next((run["style"] for run in runs if run["style"]), None)
     pictures = [draw_measures(runs, parts, output.with_name("comparison.png")), draw_losses(runs, output.with_name("loss_curves.png"))]
     caption = f"{first['name']} minus each other run" + (f", and the slope with {DOUBLING} of the training mails:" if parts[0]["trend"] else ":")
-    blocks, every = [said, *filter(None, pictures)], []
+    blocks, every = [answer, said, *filter(None, pictures)], []
     for part in parts:
         blocks += [f"## {part['title'].capitalize()}", score_table(runs, part)]
         if part["tests"]:
             blocks += [caption, test_table(part, PRIMARY)]
             every += [f"## Every measure on {part['title']}", caption, test_table(part, part["metrics"][first["name"]])]
-    blocks.append("95 % intervals over mails: a second training would vary, too. Best in bold: low perplexity and memorization, length and sign-offs "
+    blocks.append(f"95 % intervals over mails: a second training would vary, too; one without width says that all mails agree, and none of {first['n']} "
+                  f"still leaves up to {min(1, 3 / first['n']):.1%}. Best in bold: low perplexity and memorization, length and sign-offs "
                   "as the author's, all else high. Perplexity and style are primary, all else secondary."
                   + (" The style classifier knows the author of {cross_validated_accuracy:.1%} of training replies, by chance {chance:.1%}; copied "
                      "replies it has seen.".format(**style) if style else ""))  # fmt: skip
@@ -665,7 +676,7 @@ def write_comparison(runs, first, parts, problem, keep, output, examples):
     print("\n" + "\n\n".join([plain(block) for block in blocks if not isinstance(block, Path)] + shown))
 
     clean = None if problem else {key: parts[-1][key] for key in ("n", "metrics", "reference", "tests", "trend")}
-    data = {"n": first["n"], "n_clean": clean and clean["n"], "clean_unknown": problem, "against": first["name"], "verdict": said,
+    data = {"n": first["n"], "n_clean": clean and clean["n"], "clean_unknown": problem, "against": first["name"], "verdict": f"{answer} {said}",
             "reference": parts[0]["reference"], "tests": parts[0]["tests"], "trend": parts[0]["trend"], "clean": clean,
             "runs": {run["name"]: {"path": str(run["path"]), "train_rows": run["size"], "metrics": run["metrics"]} for run in runs}}  # fmt: skip
     write(output.with_name("comparison.json"), json.dumps(data, indent=1, allow_nan=False) + "\n")
@@ -799,11 +810,13 @@ body { font: 15px/1.45 system-ui, sans-serif; max-width: 75rem; margin: 2rem aut
 table { border-collapse: collapse; display: block; overflow-x: auto; font-variant-numeric: tabular-nums }
 td, th { padding: .25rem .6rem; text-align: right; border-bottom: 1px solid #ddd; vertical-align: top; white-space: nowrap }
 td:first-child, th:first-child { text-align: left } sub { color: #666; line-height: 1.2; vertical-align: baseline }
-img { max-width: 100% } body > p:first-of-type { background: #f3f5f8; padding: 1rem; border-left: .3rem solid #36c }
+th { font-weight: 600 } img { max-width: 100% } h1 + p, h1 + p + p { background: #f3f5f8; padding: 1rem; margin: 0; border-left: .3rem solid #36c }
+h1 + p { font-size: 1.3rem; font-weight: 600; padding-bottom: 0 } nav { margin: 1rem 0 }
 summary { cursor: pointer; padding: .3rem 0 } section { display: grid; grid-template-columns: repeat(auto-fill, minmax(22rem, 1fr)); gap: .7rem }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; background: #f6f6f6; padding: .6rem; margin: 0; font: inherit; unicode-bidi: isolate }
 </style>""", f"<title>{html.escape(title)}</title><h1>{html.escape(title)}</h1>"]  # fmt: skip
-    parts += [*map(as_html, blocks), f"<h2>The {len(runs[0]['rows'])} test mails and the replies</h2>"]
+    mails = f"The {len(runs[0]['rows'])} test mails and the replies"
+    parts += [*map(as_html, blocks[:2]), f'<nav><a href="#mails">{mails}</a></nav>', *map(as_html, blocks[2:]), f'<h2 id="mails">{mails}</h2>']
     for i, row in enumerate(runs[0]["rows"]):
         texts = {"the mail": row["mail"], "the author": row["reference"]} | {run["name"]: run["rows"][i]["prediction"] for run in runs}
         label = " · ".join([row["id"], str(row.get("subject") or "no subject"), *(["clean"] if keep is not None and keep[i] else [])])
@@ -819,7 +832,8 @@ def as_html(block):
         tag, text = ("h2", block[3:]) if block.startswith("## ") else ("p", block)
         return f"<{tag}>{html.escape(text)}</{tag}>"
     cells = [[re.sub(r"\*\*(.*?)\*\*", r"<b>\1</b>", re.sub("\n(.*)", r"<br><sub>\1</sub>", html.escape(cell))) for cell in row] for row in block]
-    return "<table>" + "\n".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in cells) + "</table>"
+    tags = ["th", *["td"] * len(cells)]
+    return "<table>" + "\n".join("<tr>" + "".join(f"<{tag}>{cell}</{tag}>" for cell in row) + "</tr>" for tag, row in zip(tags, cells, strict=False)) + "</table>"
 
 
 def plain(block):

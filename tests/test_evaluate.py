@@ -416,15 +416,27 @@ def test_verdict_says_what_holds_and_what_does_not(tmp_path):
     def verdict(*names):
         main(["--compare", *(str(tmp_path / name) for name in names), "--output", str(tmp_path / "c.md")])
         data = json.loads((tmp_path / "comparison.json").read_text())
-        for name in ("c.md", "report.html"):
-            assert data["verdict"] in html.unescape((tmp_path / name).read_text())
+        for name, between in (("c.md", "\n\n"), ("report.html", "</p>\n<p>")):
+            page = html.unescape((tmp_path / name).read_text()).replace(between, " ")
+            assert data["verdict"] in page
         return data["verdict"]
 
-    assert "yes on all 12 test mails (better than far, p ≤" in verdict("near", "far")
-    assert "not shown on all 12 test mails (worse than near, p ≤" in verdict("far", "near")
-    assert "not shown on all 12 test mails (better than far, p ≤" in (said := verdict("near", "far", "alike"))
+    for names, answer, tests in ((["near", "far"], "yes", "better than far, p ≤"), (["far", "near"], "not shown", "worse than near, p ≤"),
+                                 (["near", "far", "alike"], "not shown", "better than far, p ≤")):  # fmt: skip
+        said = verdict(*names)
+        assert f"Is {names[0]} closer to the author than every other model? By perplexity" in said
+        assert f"less): {answer} on all 12 test mails. By perplexity, on all 12 test mails {tests}" in said
     assert "; not told apart from alike, p ≥" in said
     assert verdict("near").startswith("Nothing to test")
+
+    file = write_author(tmp_path / "ada.jsonl", "ada")  # trainings on the same mail are no rivals: they show what chance does
+    settings = {"train_data": str(file), "train_data_sha256": hashlib.sha256(file.read_bytes()).hexdigest(), "train_rows": 30}
+    for name in ("near", "alike"):
+        (tmp_path / name / "train.json").write_text(json.dumps(settings))
+    said = verdict("near", "alike", "far")
+    assert "than every model of other mail? By perplexity (the author's real replies surprise it less): yes on all 12" in said
+    low, high = sorted(metrics_of(tmp_path / name)["metrics"]["perplexity_char"]["value"] for name in ("near", "alike"))
+    assert f"2 trainings on the same mail (near, alike) range from {low:.3f} to {high:.3f} in perplexity_char." in said
 
 
 def test_sizes_get_a_trend_and_a_curve(tmp_path):
@@ -446,7 +458,7 @@ def test_sizes_get_a_trend_and_a_curve(tmp_path):
     main(["--compare", *map(str, runs), "--output", str(tmp_path / "c.md")])
     data = json.loads((tmp_path / "comparison.json").read_text())
     assert {test["run"] for test in data["trend"]} == {"a doubling"} and data["runs"]["20"]["train_rows"] == 20
-    assert "Does more of the author's mail help? By perplexity" in data["verdict"] and "yes on all 12 test mails (-" in data["verdict"]
+    assert "Does more of the author's mail help? By perplexity" in data["verdict"] and "yes on all 12 test mails. By perplexity, on all 12 test mails -" in data["verdict"]
     for name in ("comparison.png", "loss_curves.png"):
         assert imread(tmp_path / name).std() > 0 and f"]({name})" in (tmp_path / "c.md").read_text()
     assert (tmp_path / "report.html").read_text().count("data:image/png;base64,") == 2
