@@ -436,10 +436,11 @@ def summarise(run, facts):
     return "\n".join([*lines, "", *(f"{name}: {signature}" for name, signature in facts["signatures"].items()), ""])
 
 
-def cell(found, digits=2, mark=""):
-    """An estimate in two lines, value and interval."""
+def cell(found, digits=2, best=None):
+    """An estimate in two lines, value and interval; the best value is marked."""
     if not found:
         return "-"
+    mark = "**" if found["value"] == best else ""
     return f"{mark}{number(found['value'], 3)}{mark}\n{number(found['low'], digits)}–{number(found['high'], digits)}"
 
 
@@ -614,8 +615,8 @@ def verdict(first, twins, parts, problem):
             tests = [test for test in part[kind] if test["measure"] == name]
             models = [test for test in tests if kind == "trend" or part["metrics"][test["run"]]["perplexity_char"] and test["run"] not in twins]
             if models:
-                holds = all(gain(test) > 0 and test["p_holm"] < LEVEL for test in models)
-                titles.setdefault("yes" if holds else "not shown", []).append(part["title"])
+                shown = {test["p_holm"] < LEVEL and np.sign(gain(test)) for test in models}
+                titles.setdefault({1: "yes", -1: "the contrary"}.get(sum(shown) / len(shown), "not shown"), []).append(part["title"])
                 found.append(f"on {part['title']} {outcomes(tests)}")
         if found:
             answer.append(f"By {meaning}: " + "; ".join(f"{word} on {' and on '.join(which)}" for word, which in titles.items()) + ".")
@@ -691,10 +692,7 @@ def score_table(runs, part):
     names = [name for name in [*COLUMNS, *BERTSCORE] if any(name in run["metrics"] for run in runs)]
     best = {name: best_value(name, part) for name in names}
     table = [["run", *(name.replace("_", "\n") for name in names)]]
-    for run, metrics in part["metrics"].items():
-        found = {name: metrics.get(name) for name in names}
-        bold = ["**" if found[name] and found[name]["value"] == best[name] else "" for name in names]
-        table.append([run, *(cell(found[name], mark=mark) for name, mark in zip(names, bold, strict=True))])
+    table += [[run, *(cell(metrics.get(name), best=best[name]) for name in names)] for run, metrics in part["metrics"].items()]
     return [*table, ["the author", *(cell(part["reference"].get(name)) for name in names)]]
 
 
@@ -727,6 +725,7 @@ def draw_measures(runs, parts, path):
     """Each measure of the table: bars with intervals, or a line over the number of training mails where there is a trend."""
     pyplot = load_pyplot()
     names = [name for name in COLUMNS if any(metrics[name] for metrics in parts[0]["metrics"].values())]
+    flat = [run for run in parts[0]["metrics"] if run not in parts[0]["sizes"]]  # each with one line style in all frames
     figure, grid = pyplot.subplots(-(-len(names) // 3), 3, figsize=(13, 3.4 * -(-len(names) // 3)), layout="constrained", squeeze=False)
     for axes in grid.flat[len(names) :]:
         axes.remove()
@@ -740,8 +739,8 @@ def draw_measures(runs, parts, path):
             errors = [[abs(found[run][end] - found[run]["value"]) for run in shown] for end in ("low", "high")]
             if part["sizes"]:
                 axes.errorbar(spots, values, errors, fmt="o-", color=color, capsize=3, label=part["title"])
-                for run, style in zip((run for run in found if run not in shown), ("--", "-.", ":"), strict=False):
-                    if place == 0:
+                for run, style in zip(flat, ("--", "-.", ":", (0, (1, 4)), (0, (9, 4))), strict=False):
+                    if place == 0 and run in found:
                         axes.axhline(found[run]["value"], linestyle=style, color="gray", label=run)
             else:
                 axes.bar(spots, values, 0.38, yerr=errors, color=color, capsize=2, label=part["title"])

@@ -421,7 +421,7 @@ def test_verdict_says_what_holds_and_what_does_not(tmp_path):
             assert data["verdict"] in page
         return data["verdict"]
 
-    for names, answer, tests in ((["near", "far"], "yes", "better than far, p ≤"), (["far", "near"], "not shown", "worse than near, p ≤"),
+    for names, answer, tests in ((["near", "far"], "yes", "better than far, p ≤"), (["far", "near"], "the contrary", "worse than near, p ≤"),
                                  (["near", "far", "alike"], "not shown", "better than far, p ≤")):  # fmt: skip
         said = verdict(*names)
         assert f"Is {names[0]} closer to the author than every other model? By perplexity" in said
@@ -596,6 +596,7 @@ def test_other_mistakes(tmp_path, capsys, authors):
 @pytest.mark.parametrize(("change", "says"), [
     (lambda rows: rows[:3], "4 and 3 mails"),
     (lambda rows: [*rows[:2], rows[2] | {"reference": "other"}, rows[3]], "row 3"),
+    (lambda rows: [rows[0], rows[1] | {"mail": "other"}, *rows[2:]], "row 2"),
     (lambda rows: [rows[0] | {"id": "9"}, *rows[1:]], "row 1"),
 ])  # fmt: skip
 def test_runs_with_different_mails_are_refused(tmp_path, capsys, change, says):
@@ -613,6 +614,9 @@ def test_stale_scores_and_other_classifiers_are_refused(tmp_path, capsys, author
     main([str(runs[0]), "--style-data", *map(str, authors)])
     main([str(runs[1]), "--style-data", *map(str, authors[::-1])])
     assert "style is of different kinds" in refused(capsys, "--compare", *runs, "--output", tmp_path / "c.md")
+    facts = metrics_of(runs[0])
+    (runs[1] / "metrics.json").write_text(json.dumps(facts | {"signatures": facts["signatures"] | {"bleu": "tok:char"}}))
+    assert "bleu is of different kinds" in refused(capsys, "--compare", *runs, "--output", tmp_path / "c.md")
     main([str(runs[1])])  # without style: compared in what both have
     main(["--compare", *map(str, runs), "--output", str(tmp_path / "c.md")])
     write_run(runs[1], rows_of(REFERENCES, REFERENCES))
