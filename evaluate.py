@@ -389,7 +389,8 @@ def bertscore(name, texts, references):
         precision, recall = likeness.max(1).values[counted].mean(), likeness.max(0).values[counted_too].mean()
         values = (float(precision), float(recall), float(2 * precision * recall / (precision + recall)))
         found.append([(value - base) / (1 - base) for value, base in zip(values, baseline, strict=True)])
-    signature = f"{Path(name).name}|layer {layer}|{'rescaled' if any(baseline) else 'raw'}|no idf|transformers {version('transformers')}"
+    signature = (f"{Path(name).name}, {model.num_parameters()} parameters|layer {layer}|{'rescaled' if any(baseline) else 'raw'}|no idf|"
+                 f"transformers {version('transformers')}")  # fmt: skip
     return {key: np.array([[values[i], 1] for values in found]) for i, key in enumerate(BERTSCORE)}, signature
 
 
@@ -665,8 +666,9 @@ def write_comparison(runs, first, parts, problem, keep, output, examples):
     blocks, every = [answer, said, *filter(None, pictures)], []
     for part in parts:
         blocks += [f"## {part['title'].capitalize()}", score_table(runs, part)]
-        if part["tests"]:
+        if any(test["measure"] in PRIMARY for test in part["tests"]):
             blocks += [caption, test_table(part, PRIMARY)]
+        if part["tests"]:
             every += [f"## Every measure on {part['title']}", caption, test_table(part, part["metrics"][first["name"]])]
     blocks.append(f"95 % intervals over mails: a second training would vary, too; one without width says that all mails agree, and none of {first['n']} "
                   f"still leaves up to {min(1, 3 / first['n']):.1%}. Best in bold: low perplexity and memorization, length and sign-offs "

@@ -202,7 +202,8 @@ def test_bertscore_by_hand(encoder):
         assert found["bertscore_f1"][i, 0] == pytest.approx(2 * precision * recall / (precision + recall), abs=1e-5)
     assert found["bertscore_f1"][2, 0] == pytest.approx(1, abs=1e-5) and found["bertscore_f1"][3].tolist() == [0, 1]
     assert found["bertscore_precision"][1, 0] != pytest.approx(found["bertscore_recall"][1, 0], abs=1e-3)
-    assert signature.startswith("encoder|layer -1|raw")
+    parameters = sum(weights.numel() for weights in model.parameters())
+    assert signature.startswith(f"encoder, {parameters} parameters|layer -1|raw")
     bertscore(str(encoder), ["cold " * 900], ["cold " * 900])  # longer than the encoder's 512 positions
 
 
