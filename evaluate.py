@@ -484,7 +484,7 @@ def compare(paths, against, output, examples):
         run["name"] = name if names.count(name) == 1 else str(run["path"])
     keep, problem = clean_rows(runs)
     every = not problem and keep.all()
-    parts = [measure(runs, first, f"all {first['n']} test mails{', each of them clean' if every else ''}", np.full(first["n"], True))]
+    parts = [measure(runs, first, f"all {first['n']} test mails{' (each clean)' if every else ''}", np.full(first["n"], True))]
     if not problem and not every:
         parts.append(measure(runs, first, f"the {keep.sum()} clean ones", keep))
     write_comparison(runs, first, parts, problem, keep, output, examples)
@@ -820,9 +820,10 @@ pre { white-space: pre-wrap; overflow-wrap: anywhere; background: #f6f6f6; paddi
     parts += [*map(as_html, blocks[:2]), f'<nav><a href="#mails">{mails}</a></nav>', *map(as_html, blocks[2:]), f'<h2 id="mails">{mails}</h2>']
     for i, row in enumerate(runs[0]["rows"]):
         texts = {"the mail": row["mail"], "the author": row["reference"]} | {run["name"]: run["rows"][i]["prediction"] for run in runs}
-        label = " · ".join([row["id"], str(row.get("subject") or "no subject"), *(["clean"] if keep is not None and keep[i] else [])])
+        known = [row["id"], str(row.get("subject") or "no subject"), *(["clean"] if keep is not None and keep[i] else [])]
+        label = " · ".join(f"<bdi>{html.escape(each)}</bdi>" for each in known)  # a subject must not turn round what stands behind it
         replies = "".join(f"<div><b>{html.escape(name)}</b><pre dir=\"auto\">{html.escape(text)}</pre></div>" for name, text in texts.items())
-        parts.append(f"<details><summary><bdi>{html.escape(label)}</bdi></summary><section>{replies}</section></details>")
+        parts.append(f"<details><summary>{label}</summary><section>{replies}</section></details>")
     return "\n".join(parts) + "\n"
 
 
