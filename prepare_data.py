@@ -421,8 +421,9 @@ def print_own_words(args):
 SENT_FOLDERS = {"sent", "sent_items", "_sent_mail", "sent_mail"}  # of the Enron corpus; its others are copies
 FIELD = re.compile(rb"^([!-9;-~]+)[ \t]*:(.*(?:\n[ \t].*)*)", re.MULTILINE)
 MBOX_FROM = re.compile(rb"From .*\d\d:\d\d.*\d{4}")
-AUTOMATIC_SUBJECT = re.compile(r"auto(?:matic)?[- ]?(?:re(?:ply|sponse)|antwort)|out of (?:the )?office|abwesenheit|"
-                               r"automatische antwort|réponse automatique|respuesta automática", re.IGNORECASE)
+AUTOMATIC_SUBJECT = re.compile(
+    r"auto(?:matic)?[- ]?(?:re(?:ply|sponse)|antwort|sva)|out of (?:the )?office|abwesenheit|réponse automatique|"
+    r"(?:respuesta|risposta|resposta) autom[aá]tica|automati\w+ (?:antwo\w+|svar)|自动回复|自動回覆|自動応答|автоответ", re.IGNORECASE)
 FORWARD_SUBJECT = re.compile(r"(?:fwd?|wg|tr|rv|i|doorst)\s*(?:\[\d+\])?\s*:", re.IGNORECASE)
 DAMAGE = (  # what the email package and the HTML parser raise on damaged messages
     ValueError, LookupError, TypeError, AttributeError, AssertionError, RecursionError, email.errors.MessageError)
@@ -644,7 +645,8 @@ def maildir_flags(name):
 
 def is_automatic(fields, subject):
     return (AUTOMATIC_SUBJECT.match(subject) or fields.get("auto-submitted", b"no").lower() != b"no"
-            or {"x-autoreply", "x-autorespond"} & set(fields) or b"auto" in fields.get("precedence", b"").lower())
+            or {"x-autoreply", "x-autorespond"} & set(fields) or b"auto" in fields.get("precedence", b"").lower()
+            or fields.get("return-path") == b"<>" or fields.get("content-type", b"").lower().startswith(b"multipart/report"))
 
 
 def read_own(name, raw, fields, keep_signature, seen):
@@ -963,14 +965,15 @@ def with_examples(rows, memory, count):
 
 # ------------------------------------------------------------------------------------------------------ split
 
-REPLY_SUBJECT = re.compile(r"(?:\s*(?:re|fwd?|aw|wg|sv|vs|antw|tr|rif|ref|odp|res|r|i|rv|vb|vl|pd|enc|ynt|atb|回复|答复|回覆|转发)\s*"
-                           r"(?:[\[(]\d+[\])])?\s*[:：])+", re.IGNORECASE)
+REPLY_SUBJECT = re.compile(
+    r"\A(?:\s*(?:re|fwd?|aw|wg|sv|vs|antw|antwort|tr|rif|r[eé]f|rép|odp|res|r|i|rv|vb|vl|pd|enc|ynt|ilt|atb|bls|trs|tl|"
+    r"απ|σχετ|πρθ|отв|ответ|回复|答复|回覆|转发|轉寄)\.?\s*(?:[\[(^]\d+[\])]?)?\s*[:：])+", re.IGNORECASE)
 
 
 def thread_keys(row):
     """What the rows of a thread share: the thread in an id that `extract` gave, the bare subject, the mail answered."""
     thread = re.fullmatch(r"(\d+)\.\d+", row["id"])
-    keys = {"thread": thread and thread[1], "subject": normalise(REPLY_SUBJECT.sub("", row["subject"], count=1)),
+    keys = {"thread": thread and thread[1], "subject": normalise(REPLY_SUBJECT.sub("", row["subject"])),
             "mail": normalise_mail(row["mail"])}
     return [key for key in keys.items() if key[1]]
 
@@ -1046,8 +1049,10 @@ def reason_not_to_answer(name, fields, subject, authors, answered):
         "in another folder of the Maildir": re.search(r"/\.[^/]+/(?:cur|new|tmp)/", name),
         "by the author": sender in authors,
         "already answered": fields.get("message-id") in answered or "R" in flags or b"A" in status or mozilla & 2,
-        "deleted or a draft": set("TD") & set(flags) or b"D" in status or b"T" in status or mozilla & 8,
-        "bulk or list mail": {"list-id", "list-unsubscribe"} & set(fields)
+        "deleted, a draft or spam": set("TD") & set(flags) or b"D" in status or b"T" in status or mozilla & 8
+        or fields.get("x-spam-flag", b"").lower() == b"yes"
+        or {b"trash", b"drafts", b"spam"} & set(fields.get("x-gmail-labels", b"").lower().split(b",")),
+        "bulk or list mail": any(field.startswith("list-") for field in fields)
         or fields.get("precedence", b"").lower() in (b"bulk", b"list", b"junk"),
         "an automatic mail": is_automatic(fields, subject),
         "from an address that reads no replies": any(NO_REPLY.match(address.lower()) for _, address in to),
@@ -1135,9 +1140,9 @@ QUOTED_PRINTABLE.body_encoding = email.charset.QP
 def write_draft(row):
     """A row of predictions.jsonl as a message: to whom a client's "reply to all" goes, the original quoted below.
 
-    An address is only ever one that was told apart in the mail's header, every field is one line, and long ids are
-    not encoded, as email's newer policies do (so the older compat32). The Message-ID is a digest: it tells nothing of
-    this machine, and the same draft is made only once.
+    An address is only ever one that was told apart in the mail's header, what stands in a field was one line, and long
+    ids are not encoded, as email's newer policies do (so the older compat32). The Message-ID is a digest of the mail: it
+    tells nothing of this machine, and a mail gets one draft, whatever the model says the next time.
     """
     authors = [one_line(str(author)) for author in row["author"]]
     row = {name: row[name] if name in ("prediction", "mail") else one_line(row[name]) for name in DRAFT if name != "author"}
@@ -1148,19 +1153,19 @@ def write_draft(row):
     if own:  # else who of them the author is stays unknown, and a draft is never addressed to everybody by mistake
         named = {address.casefold(): (person, address) for person, address in people["To"] + people["Cc"]}
     named = [pair for key, pair in named.items() if key not in own | {address.casefold() for _, address in to}]
-    sender = next((person or address for person, address in people["From"]), "")
+    sender = next((person or address for person, address in people["From"] or to), "")
     written = f"On {date:%Y-%m-%d at %H:%M}, {sender} wrote:" if date > NO_DATE else f"{sender} wrote:"
     quoted = "\n".join(f">{'' if line[:1] in ('', '>') else ' '}{line}" for line in clean(row["mail"]).split("\n"))
     message = email.mime.text.MIMEText(f"{reply}\n\n{written}\n{quoted}\n", "plain", QUOTED_PRINTABLE)
     message.set_payload(re.sub("^From ", "=46rom ", message.get_payload(), flags=re.MULTILINE))  # mbox would mark it
-    digest = hashlib.sha256(json.dumps(row | {"author": authors}).encode()).hexdigest()[:32]
+    digest = hashlib.sha256(json.dumps(row | {"author": authors, "prediction": ""}).encode()).hexdigest()[:32]
     domain = authors[0].rpartition("@")[2] if own else "draft.invalid"
     for name, value in {
             "From": authors[0] if own else "",
-            **{name: ", ".join(email.utils.formataddr(pair) for pair in pairs) for name, pairs in (("To", to), ("Cc", named))},
-            "Subject": f"Re: {REPLY_SUBJECT.sub('', row['subject'], count=1).strip()}",
+            **{name: ",\n ".join(map(email.utils.formataddr, pairs)) for name, pairs in (("To", to), ("Cc", named))},
+            "Subject": email.header.Header(f"Re: {REPLY_SUBJECT.sub('', row['subject']).strip()}", header_name="Subject").encode(),
             "Date": email.utils.formatdate(localtime=True), "Message-ID": f"<{digest}@{domain}>",
-            "In-Reply-To": row["Message-ID"], "References": f"{row['References']} {row['Message-ID']}".strip()}.items():
+            "In-Reply-To": row["Message-ID"], "References": "\n ".join(f"{row['References']} {row['Message-ID']}".split())}.items():
         if value:
             message[name] = value
     return message

@@ -73,17 +73,22 @@ def test_a_mail_becomes_the_prompt_that_training_saw(tmp_path, form):
 UNWANTED = [
     ("bulk or list mail", LEN, {"List_Id": "<kilns.tern.example>"}),
     ("bulk or list mail", LEN, {"List_Unsubscribe": "<mailto:x@tern.example>"}),
+    ("bulk or list mail", LEN, {"List_Post": "<mailto:kilns@tern.example>"}),
     ("bulk or list mail", LEN, {"Precedence": "Bulk"}),
     ("an automatic mail", LEN, {"Auto_Submitted": "auto-generated"}),
     ("an automatic mail", LEN, {"X_Autoreply": "yes"}),
     ("an automatic mail", LEN, {"subject": "Out of office: kiln"}),
+    ("an automatic mail", LEN, {"subject": "Automatiskt svar: kiln"}),
+    ("an automatic mail", LEN, {"Return_Path": "<>"}),
     ("from an address that reads no replies", "Tern <no-reply@tern.example>", {}),
     ("from an address that reads no replies", "order-donotreply+7@tern.example", {}),
     ("from an address that reads no replies", "MAILER-DAEMON@tern.example", {}),
     ("by the author", f"Maud <{MAUD}>", {}),
     ("already answered", LEN, {"X_Status": "A"}),
     ("already answered", LEN, {"X_Mozilla_Status": "0003"}),
-    ("deleted or a draft", LEN, {"X_Mozilla_Status": "0009"}),
+    ("deleted, a draft or spam", LEN, {"X_Mozilla_Status": "0009"}),
+    ("deleted, a draft or spam", LEN, {"X_Spam_Flag": "YES"}),
+    ("deleted, a draft or spam", LEN, {"X_Gmail_Labels": "Unread,Spam"}),
     ("no address to answer", "Len", {}),
 ]
 
@@ -97,9 +102,17 @@ def test_mail_that_wants_no_reply_is_left_out(tmp_path, capsys, reason, sender, 
 
 def test_mail_that_does_want_one_is_kept(tmp_path):
     kept = [message(1, "no-reply@form.example", "Hello", Reply_To="joss@home.example"), message(2, "nora.reply@tern.example", "a"),
-            message(3, LEN, "b", Precedence="first-class", Auto_Submitted="no"), message(4, LEN, "c", X_Mozilla_Status="0001")]
+            message(3, LEN, "b", Precedence="first-class", Auto_Submitted="no"), message(4, LEN, "c", X_Mozilla_Status="0001"),
+            message(5, LEN, "d", Return_Path=f"<{LEN}>", X_Spam_Flag="NO", X_Gmail_Labels="Inbox,Spam fighters")]
     write_mbox(tmp_path / "mail", kept)
-    assert len(inbox(tmp_path, tmp_path / "mail", "--author", MAUD)) == 4
+    assert len(inbox(tmp_path, tmp_path / "mail", "--author", MAUD)) == 5
+
+
+def test_a_receipt_and_a_bounce_want_no_reply(tmp_path, capsys):
+    report = message(7, LEN, "Your message was read.")
+    report.replace_header("Content-Type", 'multipart/report; report-type=disposition-notification; boundary="b"')
+    write_mbox(tmp_path / "mail", [report, QUESTION])
+    assert len(inbox(tmp_path, tmp_path / "mail")) == 1 and "1: an automatic mail" in capsys.readouterr().out
 
 
 def test_what_was_answered_is_left_out(tmp_path, capsys):
@@ -185,10 +198,25 @@ def test_without_an_author_nobody_else_is_addressed(tmp_path):
 
 
 @pytest.mark.parametrize("subject", ["kiln", "Re: kiln", "RE: Re: kiln", "AW: kiln", "Sv: SV: kiln", "R: kiln", "Re[3]: kiln", "Antw: Fwd: kiln",
-                                     "回复：kiln", "re : re:kiln"])
+                                     "回复：kiln", "re : re:kiln", "Réf. : kiln", "Отв: kiln", "ΣΧΕΤ: kiln", "Antwort: kiln", "Re^2: kiln"])
 def test_re_stands_once(tmp_path, subject):
     write_mbox(tmp_path / "mail", [message(1, LEN, "When?", subject)])
     assert [draft["Subject"] for draft in drafts(tmp_path, inbox(tmp_path, tmp_path / "mail"))] == ["Re: kiln"]
+
+
+def test_a_word_that_ends_like_a_mark_stays(tmp_path):
+    write_mbox(tmp_path / "mail", [message(1, LEN, "When?", "Re: Dinner: Friday"), message(2, LEN, "Who?", "Reminder: res: kiln")])
+    assert [draft["Subject"] for draft in drafts(tmp_path, inbox(tmp_path, tmp_path / "mail"))] == ["Re: Dinner: Friday", "Re: Reminder: res: kiln"]
+
+
+def test_many_recipients_and_a_long_thread_keep_to_short_lines(tmp_path):
+    others = [f"person{number}@tern.example" for number in range(90)]
+    thread = [f"<{'i' * 60}{number}@tern.example>" for number in range(20)]
+    write_mbox(tmp_path / "mail", [message(1, LEN, "When?", "kiln \u00fc " * 40, Cc=", ".join(others), References=" ".join(thread))])
+    (draft,) = drafts(tmp_path, inbox(tmp_path, tmp_path / "mail", "--author", MAUD))
+    assert [address.addr_spec for address in draft["Cc"].addresses] == ["all@tern.example", *others]
+    assert draft["References"].split() == [*thread, "<1@tern.example>"] and draft["Subject"].startswith("Re: kiln \u00fc kiln")
+    assert max(map(len, (tmp_path / "drafts.mbox").read_bytes().splitlines())) < 100
 
 
 def test_hostile_headers_stay_within_their_field(tmp_path):
@@ -215,9 +243,9 @@ def test_drafts_are_added_once_and_marked(tmp_path, capsys):
     for out in ("drafts.mbox", "Drafts/"):
         assert len(drafts(tmp_path, rows[1:], out)) == 1
         assert len(drafts(tmp_path, rows, out)) == 2
-        before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-        assert len(drafts(tmp_path, rows, out)) == 2
-        assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+        before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file() and path.name != "answers.jsonl"}
+        assert len(drafts(tmp_path, rows, out, reply="By seven.")) == 2
+        assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file() and path.name != "answers.jsonl"}
         assert "left out      2: stands there already" in capsys.readouterr().out
         drafts(tmp_path, rows, out, reply=" ")
         assert "left out      2: no word of a reply" in capsys.readouterr().out
