@@ -12,6 +12,7 @@ TRAIN_FLAGS ?=
 GENERATE_FLAGS ?=
 EVALUATE_FLAGS ?=
 INBOX_FLAGS ?=
+EXAMPLES ?= 0
 RUN ?= runs/mine
 OUT ?= data/mine/drafts.mbox
 PORT ?= 8000
@@ -53,6 +54,13 @@ runs/small/predictions.jsonl: data/small_dataset/minitest.jsonl
 runs/demo/%: MODEL = $(EMBEDDED)
 $(DEMO:=/train.json): | $(EMBEDDED)/model.safetensors
 runs/demo/%/train.json: private FLAGS = --epochs 1 --learning-rate 2e-3 --batch-size 2 --rank 16 --alpha 32 --dropout 0 --max-length 272 --max-reply-length 112
+
+# Your own mail with past replies as examples, EXAMPLES=K: in training, in the test and for drafts; each takes some 192 tokens
+examples = $(if $(filter-out 0,$(EXAMPLES)),--examples $(EXAMPLES)$(if $1, --memory $1))
+data/mine/train.jsonl: private FLAGS = $(call examples)
+data/mine/test.jsonl: private FLAGS = $(call examples,data/mine/train.jsonl)
+data/mine/test.jsonl: | $(if $(call examples),data/mine/train.jsonl)
+runs/mine/train.json: private FLAGS = $(if $(call examples),--max-length $(shell echo $$(($(if $(GPU),2048,512) + 192 * $(EXAMPLES)))))
 
 # What the untuned model is asked with (a run's settings), what the copied replies come from
 runs/demo/untuned/predictions.jsonl: runs/demo/exp1.M-M/train.json
@@ -97,7 +105,7 @@ mine: runs/mine/results_summary.txt ## a model of your own mail: make mine MAILB
 drafts: | .venv/installed ## answers to new mail as drafts: make drafts INBOX=inbox.mbox OUT=drafts.mbox AUTHOR=me@example.org
 	$(if $(INBOX),,$(error say which mail: make drafts INBOX=inbox.mbox OUT=drafts.mbox AUTHOR=me@example.org))
 	mkdir -p data/mine
-	python prepare_data.py inbox $(call path,$(INBOX)) data/mine/inbox.jsonl $(addprefix --author ,$(AUTHOR)) $(if $(MAILBOX),--archive $(call path,$(MAILBOX))) $(INBOX_FLAGS)
+	python prepare_data.py inbox $(call path,$(INBOX)) data/mine/inbox.jsonl $(addprefix --author ,$(AUTHOR)) $(if $(MAILBOX),--archive $(call path,$(MAILBOX))) $(call examples,data/mine/train.jsonl) $(INBOX_FLAGS)
 	python generate.py --run $(RUN) --data data/mine/inbox.jsonl --output data/mine/answers.jsonl $(GENERATE_FLAGS)
 	python prepare_data.py drafts data/mine/answers.jsonl $(call path,$(OUT))
 reply: | .venv/installed ## the answer to one mail: make reply MAIL=x.eml

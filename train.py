@@ -286,6 +286,7 @@ def encode(tokenizer, row, room):
     """One conversation as ids: {"prompt": at most `room`, "reply": the whole reply and its end of turn, "cut": bool}.
 
     The base model's chat template renders both. A mail too long for the room loses its end: the newest text stands first.
+    Examples in front that leave it less than an eighth of the room are left out.
     """
     from jinja2 import TemplateError
 
@@ -304,6 +305,9 @@ def encode(tokenizer, row, room):
     while len(prompt_ids := tokenize(prompt := render([*turns, mail], add_generation_prompt=True))) > room:
         starts = [a for a, _ in tokenizer(mail["content"], add_special_tokens=False, return_offsets_mapping=True).offset_mapping]
         keep = len(starts) - (len(prompt_ids) - room)
+        if len(turns) > 1 and keep < min(len(starts), room // 8):  # behind the system message, the least similar first
+            turns = turns[: len(turns) % 2] + turns[len(turns) % 2 + 2 :]
+            continue
         if keep < 1:
             die(f"row {row['id']}: the prompt without its mail is longer than {room} tokens: raise --max-length")
         mail, cut = mail | {"content": mail["content"][: starts[keep]].rstrip()}, True

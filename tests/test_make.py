@@ -123,6 +123,24 @@ def test_own_mail(clone):
     assert done.returncode == 2 and "make mine MAILBOX=Sent.mbox AUTHOR=me@example.org" in done.stderr
 
 
+def test_past_replies_as_examples_are_one_knob(clone):
+    own = ["mine", "drafts", "MAILBOX=Sent.mbox", "INBOX=in.mbox", "AUTHOR=me@a.example"]
+    commands = [line for line in method(clone, *own, "EXAMPLES=2") if line[0] == "python"]
+    found = [line for line in commands if "--examples" in line]
+    assert [line[2] for line in found] == ["format", "format", "inbox"]
+    assert [line[line.index("--examples") :] for line in found] == [
+        ["--examples", "2"], *[["--examples", "2", "--memory", "data/mine/train.jsonl"]] * 2]  # fmt: skip
+    (training,) = (line for line in commands if "train.py" in line)
+    assert training[-2] == "--max-length" and int(training[-1]) in (512 + 2 * 192, 2048 + 2 * 192)
+    assert commands.index(found[0]) < commands.index(found[1])
+    plain = [line for line in method(clone, *own) if line[0] == "python"]
+    added = {"--examples", "2", "--memory", "data/mine/train.jsonl", *training[-2:]}
+    assert [[word for word in line if word not in added] for line in commands] == [
+        [word for word in line if word != "data/mine/train.jsonl"] for line in plain]  # fmt: skip
+    assert not {"--examples", "--memory", "--max-length"} & {word for line in plain for word in line}
+    assert not any("--examples" in line for line in method(clone, "demo", "experience1", "EXAMPLES=2") if "format" in line)
+
+
 def test_drafts_and_one_reply(clone):
     commands = [line[1:] for line in method(clone, "drafts", "INBOX=in.mbox", "OUT=Drafts/", "AUTHOR=me@a.example", "RUN=runs/x",
                                             "MAILBOX=Sent.mbox") if line[0] == "python"][-3:]  # fmt: skip

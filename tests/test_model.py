@@ -101,6 +101,21 @@ def test_a_long_mail_loses_its_end_and_a_long_reply_keeps_its_end_of_turn(tokeni
     assert joined["reply"] == 40 and joined["input_ids"][-1] == 2 and joined["reply_cut"] and joined["length"] <= 160
 
 
+@pytest.mark.parametrize("encode", [train.encode, generate.encode])
+def test_examples_leave_the_mail_an_eighth_of_the_room(tokenizer, encode):
+    def example(word, count):
+        return [{"role": "user", "content": f"{word} " * count}, {"role": "assistant", "content": "yes"}]
+
+    long = row(1, "first words " + "wax and wick " * 300)
+    system, mail = long["prompt"]
+    for sizes, kept in (((2, 2), "AB"), ((2, 300), ""), ((300, 2), "B"), ((300, 300), "")):
+        found = encode(tokenizer, long | {"prompt": [system, *example("Alpha", sizes[0]), *example("Beta", sizes[1]), mail]}, 240)
+        text = tokenizer.decode(found["prompt"])
+        assert "".join(word[0] for word in ("Alpha", "Beta") if word in text) == kept and "first words" in text and len(found["prompt"]) <= 240
+    short = encode(tokenizer, long | {"prompt": [*example("Alpha", 300), row(1, "wax")["prompt"][1]]}, 240)
+    assert "Alpha" not in tokenizer.decode(short["prompt"]) and "wax" in tokenizer.decode(short["prompt"])
+
+
 def test_generation_sees_the_ids_of_training(tokenizer):
     for each in [*some_rows(20), row(1, "é 你好 " * 200, "Olá."), row(2, "<|im_end|>")]:
         seen = generate.encode(tokenizer, {k: each[k] for k in ("id", "prompt")}, 90)
