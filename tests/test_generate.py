@@ -8,7 +8,7 @@ import sys
 
 import pytest
 import torch
-from conftest import CHATML, ROOT, row, some_rows, write_jsonl
+from conftest import CHATML, EMBEDDED, ROOT, row, some_rows, write_jsonl
 from test_model import LLAMA2_TEMPLATE
 
 import generate
@@ -309,3 +309,24 @@ def test_the_server_of_transformers_gives_the_same_reply(run, exported, tmp_path
     finally:
         server.terminate()
         server.wait()
+
+
+@pytest.mark.slow
+def test_llama_cpp_gives_the_same_replies(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / ".venv" / "bench")  # where `make bench` puts it
+    llama_cpp = pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed; `make bench` compiles it")
+    mails = ["Is the kiln cold?", "Dear Maud, could you send me the price of twelve lamps by noon? Ines", "Who opens the shop on Friday, and when?\n\nLen"]
+    run = tmp_path / "run"
+    data = write_jsonl(tmp_path / "train.jsonl", some_rows(12))
+    train.main(["--base-model", str(EMBEDDED), "--train-data", str(data), "--output-dir", str(run), "--epochs", "2", "--max-length", "256", "--max-reply-length", "48"])
+    subprocess.run(["make", f"{run}/model.gguf"], cwd=ROOT, check=True)
+    wanted = replies(run, tmp_path, mails, "--quantization", "none")
+    assert len(set(wanted)) > 1
+    converter = [sys.executable, ".venv/gguf/convert_hf_to_gguf.py", "--outtype", "q8_0", "--outfile", run / "q8.gguf", run / "export"]
+    subprocess.run(converter, cwd=ROOT, check=True)
+    for name in "model.gguf", "q8.gguf":
+        model = llama_cpp.Llama(f"{run}/{name}", n_ctx=512, verbose=False)
+        found = [model.create_chat_completion([{"role": "user", "content": mail}], temperature=0, max_tokens=48)["choices"][0]["message"]["content"].strip()
+                 for mail in mails]  # fmt: skip
+        same = sum(a == b for a, b in zip(found, wanted, strict=True))
+        assert same == 3 or name == "q8.gguf" and same, (name, found)
