@@ -663,6 +663,7 @@ Drafts a reply to an incoming mail as the author of the training mail might writ
   (the replies); {facts["validation_rows"]} pairs held out. SHA-256 of the file: {facts["train_data_sha256"]}.
 - **Training**: LoRA on all linear layers; {", ".join(f"{name} {facts[name]}" for name in names)}.
 - **Loss**, nats a token: training {facts["train_loss"]:.3f}{f", validation {validation[0]:.3f}" if validation else ""}.
+- **Scores** on mail it has not seen: in the run's metrics.json, once it is scored; an export's card shows them.
 - **Intended use**: drafts that the author, or somebody with the author's consent, reads before sending. Not for sending unread, nor for passing
   as somebody else. Facts in a draft may be invented.
 - **Licence**: the base model's holds for this one too.

@@ -260,7 +260,7 @@ def test_what_the_export_holds(run, exported):
         assert f"PARAMETER {parameter}\n" in modelfile
     adapters = (run / "adapter" / "README.md").read_text()
     for card in (adapters, (exported / "README.md").read_text()):
-        assert "base_model: lively\n" in card and "12 pairs" in card and "Privacy" in card and "kiln" not in card
+        assert "base_model: lively\n" in card and "12 pairs" in card and "Scores" in card and "Privacy" in card and "kiln" not in card
     assert "library_name: peft" in adapters and "| bleu | 4.25 | 1 to 9 |" not in adapters
     assert "library_name: transformers" in card and "| bleu | 4.25 | 1 to 9 |" in card and "style |" not in card
     for path in exported.iterdir():
