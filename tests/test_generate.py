@@ -282,30 +282,26 @@ def test_an_export_replaces_an_export_and_nothing_else(run, exported, tmp_path, 
 def test_the_server_of_transformers_gives_the_same_reply(run, exported, tmp_path):
     import socket
     import time
-    import urllib.error
-    import urllib.request
 
+    openai = pytest.importorskip("openai")
     pytest.importorskip("fastapi")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [sys.executable, "-c", "from transformers.cli.transformers import main; main()", "serve", exported, "--host", "127.0.0.1"]
     server = subprocess.Popen([*command, "--port", str(port), "--device", "cpu"])
+    client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0, timeout=60)
     mails = [each["prompt"][1]["content"] for each in some_rows(3)]
     try:
         for mail, reply in zip(mails, replies(run, tmp_path, mails, "--quantization", "none"), strict=True):
-            body = {"model": str(exported), "messages": [{"role": "user", "content": mail}], "max_tokens": 40}
-            request = urllib.request.Request(
-                f"http://127.0.0.1:{port}/v1/chat/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
-            )
             for _ in range(120):
                 try:
-                    answer = json.load(urllib.request.urlopen(request, timeout=60))
+                    answer = client.chat.completions.create(model=str(exported), messages=[{"role": "user", "content": mail}], max_tokens=40)
                     break
-                except urllib.error.URLError:
+                except openai.APIConnectionError:
                     assert server.poll() is None
                     time.sleep(0.5)
-            assert answer["choices"][0]["message"]["content"].strip() == reply
+            assert answer.choices[0].message.content.strip() == reply
     finally:
         server.terminate()
         server.wait()
