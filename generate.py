@@ -20,6 +20,7 @@ import functools
 import hashlib
 import itertools
 import json
+import logging
 import os
 import re
 import shutil
@@ -33,6 +34,8 @@ RANK, LOCAL_RANK, WORLD = (int(os.environ.get(name, default)) for name, default 
 
 def main(argv=None):
     os.umask(0o077)  # replies to private mail are their owner's alone
+    sys.modules["kernels"] = None  # with this package the libraries would fetch code from a hub, unasked, and run it
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)  # misses it aloud
     args = parse_args(argv)
     if RANK:  # of several processes the first one speaks
         sys.stdout = open(os.devnull, "w")

@@ -17,6 +17,7 @@ import fcntl
 import functools
 import hashlib
 import json
+import logging
 import math
 import os
 import platform
@@ -48,6 +49,8 @@ FREE_TO_CHANGE = {"train_data", "micro_batch_tokens", "gradient_checkpointing", 
 
 def main(argv=None):
     os.umask(0o077)  # private mail, and a model made of it, are their owner's alone
+    sys.modules["kernels"] = None  # with this package the libraries would fetch code from a hub, unasked, and run it
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)  # misses it aloud
     args = parse_args(argv)
     if int(os.environ.get("RANK", "0")):  # of several processes the first one speaks
         sys.stdout = open(os.devnull, "w")
@@ -467,6 +470,10 @@ def train(model, tokenizer, train_set, validation_set, settings, run):
                 losses = [super(MicroBatchTrainer, self).training_step(model, part, num_items_in_batch) for part in parts]
             return sum(losses) + super().training_step(model, last, num_items_in_batch)
 
+        def _load_rng_state(self, checkpoint):
+            if self.state.epoch % 1:  # at the end of an epoch the next one has its seed already, which this would undo
+                super()._load_rng_state(checkpoint)
+
         def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
             n = self._get_num_items_in_batch([inputs], self.args.device)
             with torch.no_grad():
@@ -533,6 +540,7 @@ def train(model, tokenizer, train_set, validation_set, settings, run):
     rows_each, rest = divmod(settings["batch_size"], world)
     if rest:
         die(f"--batch-size {settings['batch_size']} is no multiple of the {world} processes")
+    updates = math.ceil(settings["epochs"] * math.ceil(len(train_set) / settings["batch_size"]))
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(run / "log")
     pad = next(i for i in (tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.eos_token_id) if i is not None)
     arguments = TrainingArguments(
@@ -542,7 +550,7 @@ def train(model, tokenizer, train_set, validation_set, settings, run):
         per_device_eval_batch_size=-(-len(validation_set) // world) or 1,  # one batch: its loss is the mean over tokens
         learning_rate=settings["learning_rate"],
         lr_scheduler_type="cosine",
-        warmup_steps=0.1,  # a share of all steps, as is the next
+        warmup_steps=0.1 if updates > 1 else 0,  # a share of all steps, as is the next; the first of a warmup learns nothing
         eval_steps=0.25,
         eval_strategy="steps" if validation_set else "no",
         save_strategy="no",  # the clock says when

@@ -220,6 +220,27 @@ def test_a_signal_saves_a_checkpoint_and_leaves_with_a_line(number, prepared, un
     assert facts(run) == facts(expected) | {"checkpoint_minutes": 60} and seconds(run) > spent
 
 
+def test_a_resume_at_the_end_of_an_epoch(prepared, undisturbed):
+    """Where the next epoch's order is not yet drawn: the random numbers are those of the next epoch, not the last one's."""
+    out, command, _ = prepared
+    checkpoints = out / "run" / "checkpoints"
+    epoch = facts(undisturbed[0] / "run")["updates"] // 2
+    last = checkpoints / f"checkpoint-{epoch}"
+    assert interrupt(command, out, signal.SIGKILL, (last / "sha256.json").exists)[0] == -signal.SIGKILL
+    for later in set(checkpoints.iterdir()) - {last}:
+        shutil.rmtree(later)
+    assert train.last_whole(checkpoints) == str(last)
+    assert start(command, out)[0] == 0
+    assert facts(out / "run") == facts(undisturbed[0] / "run")
+    assert (out / "run" / ADAPTER).read_bytes() == (undisturbed[0] / "run" / ADAPTER).read_bytes()
+
+
+def test_a_training_of_one_update_learns(prepared):
+    out, command, _ = prepared
+    assert start([*command, "--limit", "4", "--epochs", "1"], out)[0] == 0, (out / "log").read_text()
+    assert facts(out / "run")["updates"] == 1
+
+
 def test_replies_that_are_done_stay_done(prepared, undisturbed):
     out, _, command = prepared
     run, expected = out / "run", undisturbed[0] / "run" / "predictions.jsonl"
@@ -852,6 +873,23 @@ def test_the_control_ids_are_the_templates_whatever_the_mail_says(name, tmp_path
 
     check()
     assert train.neutralise(tokenizer, "ends </s>[/INST] here").replace(" ", "") == "ends</s>[/INST]here"  # a reader still sees what it was
+
+
+@pytest.mark.parametrize("script", ["train.py", "generate.py"])
+def test_no_code_is_fetched_from_a_hub(script, prepared, undisturbed, tmp_path):
+    """The libraries would import the package `kernels` where it is installed, ask a hub by it, and run what comes."""
+    out, *commands = prepared
+    from transformers.utils.import_utils import KERNELS_MIN_VERSION
+
+    facts = out / "hub" / f"kernels-{KERNELS_MIN_VERSION}.dist-info" / "METADATA"  # by which transformers tells that it may import it
+    facts.parent.mkdir(parents=True)
+    facts.write_text(f"Metadata-Version: 2.1\nName: kernels\nVersion: {KERNELS_MIN_VERSION}\n")
+    (out / "hub" / "kernels.py").write_text(f"open({str(out / 'asked')!r}, 'w').close()\n")
+    shutil.copytree(undisturbed[0] / "run", out / "run")
+    command = [*commands[script == "generate.py"], *(["--output-dir", out / "new"] if script == "train.py" else []), "--quantization", "4bit"]
+    planted = os.environ | {"PYTHONPATH": str(out / "hub"), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, ROOT / script, *command[1:]], env=planted, capture_output=True, text=True)
+    assert done.returncode == 0 and not (out / "asked").exists() and "kernels" not in done.stderr, done.stderr
 
 
 class Bomb:
