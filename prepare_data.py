@@ -27,6 +27,7 @@ import email.errors
 import email.header
 import email.mime.text
 import email.utils
+import fcntl
 import hashlib
 import html.parser
 import io
@@ -36,6 +37,7 @@ import mailbox
 import os
 import random
 import re
+import shutil
 import signal
 import sys
 import tarfile
@@ -1171,6 +1173,24 @@ def write_draft(row):
     return message
 
 
+@contextlib.contextmanager
+def open_mailbox(path, folder):
+    """A mailbox to add to. An mbox is a copy, which takes its place when whole: a kill tears none and leaves none locked."""
+    if folder:
+        yield mailbox.Maildir(path)
+        return
+    with open(path, "a+b") as file:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.path.exists(f"{path}.lock"):
+            raise BlockingIOError
+        file.seek(0)
+        with open(side := f"{path}.part", "wb") as copy:
+            shutil.copyfileobj(file, copy)
+        with contextlib.closing(mailbox.mbox(side)) as box:
+            yield box
+        os.replace(side, os.path.realpath(path))
+
+
 def write_drafts(args):
     rows = read_jsonl(args.source, DRAFT)
     folder = args.output.endswith("/") or os.path.isdir(args.output)
@@ -1184,8 +1204,7 @@ def write_drafts(args):
             if file.read(5) not in (b"", b"From "):
                 stop(f"{args.output}: is there and is no mbox; name another output")
     try:
-        with contextlib.closing(mailbox.Maildir(args.output) if folder else mailbox.mbox(args.output)) as box:
-            box.lock()
+        with open_mailbox(args.output, folder) as box:
             there = {message["Message-ID"] for message in box}
             drafts = [write_draft(row) for row in rows if row["prediction"].strip()]
             new = [draft for draft in drafts if draft["Message-ID"] not in there]
@@ -1198,7 +1217,7 @@ def write_drafts(args):
                     for name, value in MARKS.items():
                         draft[name] = value
                 box.add(draft)
-    except mailbox.ExternalClashError:
+    except BlockingIOError:
         stop(f"{args.output}: another program has it open; close that first")
     for reason, count in {"no word of a reply": len(rows) - len(drafts), "stands there already": len(drafts) - len(new)}.items():
         if count:
@@ -1304,7 +1323,7 @@ def main(argv=None):
             stop(f"{args.output}: is the input; name another output")
         args.run(args)
     except OSError as error:
-        stop(f"{error.filename}: {error.strerror}")
+        stop(f"{error.filename or vars(args).get('output', 'standard output')}: {error.strerror}")
 
 
 def leave(number, frame):

@@ -271,18 +271,25 @@ FIXED = {"enable_thinking": False, "date_string": "26 Jul 2024"}  # what some te
 
 @functools.cache
 def controls(tokenizer):
-    """(ids of the control tokens that may end a turn, pattern of all that a mail must not say)."""
+    """(ids of the control tokens that may end a turn, ids of all that a mail must not say, pattern of their texts)."""
     added = tokenizer.added_tokens_decoder
     special = {i for i, token in added.items() if token.special} | set(tokenizer.all_special_ids)
-    texts = {added[i].content for i in special & added.keys()} | set(tokenizer.all_special_tokens)
-    texts |= {token.content for token in added.values() if re.fullmatch(r"[<\[].*[>\]]", token.content)}  # special in all but name
+    alike = {i for i, token in added.items() if re.fullmatch(r"[<\[].*[>\]]", token.content)}  # special in all but name
+    texts = {added[i].content for i in (special | alike) & added.keys()} | set(tokenizer.all_special_tokens)
     texts |= {"[INST]", "[/INST]", "<<SYS>>", "<</SYS>>"}  # Llama 2's are plain text
-    return special, re.compile("|".join(re.escape(text) for text in sorted(texts, key=len, reverse=True)))
+    pattern = re.compile("|".join(re.escape(text) for text in sorted(texts, key=len, reverse=True)))
+    return special, (special | alike) - {tokenizer.unk_token_id}, pattern
 
 
 def neutralise(tokenizer, text):
     """Break the text of every control token with a space, "<|im_end|>" to "< |im_end|>": no mail ends its turn by itself."""
-    return controls(tokenizer)[1].sub(lambda match: match[0][0] + " " + match[0][1:], text)
+    _, control, pattern = controls(tokenizer)
+    text = pattern.sub(lambda match: match[0][0] + " " + match[0][1:], text)
+    read = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    for token, (start, end) in list(zip(read.input_ids, read.offset_mapping, strict=True))[::-1]:
+        if token in control:  # said in other letters, such as wide ones, to a tokenizer that takes these for the same
+            text = text[:start] + " ".join(text[start:end]) + text[end:]
+    return text
 
 
 def encode(tokenizer, row, room):
