@@ -195,6 +195,21 @@ def read_settings(args):
     return {"max_new_tokens": settings.get("max_reply_length", 512)} | settings | given
 
 
+def fetch(kind, name, **how):
+    """From the disk if it is there: a hub that is asked at every start knows who works when, and may send another model."""
+    from huggingface_hub import constants
+
+    offline, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
+    try:
+        return kind.from_pretrained(name, **how)
+    except (OSError, ValueError):
+        if offline or Path(name).is_dir():
+            raise
+    finally:
+        constants.HF_HUB_OFFLINE = offline
+    return kind.from_pretrained(name, **how)
+
+
 def load(settings, run, own_dtype=False):
     """(tokenizer, model): the base model as it was in training, with the run's adapter unless run is None.
 
@@ -220,8 +235,9 @@ def load(settings, run, own_dtype=False):
     quantized = settings["quantization"] == "4bit"
     base_model = settings["base_model"]
     try:
-        tokenizer = AutoTokenizer.from_pretrained(base_model)
-        model = AutoModelForCausalLM.from_pretrained(
+        tokenizer = fetch(AutoTokenizer, base_model)
+        model = fetch(
+            AutoModelForCausalLM,
             base_model,
             dtype="auto" if own_dtype else dtype,
             device_map={"": LOCAL_RANK if gpu else "cpu"},

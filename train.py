@@ -252,12 +252,27 @@ def load_tokenizer(base_model):
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(base_model)
+        tokenizer = fetch(AutoTokenizer, base_model)
     except (OSError, ValueError) as error:
         die_loading(base_model, error)
     if not tokenizer.chat_template:
         die(f"{base_model} has no chat template: take a chat model, often the one named -chat or -Instruct")
     return tokenizer
+
+
+def fetch(kind, name, **how):
+    """From the disk if it is there: a hub that is asked at every start knows who works when, and may send another model."""
+    from huggingface_hub import constants
+
+    offline, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
+    try:
+        return kind.from_pretrained(name, **how)
+    except (OSError, ValueError):
+        if offline or Path(name).is_dir():
+            raise
+    finally:
+        constants.HF_HUB_OFFLINE = offline
+    return kind.from_pretrained(name, **how)
 
 
 def die_loading(base_model, error):
@@ -382,7 +397,8 @@ def load_model(settings):
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
     )
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        model = fetch(
+            AutoModelForCausalLM,
             settings["base_model"],
             dtype=dtype,
             device_map={"": int(os.environ.get("LOCAL_RANK", "0")) if gpu else "cpu"},

@@ -974,6 +974,19 @@ def test_without_a_network_the_same_bytes_and_no_try_to_reach_one(tiny, folder, 
     assert results(tmp_path) == results(undisturbed[0]) and facts(tmp_path / "run") == facts(undisturbed[0] / "run")
 
 
+@as_root
+def test_a_model_that_was_fetched_before_is_not_asked_for_again(prepared, tiny):
+    """By its name on the hub, without a network."""
+    out, *commands = prepared
+    shutil.copytree(tiny, out / "home" / "hub" / "models--org--tiny" / "snapshots" / "abc")
+    (out / "home" / "hub" / "models--org--tiny" / "refs").mkdir()
+    (out / "home" / "hub" / "models--org--tiny" / "refs" / "main").write_text("abc")
+    environment = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"} | {"HF_HOME": str(out / "home"), "OMP_NUM_THREADS": "1"}
+    for script, *arguments in [*commands[0], "--base-model", "org/tiny"], commands[1]:
+        done = subprocess.run(["unshare", "-n", sys.executable, ROOT / script, *arguments], env=environment, capture_output=True, text=True)
+        assert done.returncode == 0 and "huggingface.co" not in done.stderr, done.stderr
+
+
 def test_what_holds_mail_or_a_model_of_it_is_its_owners_alone(undisturbed):
     out = undisturbed[0]
     for path in out.rglob("*"):
