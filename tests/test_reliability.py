@@ -974,6 +974,7 @@ def test_without_a_network_the_same_bytes_and_no_try_to_reach_one(tiny, folder, 
     assert results(tmp_path) == results(undisturbed[0]) and facts(tmp_path / "run") == facts(undisturbed[0] / "run")
 
 
+@pytest.mark.slow
 @as_root
 def test_a_model_that_was_fetched_before_is_not_asked_for_again(prepared, tiny):
     """By its name on the hub, without a network."""
