@@ -97,7 +97,7 @@ def write_mail(path, count):
     with table.open("w", encoding="utf-8", newline="") as file:
         (writer := csv.DictWriter(file, rows[0])).writeheader()
         for i in range(count):
-            reply, mail = text("response", 16, 62), text("mail", 190, 525)
+            reply, mail = text("response", 16, 62), f"{text('mail', 190, 525)} {i}"  # no two alike, or format would drop one
             writer.writerow(rows[i % len(rows)] | {"id": i, "mail": mail, "response": reply, "body": f"{reply} {mail}", "length": len(reply) + len(mail) + 1})
     return script("prepare_data.py", "format", table, path)
 
