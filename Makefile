@@ -215,7 +215,7 @@ test: .venv/installed $(EMBEDDED)/model.safetensors ## all tests but the slow on
 test-slow: .venv/installed $(EMBEDDED)/model.safetensors ## the slow ones
 	pytest -m slow
 
-bench: .venv/installed $(EMBEDDED)/model.safetensors $(if $(filter extract evaluate,$(BENCH)),,.venv/bench) ## how fast, in figures: all, or BENCH=train
+bench: .venv/installed $(EMBEDDED)/model.safetensors $(if $(filter train generate,$(or $(BENCH),train)),.venv/bench) ## how fast, in figures: all, or BENCH=train
 	python tests/benchmark.py $(BENCH)
 
 .venv/bench: | .venv/installed # what the figures are held against; llama.cpp is compiled, in some minutes

@@ -13,10 +13,12 @@ Both peaks are the largest memory of the whole process. The mail is the sample's
 """
 
 import argparse
+import contextlib
 import csv
 import io
 import itertools
 import json
+import logging
 import multiprocessing
 import os
 import random
@@ -37,6 +39,8 @@ EMBEDDED = ROOT / "models" / "SmolLM2-135M-Instruct"
 AUTHOR = "maud.okafor@ternandtallow.example"
 SAMPLE = [ROOT / "data" / "sample" / f"{name}_train_43.csv" for name in ("maud_okafor", "bernard_pell", "tomek_wilk", "ines_caldeira")]
 LEARNED, PLAIN_LEARNED, ANSWERED, PLAIN_ANSWERED = 48, 16, 157, 16  # mails; the plain recipes take long
+sys.modules["kernels"] = None  # as in the scripts
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 sys.path[:0] = [str(ROOT), str(ROOT / ".venv" / "bench")]  # the scripts; TRL and llama.cpp
 
 
@@ -71,7 +75,12 @@ def script_with_peak(*command):
 def alone(function, *arguments):
     """(what the function returns, peak memory in GB) of a process of its own."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(function, *arguments).result(), pool.submit(peak_gb).result()
+        return pool.submit(quiet, function, *arguments).result(), pool.submit(peak_gb).result()
+
+
+def quiet(function, *arguments):
+    with contextlib.redirect_stdout(io.StringIO()):
+        return function(*arguments)
 
 
 def peak_gb(who=resource.RUSAGE_SELF):
@@ -88,7 +97,10 @@ def write_mail(path, count):
     in words 190 and 525 for mail, 16 and 62 for replies. Returns the seconds that format takes for it."""
     draw, table = random.Random(count), path.with_suffix(".csv")
     rows = sample_rows()
-    words = {name: list(itertools.chain(*(row[name].split() for row in rows))) for name in ("mail", "response")}
+    script("prepare_data.py", "format", SAMPLE[0], own := FOLDER / "sample.jsonl")  # without quoted mail, which would be cut again
+    pairs = [json.loads(line) for line in own.read_text(encoding="utf-8").splitlines()]
+    texts = {"mail": [pair["prompt"][-1]["content"] for pair in pairs], "response": [pair["completion"][0]["content"] for pair in pairs]}
+    words = {name: " ".join(found).split() for name, found in texts.items()}
 
     def text(name, median, tenth):
         start, length = draw.randrange(len(words[name])), max(1, round(median * (tenth / median) ** (draw.gauss() / 1.2816)))
@@ -242,7 +254,7 @@ def questions(tokenizer):
 
 def some(examples, count):
     """`count` of the examples, of all lengths."""
-    return sorted(examples, key=lambda example: len(example["prompt"]))[:: len(examples) // count][:count]
+    return sorted(examples, key=lambda example: len(example["prompt"]))[:: max(1, len(examples) // count)][:count]
 
 
 def our_answers(scored):
