@@ -166,15 +166,22 @@ def prepare(flags):
     return settings, tokenizer, [train.join(train.encode(tokenizer, row, settings["max_prompt"]), settings["max_reply_length"]) for row in rows]
 
 
+def nf4_model():
+    """The embedded model in NF4 layers, as the usual recipe has it."""
+    import torch
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    nf4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=torch.float32)
+    return AutoModelForCausalLM.from_pretrained(EMBEDDED, dtype=torch.float32, quantization_config=nf4)
+
+
 def plain_training(flags):
     """(operations a real token, tokens a second) of the usual recipe: NF4 layers, dropout, padding to the maximum length, all logits."""
-    import torch
     from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM, BitsAndBytesConfig, Trainer
+    from transformers import Trainer
 
     settings, tokenizer, examples = prepare(flags)
-    nf4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=torch.float32)
-    model = AutoModelForCausalLM.from_pretrained(EMBEDDED, dtype=torch.float32, quantization_config=nf4)
+    model = nf4_model()
     for module in model.modules():
         module.support_avx512bf16_for_cpu = False  # as in train.py
     lora = LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear", r=settings["rank"], lora_alpha=settings["alpha"], lora_dropout=0.05)
@@ -273,12 +280,11 @@ def plain_answers():
     """Seconds a mail of the usual recipe: a mail at a time, NF4 layers with a loose adapter, the likelihood by a second reading."""
     import torch
     from peft import PeftModel
-    from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+    from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(EMBEDDED)
     settings, examples = questions(tokenizer)
-    nf4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=torch.float32)
-    model = AutoModelForCausalLM.from_pretrained(EMBEDDED, dtype=torch.float32, quantization_config=nf4)
+    model = nf4_model()
     model = PeftModel.from_pretrained(model, RUN / "adapter").eval()
     examples = some(examples, PLAIN_ANSWERED)
     start = time.perf_counter()
@@ -321,8 +327,7 @@ def llamacpp_answers(kind, count, parallel=16):
     stop, done = examples[0]["reply"][-1], 0
     while waiting or going:
         new = []  # (sequence, position, token, whether its logits are wanted)
-        for sequence, (position, token, _) in going.items():
-            new.append((sequence, position, token, True))
+        new += [(sequence, position, token, True) for sequence, (position, token, _) in going.items()]
         while waiting and free and len(new) + len(waiting[-1]) <= 2048:
             sequence, prompt = free.pop(), waiting.pop()
             new += [(sequence, position, token, position == len(prompt) - 1) for position, token in enumerate(prompt)]

@@ -47,7 +47,7 @@ def write_model(folder):
 
 
 def run(script, *flags):
-    """(seconds, largest anonymous memory in GB, what it printed): mapped weight files are not the process's own memory."""
+    """(seconds, largest anonymous memory in GB): mapped weight files are not the process's own memory."""
     peak, start = 0, time.monotonic()
     process = subprocess.Popen([sys.executable, ROOT / script, *map(str, flags)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
@@ -59,10 +59,10 @@ def run(script, *flags):
             time.sleep(0.2)
 
     (watcher := threading.Thread(target=watch, daemon=True)).start()
-    output, errors = process.communicate()
+    _, errors = process.communicate()
     watcher.join()
     assert process.returncode == 0, errors
-    return time.monotonic() - start, peak * 1024 / 1e9, output
+    return time.monotonic() - start, peak * 1024 / 1e9
 
 
 @pytest.mark.slow
@@ -76,7 +76,7 @@ def test_7b_trains_and_answers_in_8_gb(tmp_path, capsys):
     parameters = write_model(model)
     assert parameters == 6_738_415_616
     data = write_jsonl(tmp_path / "mail.jsonl", [row(1, "Is the kiln cold?", "yes, by noon."), row(2, "Wick or wax?", "wax. cheers, m.")])
-    seconds, gb, printed = run(
+    seconds, gb = run(
         "train.py", "--base-model", model, "--train-data", data, "--output-dir", folder, "--epochs", 1, "--batch-size", 1, "--rank", RANK,
         "--validation-fraction", 0, "--max-length", 64, "--max-reply-length", 16, "--checkpoint-minutes", 600)  # fmt: skip
     facts = json.loads((folder / "train.json").read_text())
@@ -84,7 +84,7 @@ def test_7b_trains_and_answers_in_8_gb(tmp_path, capsys):
     layer = 4 * (4096 + 4096) + 3 * (4096 + 11008)  # what a linear layer takes in and gives: q, k, v, o; gate, up, down
     size = (folder / "adapter" / "adapter_model.safetensors").stat().st_size
     assert 0 <= size - 4 * RANK * layer * 32 < 100_000  # float32, and the names
-    answer_seconds, answer_gb, _ = run("generate.py", "--run", folder, "--data", data, "--limit", 1, "--max-new-tokens", 4)
+    answer_seconds, answer_gb = run("generate.py", "--run", folder, "--data", data, "--limit", 1, "--max-new-tokens", 4)
     (found,) = map(json.loads, (folder / "predictions.jsonl").read_text().splitlines())
     assert found["reference_tokens"] > 3 and answer_gb < 8
     with capsys.disabled():
