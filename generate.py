@@ -14,6 +14,7 @@ fourth writes adapter and base model as one model for transformers, vLLM and Oll
 
 import argparse
 import contextlib
+import copy
 import datetime
 import fcntl
 import functools
@@ -471,11 +472,9 @@ def answer(tokenizer, model, examples, max_new_tokens, batch_size, file=None, fo
                     ids, mask = pad_left([examples[i]["prompt"] for i in batch[part]], pad, model.device)
                     read = model(input_ids=ids, attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp(0), logits_to_keep=1)
                     logits, cache = read.logits[:, -1], read.past_key_values
-                    cache.activate_past_recording()  # a sliding window forgets nothing before the crop
                     nats += score(model, logits, cache, mask, references[part])
-                    cache.crop(ids.shape[1] - cache.get_seq_length())  # the references off again
                     states.append((logits, cache, mask))
-                replies = decode(model, *together(states), stop, max_new_tokens, temperature, show)
+                replies = decode(model, *together(states, max_new_tokens), stop, max_new_tokens, temperature, show)
                 for i, reply, reference, nll in zip(batch, replies, references, nats, strict=True):
                     stopped = reply[-1] in stop
                     text = tokenizer.decode(reply[: len(reply) - stopped], skip_special_tokens=True).strip()
@@ -516,42 +515,86 @@ def pad_left(sequences, pad, device):
     return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
 
 
-def together(states):
-    """(logits, cache, mask) of several parts as those of one batch: the narrower ones are padded on the left."""
+def together(states, room):
+    """(logits, cache, mask) of several parts as those of one batch, the narrower ones padded on the left, with room for new tokens."""
     import torch
+    from transformers.cache_utils import DynamicLayer
 
-    def stack(tensors, before=()):  # `before` stands for the dimensions behind the one that grows
-        width = max(each.shape[-1 - len(before) // 2] for each in tensors)
-        return torch.cat([torch.nn.functional.pad(each, (*before, width - each.shape[-1 - len(before) // 2], 0)) for each in tensors])
+    class RoomyLayer(DynamicLayer):
+        """Keys and values with room behind them: a token comes, or a row goes, without a copy of all the others."""
 
-    logits, (cache, *others), masks = zip(*states, strict=True)
-    for place, layer in enumerate(cache.layers if others else ()):
-        layers = [layer, *(other.layers[place] for other in others)]
-        layer.keys, layer.values = (stack([getattr(each, name) for each in layers], (0, 0)) for name in ("keys", "values"))
-    return torch.cat(logits), cache, stack(masks)
+        def __init__(self, layers):
+            super().__init__()
+            rows, width = sum(len(each.keys) for each in layers), max(each.get_seq_length() for each in layers)
+            self.lazy_initialization(layers[0].keys, layers[0].values)
+            self.store = [each.new_zeros(rows, each.shape[1], width + room, each.shape[3]) for each in (layers[0].keys, layers[0].values)]
+            self.show(width)
+            start = 0
+            for each in layers:
+                end = start + len(each.keys)
+                for shown, part in ((self.keys, each.keys), (self.values, each.values)):
+                    shown[start:end, :, width - part.shape[2] :] = part
+                start = end
+
+        def show(self, width):
+            self.keys, self.values = (each[:, :, :width] for each in self.store)
+
+        def update(self, keys, values, *args, **kwargs):
+            width = self.get_seq_length()
+            self.show(width + keys.shape[2])
+            self.keys[:, :, width:], self.values[:, :, width:] = keys, values
+            return self.keys, self.values
+
+        def batch_select_indices(self, indices):
+            moved = (indices != torch.arange(len(indices), device=indices.device)).nonzero()[:, 0]
+            for each in self.store:
+                each[moved] = each[indices[moved]]
+            self.store = [each[: len(indices)] for each in self.store]
+            self.show(self.get_seq_length())
+
+    def stack(tensors, behind=()):  # `behind` stands for the dimensions behind the one that grows
+        dimension = -1 - len(behind) // 2
+        width = max(each.shape[dimension] for each in tensors)
+        return torch.cat([torch.nn.functional.pad(each, (*behind, width - each.shape[dimension], 0)) for each in tensors])
+
+    logits, caches, masks = zip(*states, strict=True)
+    for place, layers in enumerate(zip(*(cache.layers for cache in caches), strict=True)):
+        if type(layers[0]) is DynamicLayer:
+            caches[0].layers[place] = RoomyLayer(layers)
+        elif len(layers) > 1:
+            layers[0].keys, layers[0].values = (stack([getattr(each, name) for each in layers], (0, 0)) for name in ("keys", "values"))
+    return torch.cat(logits), caches[0], stack(masks)
 
 
 def score(model, logits, cache, mask, replies):
-    """Summed negative log-likelihood (nats) of each whole reply with its end of turn, behind the prompts in the cache.
+    """Summed negative log-likelihood (nats) of each whole reply with its end of turn, behind the prompts in the cache, which stays as it is.
 
-    Read 64 tokens at a time, for the logits of a long reply over the whole vocabulary would fill the memory.
+    Read 32 tokens at a time, by the replies that are as long: the logits of all over the whole vocabulary would fill the memory.
     """
     import torch
 
-    width = max(map(len, replies))
-    if not width:
-        return [0.0] * len(replies)
-    targets = torch.tensor([reply + [-100] * (width - len(reply)) for reply in replies], device=logits.device)
-    nats = torch.zeros(len(replies), device=logits.device)
-    for part in targets.split(64, dim=1):
-        real = part != -100
-        positions = mask.sum(1, keepdim=True) + torch.arange(part.shape[1], device=mask.device)
+    cache = copy.copy(cache)
+    cache.layers = [copy.copy(layer) for layer in cache.layers]  # these grow by new tensors
+    nats, rows = [0.0] * len(replies), range(len(replies))
+    for start in range(0, max(map(len, replies)), 32):
+        going = [place for place, row in enumerate(rows) if len(replies[row]) > start]
+        if len(going) < len(rows):
+            kept = torch.tensor(going, device=mask.device)
+            rows, logits, mask = [rows[place] for place in going], logits[kept], mask[kept]
+            cache.batch_select_indices(kept)
+        parts = [replies[row][start : start + 32] for row in rows]
+        width = max(map(len, parts))
+        targets = torch.tensor([part + [-100] * (width - len(part)) for part in parts], device=mask.device)
+        real = targets != -100
+        positions = mask.sum(1, keepdim=True) + torch.arange(width, device=mask.device)
         mask = torch.cat([mask, real.long()], dim=1)
-        after = model(input_ids=part * real, attention_mask=mask, position_ids=positions, past_key_values=cache).logits
+        after = model(input_ids=targets * real, attention_mask=mask, position_ids=positions, past_key_values=cache).logits
         before = torch.cat([logits[:, None], after[:, :-1]], dim=1)  # the logits in front of a token predict it
-        nats += torch.nn.functional.cross_entropy(before.transpose(1, 2).float(), part, reduction="none").sum(1)
+        found = torch.nn.functional.cross_entropy(before.transpose(1, 2).float(), targets, reduction="none").sum(1)
+        for row, nll in zip(rows, found.tolist(), strict=True):
+            nats[row] += nll
         logits = after[:, -1]
-    return nats.tolist()
+    return nats
 
 
 def decode(model, logits, cache, mask, stop, max_new_tokens, temperature=0, show=None):
@@ -569,6 +612,9 @@ def decode(model, logits, cache, mask, stop, max_new_tokens, temperature=0, show
         if not going or len(replies[rows[going[0]]]) == max_new_tokens:
             return replies
         if len(going) < len(rows):
+            n = len(going)  # who stands behind the others moves into the places that are free
+            behind = iter(place for place in going if place >= n)
+            going = [place if place in going else next(behind) for place in range(n)]
             kept = torch.tensor(going, device=mask.device)
             rows, tokens, mask = [rows[place] for place in going], tokens[kept], mask[kept]
             cache.batch_select_indices(kept)

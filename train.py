@@ -28,6 +28,7 @@ import signal
 import sys
 import time
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 
@@ -42,7 +43,7 @@ DEFAULTS = {  # GPU, CPU
     "dropout": (0.1, 0.0),
     "max_length": (2048, 512),
     "max_reply_length": (512, 192),
-    "micro_batch_tokens": (4096, 896),
+    "micro_batch_tokens": (4096, 448),
 }
 FREE_TO_CHANGE = {"train_data", "micro_batch_tokens", "gradient_checkpointing", "attention", "checkpoint_minutes"}  # no other result
 
@@ -482,12 +483,23 @@ def train(model, tokenizer, train_set, validation_set, settings, run):
     from transformers.trainer_pt_utils import LengthGroupedSampler
 
     class MicroBatchTrainer(Trainer):
-        """Takes a batch in parts that fit the memory: their gradients add up to those of the whole batch."""
+        """Takes a batch in parts that fit the memory: their gradients add up to those of the whole batch. On a CPU two parts at
+        a time, each on half of the cores: small matrices do not keep many cores busy."""
 
         def _get_train_sampler(self, dataset=None):  # by the whole batch, so that the order is the same for any number of processes
             return LengthGroupedSampler(settings["batch_size"], lengths=[example["length"] for example in train_set])
 
         def training_step(self, model, inputs, num_items_in_batch=None):
+            def gradients(part):
+                loss = self.compute_loss(model, part, num_items_in_batch=num_items_in_batch)
+                return loss.detach(), torch.autograd.grad(loss, weights)
+
+            if pool:
+                model.train()
+                losses, found = zip(*pool.map(gradients, inputs["parts"]), strict=True)
+                for weight, *each in zip(weights, *found, strict=True):
+                    weight.grad = sum(each)  # in the order of the parts, whichever was ready first
+                return sum(losses)
             *parts, last = inputs["parts"]
             with self.accelerator.no_sync(model):  # processes may have more parts or fewer, and meet once a batch
                 losses = [super(MicroBatchTrainer, self).training_step(model, part, num_items_in_batch) for part in parts]
@@ -499,9 +511,12 @@ def train(model, tokenizer, train_set, validation_set, settings, run):
 
         def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
             n = self._get_num_items_in_batch([inputs], self.args.device)
-            with torch.no_grad():
-                parts = [self._prepare_inputs(part) for part in inputs["parts"]]
-                return sum(self.compute_loss(model, part, num_items_in_batch=n) for part in parts), None, None
+
+            @torch.no_grad()
+            def loss(part):
+                return self.compute_loss(model, self._prepare_inputs(part), num_items_in_batch=n)
+
+            return sum((pool.map if pool else map)(loss, inputs["parts"])), None, None
 
     def collate_parts(examples):
         parts = [collate(part, pad) for part in micro_batches(examples, settings["micro_batch_tokens"])]
@@ -557,9 +572,13 @@ def train(model, tokenizer, train_set, validation_set, settings, run):
                 write(file, f"The training took {h_mm_ss} (h:mm:ss), {self.seconds:.1f} seconds\n")
 
     gpu = torch.cuda.is_available()
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    cores, pool = torch.get_num_threads(), None
+    if not (gpu or world > 1 or cores == 1 or settings["dropout"]):  # dropout draws from one row of random numbers
+        pool = ThreadPoolExecutor(2, initializer=torch.set_num_threads, initargs=[cores // 2])
     file, checkpoints = run / "training_duration.txt", run / "checkpoints"
     checkpoint = last_whole(checkpoints)
-    world = int(os.environ.get("WORLD_SIZE", "1"))
     rows_each, rest = divmod(settings["batch_size"], world)
     if rest:
         die(f"--batch-size {settings['batch_size']} is no multiple of the {world} processes")
