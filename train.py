@@ -12,6 +12,7 @@ cores, the second hours on a GPU. The same command goes on with an interrupted t
 
 import argparse
 import contextlib
+import ctypes
 import datetime
 import fcntl
 import functools
@@ -52,6 +53,8 @@ def main(argv=None):
     os.umask(0o077)  # private mail, and a model made of it, are their owner's alone
     sys.modules["kernels"] = None  # with this package the libraries would fetch code from a hub, unasked, and run it
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)  # misses it aloud
+    with contextlib.suppress(AttributeError, TypeError):  # glibc alone has it, and would keep memory of its own for each thread
+        ctypes.CDLL(None).mallopt(-8, 1)  # M_ARENA_MAX
     args = parse_args(argv)
     if int(os.environ.get("RANK", "0")):  # of several processes the first one speaks
         sys.stdout = open(os.devnull, "w")
