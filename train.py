@@ -44,7 +44,7 @@ DEFAULTS = {  # GPU, CPU
     "dropout": (0.1, 0.0),
     "max_length": (2048, 512),
     "max_reply_length": (512, 192),
-    "micro_batch_tokens": (4096, 448),
+    "micro_batch_tokens": (4096, 256),
 }
 FREE_TO_CHANGE = {"train_data", "micro_batch_tokens", "gradient_checkpointing", "attention", "checkpoint_minutes"}  # no other result
 
@@ -579,6 +579,7 @@ def train(model, tokenizer, train_set, validation_set, settings, run):
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     cores, pool = torch.get_num_threads(), None
     if not (gpu or world > 1 or cores == 1 or settings["dropout"]):  # dropout draws from one row of random numbers
+        torch.set_num_threads(cores // 2)
         pool = ThreadPoolExecutor(2, initializer=torch.set_num_threads, initargs=[cores // 2])
     file, checkpoints = run / "training_duration.txt", run / "checkpoints"
     checkpoint = last_whole(checkpoints)
@@ -628,6 +629,7 @@ def train(model, tokenizer, train_set, validation_set, settings, run):
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        torch.set_num_threads(cores)
     if clock.signal and trainer.state.global_step < trainer.state.max_steps:
         leave(clock.signal)
     return trainer.state.log_history, clock.seconds
