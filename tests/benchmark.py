@@ -4,7 +4,8 @@
 
 train     train.py's tokens a second with the embedded model: against the float32 matrix rate of this machine (train_vs_limit, a share),
           against a plain QLoRA recipe (train_vs_plain) and against TRL's SFTTrainer at its best settings (train_vs_trl)
-generate  generate.py's seconds a mail: of a plain recipe over its own (generate_vs_plain, replies and likelihoods), and of llama.cpp
+generate  generate.py's seconds a mail: of a plain recipe over its own (generate_vs_plain, replies and likelihoods), in float32 as here,
+          and, where the CPU has AVX512-BF16, in the bfloat16 that bitsandbytes takes there (generate_vs_plain_bf16); and of llama.cpp
           in its fastest quantisation, 16 mails at a time, over its own (generate_vs_llamacpp, replies alone)
 extract   messages a second out of a generated .tar.gz of 50,000, with the seconds a message against an archive half as large
 evaluate  seconds that evaluate.py takes for 215 replies with all intervals, format for 863 rows, and --help of the slowest script
@@ -38,7 +39,7 @@ RUN, TRAIN, TEST = FOLDER / "run", FOLDER / "train.jsonl", FOLDER / "test.jsonl"
 EMBEDDED = ROOT / "models" / "SmolLM2-135M-Instruct"
 AUTHOR = "maud.okafor@ternandtallow.example"
 SAMPLE = [ROOT / "data" / "sample" / f"{name}_train_43.csv" for name in ("maud_okafor", "bernard_pell", "tomek_wilk", "ines_caldeira")]
-LEARNED, PLAIN_LEARNED, ANSWERED, PLAIN_ANSWERED = 48, 16, 157, 16  # mails; the plain recipes take long
+LEARNED, PLAIN_LEARNED, ANSWERED, PLAIN_ANSWERED = 64, 16, 157, 16  # mails; the plain recipes take long
 sys.modules["kernels"] = None  # as in the scripts
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 sys.path[:0] = [str(ROOT), str(ROOT / ".venv" / "bench")]  # the scripts; TRL and llama.cpp
@@ -237,14 +238,16 @@ def bench_generate():
     subprocess.run(["make", "--silent", "runs/benchmark/run/model.gguf"], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
     ours, gb = alone(our_answers, True)
     replies_alone, _ = alone(our_answers, False)
-    plain, plain_gb = alone(plain_answers)
+    plain, plain_gb = alone(plain_answers, False)
+    plain_bf16, _ = alone(plain_answers, True)
     llamacpp = {kind: alone(llamacpp_answers, kind, PLAIN_ANSWERED)[0] for kind in ("Q4_0", "Q8_0", "F16")}
     fastest = min(llamacpp, key=llamacpp.get)
     theirs, _ = alone(llamacpp_answers, fastest, ANSWERED)
-    print(f"generate.py {ours:.2f} seconds a mail, {gb:.2f} GB, {replies_alone:.2f} without likelihoods; plain recipe {plain:.2f}, {plain_gb:.2f} GB; "
-          f"llama.cpp in {fastest} {theirs:.2f}")  # fmt: skip
+    print(f"generate.py {ours:.2f} seconds a mail, {gb:.2f} GB, {replies_alone:.2f} without likelihoods; plain recipe {plain:.2f}, {plain_gb:.2f} GB, "
+          f"in bfloat16 where the CPU has it {plain_bf16:.2f}; llama.cpp in {fastest} {theirs:.2f}")  # fmt: skip
     return {
         "generate_vs_plain": plain / ours,
+        "generate_vs_plain_bf16": plain_bf16 / ours,
         "generate_vs_llamacpp": theirs / replies_alone,
         "generate_peak_gb": gb,
         "generate_peak_vs_model": gb * 1e9 / (EMBEDDED / "model.safetensors").stat().st_size,
@@ -276,8 +279,11 @@ def our_answers(scored):
     return (time.perf_counter() - start) / len(examples)
 
 
-def plain_answers():
-    """Seconds a mail of the usual recipe: a mail at a time, NF4 layers with a loose adapter, the likelihood by a second reading."""
+def plain_answers(bf16):
+    """Seconds a mail of the usual recipe: a mail at a time, NF4 layers with a loose adapter, the likelihood by a second reading.
+
+    Its layers compute in float32, as they are told to, or as bitsandbytes would have it: in bfloat16 where the CPU has AVX512-BF16.
+    """
     import torch
     from peft import PeftModel
     from transformers import AutoTokenizer
@@ -285,6 +291,8 @@ def plain_answers():
     tokenizer = AutoTokenizer.from_pretrained(EMBEDDED)
     settings, examples = questions(tokenizer)
     model = nf4_model()
+    for module in [] if bf16 else model.modules():
+        module.support_avx512bf16_for_cpu = False
     model = PeftModel.from_pretrained(model, RUN / "adapter").eval()
     examples = some(examples, PLAIN_ANSWERED)
     start = time.perf_counter()

@@ -198,6 +198,20 @@ def test_a_start_that_failed_claims_nothing(tiny, tmp_path, capsys):
     assert (tmp_path / "run" / "train.json").exists()
 
 
+def test_two_parts_at_a_time_learn_what_one_does(tiny, trained, tmp_path):
+    from safetensors.torch import load_file
+
+    weights, cores = [], torch.get_num_threads()
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        train.main(arguments(tiny, trained[1], tmp_path / str(threads)))
+        assert torch.get_num_threads() == threads
+        weights.append(load_file(tmp_path / str(threads) / "adapter" / "adapter_model.safetensors"))
+    torch.set_num_threads(cores)
+    for name, one in weights[0].items():
+        assert torch.allclose(one, weights[1][name], atol=2e-4), name
+
+
 # ------------------------------------------------------------------------------------------------- models of any size
 
 
@@ -332,11 +346,31 @@ def test_rows_that_have_ended_leave_the_batch(tiny, tokenizer):
     with torch.inference_mode():
         ids, mask = generate.pad_left(prompts, 0, "cpu")
         read = model(input_ids=ids, attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp(0))
-        together = generate.decode(model, read.logits[:, -1], read.past_key_values, mask, stop, 20)
+        batch = generate.together([(read.logits[:, -1], read.past_key_values, mask)], room=20)
+        together = generate.decode(model, *batch, stop, 20)
         for prompt, reply in zip(prompts, together, strict=True):
             alone = model.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=20, eos_token_id=list(stop), pad_token_id=0)
             assert reply == alone[0, len(prompt) :].tolist()
     assert len({len(reply) for reply in together}) > 2
+    store = batch[1].layers[0].store[0]
+    assert batch[1].layers[0].keys.data_ptr() == store.data_ptr() and len(store) < 9  # nothing was copied, and rows left
+
+
+def test_long_references_go_on_alone(tiny, tokenizer):
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(tiny).eval()
+    prompts = [train.encode(tokenizer, each, 120)["prompt"] for each in some_rows(5)]
+    replies = [list(range(5, 5 + length)) for length in (40, 1, 100, 0, 33)]
+    with torch.inference_mode():
+        ids, mask = generate.pad_left(prompts, 0, "cpu")
+        read = model(input_ids=ids, attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp(0))
+        before = [layer.keys.clone() for layer in read.past_key_values.layers]
+        found = generate.score(model, read.logits[:, -1], read.past_key_values, mask, replies)
+        assert all(torch.equal(old, layer.keys) for old, layer in zip(before, read.past_key_values.layers, strict=True))
+        for prompt, reply, nats in zip(prompts, replies, found, strict=True):
+            logits = model(torch.tensor([prompt + reply])).logits[0, len(prompt) - 1 : -1]
+            assert nats == pytest.approx(torch.nn.functional.cross_entropy(logits, torch.tensor(reply), reduction="sum").item() if reply else 0, rel=1e-4)
 
 
 def test_the_adapter_changes_the_answer_and_a_mail_without_system_text_gets_the_runs_own(tiny, trained, tmp_path, capsys):
