@@ -414,6 +414,8 @@ def load_model(settings):
         die_loading(settings["base_model"], error)
     if settings["quantization"] == "4bit" and not gpu and 16 * model.num_parameters() < psutil.virtual_memory().available:
         model = model.dequantize()  # the same rounded weights in float32, a tenth faster where they are small
+        for weight in model.parameters():  # what was not rounded would hold the whole mapped file in memory
+            weight.data = weight.data.clone()
     for module in model.modules():  # or the first validation takes NF4 layers into a layout for AVX512-BF16 that has no gradient
         module.support_avx512bf16_for_cpu = False
     model.config.use_cache = False
