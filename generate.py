@@ -474,9 +474,11 @@ def answer(tokenizer, model, examples, max_new_tokens, batch_size, file=None, fo
                     ids, mask = pad_left([examples[i]["prompt"] for i in batch[part]], pad, model.device)
                     read = model(input_ids=ids, attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp(0), logits_to_keep=1)
                     logits, cache = read.logits[:, -1], read.past_key_values
-                    nats += score(model, logits, cache, mask, references[part])
+                    for first in range(0, len(logits), 4):  # few, for their cache is a copy
+                        four = slice(first, first + 4)
+                        nats += score(model, logits[four], some_rows(cache, four), mask[four], references[part][four])
                     states.append((logits, cache, mask))
-                replies = decode(model, *together(states, max_new_tokens), stop, max_new_tokens, temperature, show)
+                replies = decode(model, *together(states), stop, max_new_tokens, temperature, show)
                 for i, reply, reference, nll in zip(batch, replies, references, nats, strict=True):
                     stopped = reply[-1] in stop
                     text = tokenizer.decode(reply[: len(reply) - stopped], skip_special_tokens=True).strip()
@@ -517,7 +519,7 @@ def pad_left(sequences, pad, device):
     return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
 
 
-def together(states, room):
+def together(states, room=64):
     """(logits, cache, mask) of several parts as those of one batch, the narrower ones padded on the left, with room for new tokens."""
     import torch
     from transformers.cache_utils import DynamicLayer
@@ -543,6 +545,8 @@ def together(states, room):
 
         def update(self, keys, values, *args, **kwargs):
             width = self.get_seq_length()
+            if width + keys.shape[2] > self.store[0].shape[2]:
+                self.store = [torch.nn.functional.pad(each, (0, 0, 0, room)) for each in self.store]
             self.show(width + keys.shape[2])
             self.keys[:, :, width:], self.values[:, :, width:] = keys, values
             return self.keys, self.values
@@ -563,20 +567,30 @@ def together(states, room):
     for place, layers in enumerate(zip(*(cache.layers for cache in caches), strict=True)):
         if type(layers[0]) is DynamicLayer:
             caches[0].layers[place] = RoomyLayer(layers)
-        elif len(layers) > 1:
+        elif len(layers) > 1 and layers[0].keys is not None:  # some layers have those of another
             layers[0].keys, layers[0].values = (stack([getattr(each, name) for each in layers], (0, 0)) for name in ("keys", "values"))
+        for cache in caches[1:]:
+            cache.layers[place] = None  # or its memory would be held until the batch is done
     return torch.cat(logits), caches[0], stack(masks)
 
 
+def some_rows(cache, rows):
+    """Some rows of a cache as one of their own, which may grow."""
+    own = copy.copy(cache)
+    own.layers = [copy.deepcopy(layer) if hasattr(layer, "conv_states") else copy.copy(layer) for layer in cache.layers]
+    for layer in own.layers:
+        if getattr(layer, "keys", None) is not None:
+            layer.keys, layer.values = layer.keys[rows], layer.values[rows]
+    return own
+
+
 def score(model, logits, cache, mask, replies):
-    """Summed negative log-likelihood (nats) of each whole reply with its end of turn, behind the prompts in the cache, which stays as it is.
+    """Summed negative log-likelihood (nats) of each whole reply with its end of turn, behind the prompts in the cache.
 
     Read 32 tokens at a time, by the replies that are as long: the logits of all over the whole vocabulary would fill the memory.
     """
     import torch
 
-    cache = copy.copy(cache)
-    cache.layers = [copy.copy(layer) for layer in cache.layers]  # these grow by new tensors
     nats, rows = [0.0] * len(replies), range(len(replies))
     for start in range(0, max(map(len, replies)), 32):
         going = [place for place, row in enumerate(rows) if len(replies[row]) > start]
@@ -751,7 +765,7 @@ if __name__ == "__main__":
     except Exception as error:  # each library has its own for these
         if any(words in str(error) for words in ("No space left", "inline_container")):
             die("no space left on the disk: free some and run the same command again")
-        if "out of memory" in str(error):
+        if any(words in str(error) for words in ("out of memory", "can't allocate memory")):
             die("out of memory: lower --batch-size")
         if isinstance(error, OSError):
             die(error)

@@ -497,13 +497,16 @@ def train(model, tokenizer, train_set, validation_set, settings, run):
         def training_step(self, model, inputs, num_items_in_batch=None):
             def gradients(part):
                 loss = self.compute_loss(model, part, num_items_in_batch=num_items_in_batch)
-                return loss.detach(), torch.autograd.grad(loss, weights)
+                return loss.detach(), torch.autograd.grad(loss, weights, allow_unused=True)
 
             if pool:
                 model.train()
-                losses, found = zip(*pool.map(gradients, inputs["parts"]), strict=True)
-                for weight, *each in zip(weights, *found, strict=True):
-                    weight.grad = sum(each)  # in the order of the parts, whichever was ready first
+                losses = []
+                for loss, found in pool.map(gradients, inputs["parts"]):  # in their order, whichever is ready first
+                    losses.append(loss)
+                    for weight, gradient in zip(weights, found, strict=True):
+                        if gradient is not None:
+                            weight.grad = gradient if weight.grad is None else weight.grad + gradient
                 return sum(losses)
             *parts, last = inputs["parts"]
             with self.accelerator.no_sync(model):  # processes may have more parts or fewer, and meet once a batch
@@ -580,7 +583,8 @@ def train(model, tokenizer, train_set, validation_set, settings, run):
     world = int(os.environ.get("WORLD_SIZE", "1"))
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     cores, pool = torch.get_num_threads(), None
-    if not (gpu or world > 1 or cores == 1 or settings["dropout"]):  # dropout draws from one row of random numbers
+    noise = [value for name, value in model.config.to_dict().items() if ("drop" in name or "jitter" in name) and value]
+    if not (gpu or world > 1 or cores == 1 or settings["dropout"] or noise):  # noise comes from one row of random numbers
         torch.set_num_threads(cores // 2)
         pool = ThreadPoolExecutor(2, initializer=torch.set_num_threads, initargs=[cores // 2])
     file, checkpoints = run / "training_duration.txt", run / "checkpoints"
@@ -757,7 +761,7 @@ if __name__ == "__main__":
     except Exception as error:  # each library has its own for these
         if any(words in str(error) for words in ("No space left", "inline_container")):
             die("no space left on the disk: free some and the same command goes on")
-        if "out of memory" in str(error):
+        if any(words in str(error) for words in ("out of memory", "can't allocate memory")):
             die("out of memory: lower --micro-batch-tokens or --max-length")
         if type(error).__name__ == "UnpicklingError":
             die("a checkpoint holds more than numbers, which no training wrote: delete the run folder's checkpoints")

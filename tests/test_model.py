@@ -346,14 +346,14 @@ def test_rows_that_have_ended_leave_the_batch(tiny, tokenizer):
     with torch.inference_mode():
         ids, mask = generate.pad_left(prompts, 0, "cpu")
         read = model(input_ids=ids, attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp(0))
-        batch = generate.together([(read.logits[:, -1], read.past_key_values, mask)], room=20)
+        batch = generate.together([(read.logits[:, -1], read.past_key_values, mask)], room=8)
         together = generate.decode(model, *batch, stop, 20)
         for prompt, reply in zip(prompts, together, strict=True):
             alone = model.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=20, eos_token_id=list(stop), pad_token_id=0)
             assert reply == alone[0, len(prompt) :].tolist()
     assert len({len(reply) for reply in together}) > 2
     store = batch[1].layers[0].store[0]
-    assert batch[1].layers[0].keys.data_ptr() == store.data_ptr() and len(store) < 9  # nothing was copied, and rows left
+    assert batch[1].layers[0].keys.data_ptr() == store.data_ptr() and len(store) < 9  # the room is used, and rows left
 
 
 def test_long_references_go_on_alone(tiny, tokenizer):
@@ -366,7 +366,7 @@ def test_long_references_go_on_alone(tiny, tokenizer):
         ids, mask = generate.pad_left(prompts, 0, "cpu")
         read = model(input_ids=ids, attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp(0))
         before = [layer.keys.clone() for layer in read.past_key_values.layers]
-        found = generate.score(model, read.logits[:, -1], read.past_key_values, mask, replies)
+        found = generate.score(model, read.logits[:, -1], generate.some_rows(read.past_key_values, slice(5)), mask, replies)
         assert all(torch.equal(old, layer.keys) for old, layer in zip(before, read.past_key_values.layers, strict=True))
         for prompt, reply, nats in zip(prompts, replies, found, strict=True):
             logits = model(torch.tensor([prompt + reply])).logits[0, len(prompt) - 1 : -1]
