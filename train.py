@@ -750,6 +750,7 @@ def draw(history, path):
     axes.legend()
     side = path.with_name("part." + path.name)
     figure.savefig(side, dpi=150)
+    pyplot.close(figure)
     os.replace(side, path)
 
 
