@@ -527,18 +527,11 @@ def together(states, room=64):
     class RoomyLayer(DynamicLayer):
         """Keys and values with room behind them: a token comes, or a row goes, without a copy of all the others."""
 
-        def __init__(self, layers):
+        def __init__(self, layer):
             super().__init__()
-            rows, width = sum(len(each.keys) for each in layers), max(each.get_seq_length() for each in layers)
-            self.lazy_initialization(layers[0].keys, layers[0].values)
-            self.store = [each.new_zeros(rows, each.shape[1], width + room, each.shape[3]) for each in (layers[0].keys, layers[0].values)]
-            self.show(width)
-            start = 0
-            for each in layers:
-                end = start + len(each.keys)
-                for shown, part in ((self.keys, each.keys), (self.values, each.values)):
-                    shown[start:end, :, width - part.shape[2] :] = part
-                start = end
+            self.lazy_initialization(layer.keys, layer.values)
+            self.store = layer.keys, layer.values
+            self.show(layer.get_seq_length())
 
         def show(self, width):
             self.keys, self.values = (each[:, :, :width] for each in self.store)
@@ -558,20 +551,20 @@ def together(states, room=64):
             self.store = [each[: len(indices)] for each in self.store]
             self.show(self.get_seq_length())
 
-    def stack(tensors, behind=()):  # `behind` stands for the dimensions behind the one that grows
-        dimension = -1 - len(behind) // 2
-        width = max(each.shape[dimension] for each in tensors)
-        return torch.cat([torch.nn.functional.pad(each, (*behind, width - each.shape[dimension], 0)) for each in tensors])
+    def stack(tensors, before=()):  # `before` stands for the dimensions behind the one that grows
+        width = max(each.shape[-1 - len(before) // 2] for each in tensors)
+        return torch.cat([torch.nn.functional.pad(each, (*before, width - each.shape[-1 - len(before) // 2], 0)) for each in tensors])
 
-    logits, caches, masks = zip(*states, strict=True)
-    for place, layers in enumerate(zip(*(cache.layers for cache in caches), strict=True)):
-        if type(layers[0]) is DynamicLayer:
-            caches[0].layers[place] = RoomyLayer(layers)
-        elif len(layers) > 1 and layers[0].keys is not None:  # some layers have those of another
-            layers[0].keys, layers[0].values = (stack([getattr(each, name) for each in layers], (0, 0)) for name in ("keys", "values"))
-        for cache in caches[1:]:
-            cache.layers[place] = None  # or its memory would be held until the batch is done
-    return torch.cat(logits), caches[0], stack(masks)
+    logits, (cache, *others), masks = zip(*states, strict=True)
+    for place, layer in enumerate(cache.layers):
+        if others and layer.keys is not None:  # some layers have those of another
+            layers = [layer, *(other.layers[place] for other in others)]
+            layer.keys, layer.values = (stack([getattr(each, name) for each in layers], (0, 0)) for name in ("keys", "values"))
+            for other in others:
+                other.layers[place] = None  # or its memory would be held until the batch is done
+        if type(layer) is DynamicLayer:
+            cache.layers[place] = RoomyLayer(layer)
+    return torch.cat(logits), cache, stack(masks)
 
 
 def some_rows(cache, rows):

@@ -582,11 +582,6 @@ def train(model, tokenizer, train_set, validation_set, settings, run):
     gpu = torch.cuda.is_available()
     world = int(os.environ.get("WORLD_SIZE", "1"))
     weights = [weight for weight in model.parameters() if weight.requires_grad]
-    cores, pool = torch.get_num_threads(), None
-    noise = [value for name, value in model.config.to_dict().items() if ("drop" in name or "jitter" in name) and value]
-    if not (gpu or world > 1 or cores == 1 or settings["dropout"] or noise):  # noise comes from one row of random numbers
-        torch.set_num_threads(cores // 2)
-        pool = ThreadPoolExecutor(2, initializer=torch.set_num_threads, initargs=[cores // 2])
     file, checkpoints = run / "training_duration.txt", run / "checkpoints"
     checkpoint = last_whole(checkpoints)
     rows_each, rest = divmod(settings["batch_size"], world)
@@ -629,6 +624,11 @@ def train(model, tokenizer, train_set, validation_set, settings, run):
         callbacks=[clock := Clock()],
     )
     trainer.remove_callback(PrinterCallback)
+    cores, pool = torch.get_num_threads(), None
+    noise = [value for name, value in model.config.to_dict().items() if ("drop" in name or "jitter" in name) and value]
+    if not (gpu or world > 1 or cores == 1 or settings["dropout"] or noise):  # noise comes from one row of random numbers
+        torch.set_num_threads(cores // 2)
+        pool = ThreadPoolExecutor(2, initializer=torch.set_num_threads, initargs=[cores // 2])
     before = {number: signal.signal(number, clock.on_signal) for number in STOPS}
     try:
         trainer.train(resume_from_checkpoint=checkpoint)

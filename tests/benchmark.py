@@ -16,6 +16,7 @@ Both peaks are the largest memory of the whole process. The mail is the sample's
 import argparse
 import contextlib
 import csv
+import functools
 import io
 import itertools
 import json
@@ -93,15 +94,21 @@ def sample_rows():
         return list(csv.DictReader(file))
 
 
+@functools.cache
+def sample_words():
+    """The words of the sample's mails and of its replies, without quoted mail, which would be cut again."""
+    script("prepare_data.py", "format", SAMPLE[0], own := FOLDER / "sample.jsonl")
+    pairs = [json.loads(line) for line in own.read_text(encoding="utf-8").splitlines()]
+    texts = {"mail": [pair["prompt"][-1]["content"] for pair in pairs], "response": [pair["completion"][0]["content"] for pair in pairs]}
+    return {name: " ".join(found).split() for name, found in texts.items()}
+
+
 def write_mail(path, count):
     """The JSONL of `count` replies of the sample's words, as long as Jeff Dasovich's: log-normal, their medians and 90th percentiles
     in words 190 and 525 for mail, 16 and 62 for replies. Returns the seconds that format takes for it."""
     draw, table = random.Random(count), path.with_suffix(".csv")
     rows = sample_rows()
-    script("prepare_data.py", "format", SAMPLE[0], own := FOLDER / "sample.jsonl")  # without quoted mail, which would be cut again
-    pairs = [json.loads(line) for line in own.read_text(encoding="utf-8").splitlines()]
-    texts = {"mail": [pair["prompt"][-1]["content"] for pair in pairs], "response": [pair["completion"][0]["content"] for pair in pairs]}
-    words = {name: " ".join(found).split() for name, found in texts.items()}
+    words = sample_words()
 
     def text(name, median, tenth):
         start, length = draw.randrange(len(words[name])), max(1, round(median * (tenth / median) ** (draw.gauss() / 1.2816)))
