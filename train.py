@@ -434,7 +434,45 @@ def load_model(settings):
         ),
     )
     model.print_trainable_parameters()
+    if not (gpu or settings["dropout"]):
+        fuse_lora(model)
     return model
+
+
+def fuse_lora(model):
+    """On a CPU, one differentiable function for each adapted linear layer in place of PEFT's chain of them, where it holds plain weights.
+
+    y = x Wᵀ + b + s (x Aᵀ) Bᵀ (LoRA, arXiv:2106.09685, section 4.1): the matrix routine adds the second product to the first, so that no
+    pass over the memory scales it or adds it. x is (tokens, in), W (out, in), A (rank, in), B (out, rank).
+    """
+    import torch
+    from peft.tuners.lora import Linear
+
+    class FusedLoRA(torch.autograd.Function):
+        @staticmethod
+        def forward(context, x, base, a, b, scale):
+            rows = x.flatten(0, -2)
+            down = rows @ a.T
+            context.save_for_backward(rows, base.weight, a, b, down)
+            context.shape, context.scale = x.shape, scale
+            return torch.nn.functional.linear(rows, base.weight, base.bias).addmm_(down, b.T, alpha=scale).unflatten(0, x.shape[:-1])
+
+        @staticmethod
+        @torch.autograd.function.once_differentiable
+        def backward(context, gradient):
+            rows, weight, a, b, down = context.saved_tensors
+            gradient = gradient.flatten(0, -2)
+            up = gradient @ b * context.scale
+            behind = (gradient @ weight).addmm_(up, a).view(context.shape) if context.needs_input_grad[0] else None
+            return behind, None, up.T @ rows, gradient.T @ down * context.scale, None
+
+    def forward(layer, x):
+        ((name, scale),) = layer.scaling.items()
+        return FusedLoRA.apply(x, layer.base_layer, layer.lora_A[name].weight, layer.lora_B[name].weight, scale)
+
+    for layer in model.modules():
+        if isinstance(layer, Linear) and type(layer.base_layer) is torch.nn.Linear:
+            layer.forward = functools.partial(forward, layer)
 
 
 def fits(model, settings):

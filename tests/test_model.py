@@ -143,6 +143,28 @@ def test_loss_is_that_of_all_logits_on_the_reply_alone(tiny, tokenizer):
     assert loss.item() == pytest.approx(torch.cat(nats).mean().item(), abs=1e-5)
 
 
+def test_fused_lora_is_pefts(tiny, tokenizer, tmp_path):
+    """Loss and gradients, with a bias and without."""
+    rows = some_rows(4)
+    args = train.parse_args(arguments(tiny, write_jsonl(tmp_path / "train.jsonl", rows), tmp_path))
+    model = train.load_model(train.fill_defaults(args, rows))
+    layers = [layer for layer in model.modules() if "forward" in vars(layer)]
+    assert len(layers) == sum("lora_A" in name for name, _ in model.named_parameters()) > 0
+    layers[1].base_layer.bias = torch.nn.Parameter(torch.randn(layers[1].out_features), requires_grad=False)
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.1)
+    batch = train.collate([train.join(train.encode(tokenizer, each, 120), 40) for each in rows], pad=0)
+    weights, found = [weight for weight in model.parameters() if weight.requires_grad], []
+    for _ in range(2):
+        loss = model(**batch).loss
+        found.append((loss.detach(), *torch.autograd.grad(loss, weights)))
+        for layer in layers:
+            vars(layer).pop("forward", None)
+    for fused, plain in zip(*found, strict=True):
+        assert fused.any() and torch.allclose(fused, plain, rtol=1e-4, atol=1e-6)
+
+
 # -------------------------------------------------------------------------------------------------- the files of a run
 
 
