@@ -14,7 +14,6 @@ fourth writes adapter and base model as one model for transformers, vLLM and Oll
 
 import argparse
 import contextlib
-import copy
 import datetime
 import fcntl
 import functools
@@ -92,7 +91,7 @@ def parse_args(argv):
                         help="replies to the --mail, the greedy one and N-1 samples (default %(default)s)")  # fmt: skip
     method.add_argument("--quantization", choices=["4bit", "none"], help="(default the run's, or 4bit)")
     machine = parser.add_argument_group("machine")
-    machine.add_argument("--batch-size", metavar="N", type=positive, help="mails answered at a time (default 64, or fewer as a GPU's memory is small)")
+    machine.add_argument("--batch-size", metavar="N", type=positive, help="mails answered at a time (default as many as 4 GB hold on a CPU, a GPU's memory or 64 there)")
     args = parser.parse_args(argv)
     if not (args.run or args.base_model or args.baseline):
         parser.error("--run, --base-model or --baseline is missing: whose replies?")
@@ -460,24 +459,21 @@ def answer(tokenizer, model, examples, max_new_tokens, batch_size, file=None, fo
     import torch
     from tqdm import tqdm
 
-    pad, stop = ends(tokenizer, examples[0])
+    stop = ends(tokenizer, examples[0])
     order = sorted(range(len(examples)), key=lambda i: -len(examples[i]["prompt"]))
-    share = [order[start : start + batch_size] for start in range(0, len(order), batch_size)][RANK::WORLD]
+    parts = WORLD * -(-len(order) // (batch_size * WORLD))  # as many for each process, all but equally large
+    share = [order[len(order) * k // parts : len(order) * (k + 1) // parts] for k in range(RANK, parts, WORLD)]
     answers = dict(found)
     with torch.inference_mode(), tqdm(total=sum(map(len, share)), unit="mail", disable=bool(show or RANK) or None) as bar:
         for batch in share:
-            if batch[-1] not in answers:
+            if batch and batch[-1] not in answers:
                 references = [examples[i]["reply"] if examples[i]["scored"] else [] for i in batch]
                 nats, states = [], []
-                for start in range(0, len(batch), 16):  # reading takes more memory than writing
-                    part = slice(start, start + 16)
-                    ids, mask = pad_left([examples[i]["prompt"] for i in batch[part]], pad, model.device)
-                    read = model(input_ids=ids, attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp(0), logits_to_keep=1)
-                    logits, cache = read.logits[:, -1], read.past_key_values
-                    for first in range(0, len(logits), 4):  # few, for their cache is a copy
-                        four = slice(first, first + 4)
-                        nats += score(model, logits[four], some_rows(cache, four), mask[four], references[part][four])
-                    states.append((logits, cache, mask))
+                for i, reference in zip(batch, references, strict=True):  # alone: no padding, and a prompt's matrices are large enough
+                    *state, nll = read(model, examples[i]["prompt"], reference)
+                    states.append(state)
+                    nats.append(nll)
+                    bar.set_postfix(read=len(states))
                 replies = decode(model, *together(states), stop, max_new_tokens, temperature, show)
                 for i, reply, reference, nll in zip(batch, replies, references, nats, strict=True):
                     stopped = reply[-1] in stop
@@ -492,34 +488,43 @@ def answer(tokenizer, model, examples, max_new_tokens, batch_size, file=None, fo
 
 
 def rows_at_a_time(model, tokens):
-    """64, or as many rows of so many tokens as a GPU has room for: their keys and values beside the model, a seventh of all kept free."""
+    """As many rows of so many tokens as there is room for their keys and values: 4 GB on a CPU; on a GPU what the model leaves but a
+    seventh of all, for 64 rows at most."""
     import torch
 
-    if model.device.type == "cpu":
-        return 64
-    config, total = model.config, torch.cuda.get_device_properties(model.device).total_memory
+    config, most, room = model.config, 256, 4e9
+    if model.device.type != "cpu":
+        most, room = 64, torch.cuda.get_device_properties(model.device).total_memory * 6 / 7 - model.get_memory_footprint()
     head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     row = 2 * config.num_hidden_layers * config.num_key_value_heads * head * model.dtype.itemsize * tokens
-    return max(1, min(64, int((total * 6 / 7 - model.get_memory_footprint()) // row)))
+    return max(1, min(most, int(room // row)))
+
+
+def read(model, prompt, reply):
+    """(logits behind the prompt (1, vocabulary), its cache, its mask (1, prompt), negative log-likelihood of the reply, summed, in nats).
+
+    One pass reads prompt and reply; then the cache goes back to the end of the prompt.
+    """
+    import torch
+    from transformers import DynamicCache
+
+    ids, cache = torch.tensor([prompt + reply], device=model.device), DynamicCache(config=model.config)
+    if reply:
+        cache.activate_past_recording()  # or a sliding window would have let go what the way back needs
+    logits = model(input_ids=ids, past_key_values=cache, logits_to_keep=len(reply) + 1).logits[0]
+    if reply:
+        cache.crop(-len(reply))
+    steps = zip(logits[:-1].split(256), ids[0, len(prompt) :].split(256), strict=True)  # in single precision few at a time: the vocabulary is large
+    nats = sum(torch.nn.functional.cross_entropy(each.float(), tokens, reduction="sum").item() for each, tokens in steps)
+    return logits[:1].clone(), cache, torch.ones_like(ids[:, : len(prompt)]), nats
 
 
 def ends(tokenizer, example):
-    """(the token for padding, the set of those that end a reply)."""
-    pad = next(i for i in (tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.eos_token_id) if i is not None)
-    return pad, {example["reply"][-1], tokenizer.eos_token_id}
+    """The tokens that end a reply."""
+    return {example["reply"][-1], tokenizer.eos_token_id}
 
 
-def pad_left(sequences, pad, device):
-    """(ids, mask) of shape (sequences, longest)."""
-    import torch
-
-    width = max(map(len, sequences))
-    ids = [[pad] * (width - len(sequence)) + sequence for sequence in sequences]
-    mask = [[0] * (width - len(sequence)) + [1] * len(sequence) for sequence in sequences]
-    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
-
-
-def together(states, room=64):
+def together(states, room=32):
     """(logits, cache, mask) of several parts as those of one batch, the narrower ones padded on the left, with room for new tokens."""
     import torch
     from transformers.cache_utils import DynamicLayer
@@ -565,45 +570,6 @@ def together(states, room=64):
         if type(layer) is DynamicLayer:
             cache.layers[place] = RoomyLayer(layer)
     return torch.cat(logits), cache, stack(masks)
-
-
-def some_rows(cache, rows):
-    """Some rows of a cache as one of their own, which may grow."""
-    own = copy.copy(cache)
-    own.layers = [copy.deepcopy(layer) if hasattr(layer, "conv_states") else copy.copy(layer) for layer in cache.layers]
-    for layer in own.layers:
-        if getattr(layer, "keys", None) is not None:
-            layer.keys, layer.values = layer.keys[rows], layer.values[rows]
-    return own
-
-
-def score(model, logits, cache, mask, replies):
-    """Summed negative log-likelihood (nats) of each whole reply with its end of turn, behind the prompts in the cache.
-
-    Read 32 tokens at a time, by the replies that are as long: the logits of all over the whole vocabulary would fill the memory.
-    """
-    import torch
-
-    nats, rows = [0.0] * len(replies), range(len(replies))
-    for start in range(0, max(map(len, replies)), 32):
-        going = [place for place, row in enumerate(rows) if len(replies[row]) > start]
-        if len(going) < len(rows):
-            kept = torch.tensor(going, device=mask.device)
-            rows, logits, mask = [rows[place] for place in going], logits[kept], mask[kept]
-            cache.batch_select_indices(kept)
-        parts = [replies[row][start : start + 32] for row in rows]
-        width = max(map(len, parts))
-        targets = torch.tensor([part + [-100] * (width - len(part)) for part in parts], device=mask.device)
-        real = targets != -100
-        positions = mask.sum(1, keepdim=True) + torch.arange(width, device=mask.device)
-        mask = torch.cat([mask, real.long()], dim=1)
-        after = model(input_ids=targets * real, attention_mask=mask, position_ids=positions, past_key_values=cache).logits
-        before = torch.cat([logits[:, None], after[:, :-1]], dim=1)  # the logits in front of a token predict it
-        found = torch.nn.functional.cross_entropy(before.transpose(1, 2).float(), targets, reduction="none").sum(1)
-        for row, nll in zip(rows, found.tolist(), strict=True):
-            nats[row] += nll
-        logits = after[:, -1]
-    return nats
 
 
 def decode(model, logits, cache, mask, stop, max_new_tokens, temperature=0, show=None):
@@ -664,13 +630,13 @@ def export(settings, run, folder):
     row = {"id": "-", "prompt": [{"role": "user", "content": "Hello"}]}
     (asked,) = with_instruction([row], settings["instruction"])
     context = model.config.max_position_embeddings
-    pad, stop = ends(tokenizer, encode(tokenizer, asked, context))
+    stop = ends(tokenizer, encode(tokenizer, asked, context))
     model.generation_config = GenerationConfig(
         do_sample=False,
         max_new_tokens=settings["max_new_tokens"],
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=sorted(stop),
-        pad_token_id=pad,
+        pad_token_id=next(i for i in (tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.eos_token_id) if i is not None),
     )
     instruction = neutralise(tokenizer, settings["instruction"] or "").strip()
     go_template = modelfile_template(tokenizer, instruction)

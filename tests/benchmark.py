@@ -4,9 +4,9 @@
 
 train     train.py's tokens a second with the embedded model: against the float32 matrix rate of this machine (train_vs_limit, a share),
           against a plain QLoRA recipe (train_vs_plain) and against TRL's SFTTrainer at its best settings (train_vs_trl)
-generate  generate.py's seconds a mail: of a plain recipe over its own (generate_vs_plain, replies and likelihoods) as it comes, in bfloat16
-          where the CPU has AVX512-BF16, and in float32 as here (generate_vs_plain_float32); and of llama.cpp in its fastest
-          quantisation, 16 mails at a time, over its own (generate_vs_llamacpp, replies alone)
+generate  generate.py's seconds a mail: of a plain recipe over its own (generate_vs_plain, replies and likelihoods), both in float32, and of
+          the same recipe in bfloat16, which bitsandbytes takes by itself where the CPU has AVX512-BF16 (generate_vs_plain_bfloat16);
+          and of llama.cpp in its fastest quantisation, 16 mails at a time, over its own (generate_vs_llamacpp, replies alone)
 extract   messages a second out of a generated .tar.gz of 50,000, with the seconds a message against an archive half as large
 evaluate  seconds that evaluate.py takes for 215 replies with all intervals, format for 863 rows, and --help of the slowest script
 
@@ -40,7 +40,7 @@ RUN, TRAIN, TEST = FOLDER / "run", FOLDER / "train.jsonl", FOLDER / "test.jsonl"
 EMBEDDED = ROOT / "models" / "SmolLM2-135M-Instruct"
 AUTHOR = "maud.okafor@ternandtallow.example"
 SAMPLE = [ROOT / "data" / "sample" / f"{name}_train_43.csv" for name in ("maud_okafor", "bernard_pell", "tomek_wilk", "ines_caldeira")]
-LEARNED, PLAIN_LEARNED, TRL_LEARNED, ANSWERED, PLAIN_ANSWERED = 64, 16, 32, 157, 16  # mails; the plain recipes take long
+LEARNED, PLAIN_LEARNED, TRL_LEARNED, ANSWERED, PLAIN_ANSWERED = 64, 16, 16, 157, 16  # mails; the plain recipes take long
 sys.modules["kernels"] = None  # as in the scripts
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 sys.path[:0] = [str(ROOT), str(ROOT / ".venv" / "bench")]  # the scripts; TRL and llama.cpp
@@ -244,22 +244,24 @@ def arguments(settings, kind=None, **more):
 
 
 def bench_generate():
+    import torch
+
     if not (RUN / "train.json").exists():
         bench_train()
     write_mail(TEST, ANSWERED)
     subprocess.run(["make", "--silent", "runs/benchmark/run/model.gguf"], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
     ours, gb = alone(our_answers, True)
     replies_alone, _ = alone(our_answers, False)
-    plain, plain_gb = alone(plain_answers, True)
-    plain_float32, _ = alone(plain_answers, False)
-    llamacpp = {kind: alone(llamacpp_answers, kind, PLAIN_ANSWERED)[0] for kind in ("Q4_0", "Q8_0", "F16")}
+    plain, plain_gb = alone(plain_answers, False)
+    bfloat16 = alone(plain_answers, True)[0] if torch.cpu._is_avx512_bf16_supported() else plain
+    llamacpp = {kind: alone(llamacpp_answers, kind, PLAIN_ANSWERED)[0] for kind in ("Q4_0", "Q8_0")}
     fastest = min(llamacpp, key=llamacpp.get)
     theirs, _ = alone(llamacpp_answers, fastest, ANSWERED)
     print(f"generate.py {ours:.2f} seconds a mail, {gb:.2f} GB, {replies_alone:.2f} without likelihoods; plain recipe {plain:.2f}, {plain_gb:.2f} GB, "
-          f"in float32 {plain_float32:.2f}; llama.cpp in {fastest} {theirs:.2f}")  # fmt: skip
+          f"in bfloat16 {bfloat16:.2f}; llama.cpp in {fastest} {theirs:.2f}")  # fmt: skip
     return {
         "generate_vs_plain": plain / ours,
-        "generate_vs_plain_float32": plain_float32 / ours,
+        "generate_vs_plain_bfloat16": bfloat16 / ours,
         "generate_vs_llamacpp": theirs / replies_alone,
         "generate_peak_gb": gb,
         "generate_peak_vs_model": gb * 1e9 / (EMBEDDED / "model.safetensors").stat().st_size,
@@ -288,14 +290,15 @@ def our_answers(scored):
     tokenizer, model = generate.load(settings, RUN)
     examples = [example | {"scored": scored} for example in questions(tokenizer)[1]]
     start = time.perf_counter()
-    generate.answer(tokenizer, model, examples, settings["max_new_tokens"], 64)
+    rows = generate.rows_at_a_time(model, settings["max_prompt"] + settings["max_new_tokens"])
+    generate.answer(tokenizer, model, examples, settings["max_new_tokens"], rows)
     return (time.perf_counter() - start) / len(examples)
 
 
-def plain_answers(as_it_comes):
+def plain_answers(bfloat16):
     """Seconds a mail of the usual recipe: a mail at a time, NF4 layers with a loose adapter, the likelihood by a second reading.
 
-    As it comes, bitsandbytes takes bfloat16 where the CPU has AVX512-BF16, though it is told to compute in float32.
+    Told to compute in float32; where the CPU has AVX512-BF16, bitsandbytes takes bfloat16 all the same unless it is kept from it.
     """
     import torch
     from peft import PeftModel
@@ -304,7 +307,7 @@ def plain_answers(as_it_comes):
     tokenizer = AutoTokenizer.from_pretrained(EMBEDDED)
     settings, examples = questions(tokenizer)
     model = nf4_model()
-    for module in [] if as_it_comes else model.modules():
+    for module in [] if bfloat16 else model.modules():
         module.support_avx512bf16_for_cpu = False
     model = PeftModel.from_pretrained(model, RUN / "adapter").eval()
     examples = some(examples, PLAIN_ANSWERED)

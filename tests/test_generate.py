@@ -144,17 +144,15 @@ def test_chat_by_pipe_ends_with_its_input(run):
     assert done.stdout.count("\n") == 1 and "Traceback" not in done.stderr
 
 
-def test_a_mail_with_no_reference_is_read_once(tiny, tokenizer):
+def test_a_mail_is_read_once_and_with_it_the_reference_where_there_is_one(tiny, tokenizer):
     from transformers import AutoModelForCausalLM
 
-    model, passes = AutoModelForCausalLM.from_pretrained(tiny).eval(), []
-    model.register_forward_pre_hook(lambda *_: passes.append(1))
-    rows = some_rows(4)
-    for each, costs in ((rows, 2), ([{"id": "1", "prompt": rows[0]["prompt"]}], 1)):
-        examples = [generate.encode(tokenizer, one, 120) for one in each]
-        passes.clear()
-        generate.answer(tokenizer, model, examples, 1, 4)
-        assert len(passes) == costs
+    model, read = AutoModelForCausalLM.from_pretrained(tiny).eval(), []
+    model.register_forward_pre_hook(lambda _, args, given: read.append(given["input_ids"].shape[1]), with_kwargs=True)
+    examples = [generate.encode(tokenizer, each, 120) for each in some_rows(4)]
+    examples[2]["scored"] = False
+    generate.answer(tokenizer, model, examples, 1, 4)
+    assert sorted(read) == sorted(len(each["prompt"]) + len(each["reply"]) * each["scored"] for each in examples)
 
 
 # -------------------------------------------------------------------------------------------- a file for other programs

@@ -295,9 +295,9 @@ def test_rows_that_fit_this_gpu(memory, rows, monkeypatch):
 
     monkeypatch.setattr("torch.cuda.get_device_properties", lambda device: SimpleNamespace(total_memory=memory * 1e9))
     footprint = {"get_memory_footprint": lambda: 4.5e9}
-    for device, expected in (("cuda", rows), ("cpu", 64)):
+    for device, tokens, expected in (("cuda", 2048, rows), ("cpu", 2048, 3), ("cpu", 8, 256)):
         model = SimpleNamespace(config=LlamaConfig(), dtype=torch.float16, device=torch.device(device), **footprint)
-        assert generate.rows_at_a_time(model, 2048) == expected
+        assert generate.rows_at_a_time(model, tokens) == expected
 
 
 def test_what_a_forward_pass_keeps_is_what_fits_counts_on(tmp_path, tokenizer):
@@ -366,9 +366,9 @@ def test_rows_that_have_ended_leave_the_batch(tiny, tokenizer):
     model, stop = AutoModelForCausalLM.from_pretrained(tiny).eval(), set(range(0, 400, 7))
     prompts = [train.encode(tokenizer, each, 120)["prompt"] for each in some_rows(9)]
     with torch.inference_mode():
-        ids, mask = generate.pad_left(prompts, 0, "cpu")
-        read = model(input_ids=ids, attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp(0))
-        batch = generate.together([(read.logits[:, -1], read.past_key_values, mask)], room=8)
+        prompts.sort(key=len, reverse=True)
+        states = [generate.read(model, prompt, [])[:3] for prompt in prompts]
+        batch = generate.together(states, room=8)
         together = generate.decode(model, *batch, stop, 20)
         for prompt, reply in zip(prompts, together, strict=True):
             alone = model.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=20, eos_token_id=list(stop), pad_token_id=0)
@@ -378,21 +378,27 @@ def test_rows_that_have_ended_leave_the_batch(tiny, tokenizer):
     assert batch[1].layers[0].keys.data_ptr() == store.data_ptr() and len(store) < 9  # the room is used, and rows left
 
 
-def test_long_references_go_on_alone(tiny, tokenizer):
-    from transformers import AutoModelForCausalLM
+@pytest.mark.parametrize("window", [None, 24])
+def test_one_pass_scores_the_reply_and_leaves_the_prompt_alone_in_the_cache(window, tiny, tokenizer):
+    """In a model with a sliding window shorter than the prompt as well."""
+    from transformers import AutoModelForCausalLM, MistralConfig, MistralForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(tiny).eval()
-    prompts = [train.encode(tokenizer, each, 120)["prompt"] for each in some_rows(5)]
-    replies = [list(range(5, 5 + length)) for length in (40, 1, 100, 0, 33)]
+    if window:
+        config = MistralConfig(vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+                               num_key_value_heads=2, sliding_window=window, attn_implementation="sdpa")  # fmt: skip
+        model = MistralForCausalLM(config).eval()
+    prompts = [train.encode(tokenizer, each, 120)["prompt"] for each in some_rows(4)]
     with torch.inference_mode():
-        ids, mask = generate.pad_left(prompts, 0, "cpu")
-        read = model(input_ids=ids, attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp(0))
-        before = [layer.keys.clone() for layer in read.past_key_values.layers]
-        found = generate.score(model, read.logits[:, -1], generate.some_rows(read.past_key_values, slice(5)), mask, replies)
-        assert all(torch.equal(old, layer.keys) for old, layer in zip(before, read.past_key_values.layers, strict=True))
-        for prompt, reply, nats in zip(prompts, replies, found, strict=True):
-            logits = model(torch.tensor([prompt + reply])).logits[0, len(prompt) - 1 : -1]
-            assert nats == pytest.approx(torch.nn.functional.cross_entropy(logits, torch.tensor(reply), reduction="sum").item() if reply else 0, rel=1e-4)
+        for prompt, length in zip(prompts, (1, 0, 256, 300), strict=True):
+            reply = [5 + i % 200 for i in range(length)]
+            last, cache, mask, nats = generate.read(model, prompt, reply)
+            whole = model(torch.tensor([prompt + reply])).logits[0]
+            expected = torch.nn.functional.cross_entropy(whole[len(prompt) - 1 : -1], torch.tensor(reply, dtype=int), reduction="sum")
+            assert nats == pytest.approx(expected.item(), rel=1e-4) and mask.shape == (1, len(prompt)) and cache.get_seq_length() == len(prompt)
+            next_token = model(torch.tensor([[7]]), past_key_values=cache).logits[0]
+            assert torch.allclose(last, whole[len(prompt) - 1][None], atol=1e-5)
+            assert torch.allclose(next_token, model(torch.tensor([[*prompt, 7]])).logits[0, -1:], atol=1e-5)
 
 
 def test_the_adapter_changes_the_answer_and_a_mail_without_system_text_gets_the_runs_own(tiny, trained, tmp_path, capsys):
