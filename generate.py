@@ -454,19 +454,19 @@ def answer(tokenizer, model, examples, max_new_tokens, batch_size, file=None, fo
     """{place: answer} of this process's share of the examples: prediction and finish_reason, greedy at temperature 0, and the
     reference's reference_nll and reference_tokens, None where there is no reference.
 
-    Prompts, longest first, are read once: the cache serves the likelihood of the references and then the replies.
+    Mails, longest first, are read once, each with its reference; the replies go on from there.
     """
     import torch
     from tqdm import tqdm
 
     stop = ends(tokenizer, examples[0])
     order = sorted(range(len(examples)), key=lambda i: -len(examples[i]["prompt"]))
-    parts = WORLD * -(-len(order) // (batch_size * WORLD))  # as many for each process, all but equally large
+    parts = min(len(order), WORLD * -(-len(order) // (batch_size * WORLD)))  # as many for each process, all but equally large
     share = [order[len(order) * k // parts : len(order) * (k + 1) // parts] for k in range(RANK, parts, WORLD)]
     answers = dict(found)
     with torch.inference_mode(), tqdm(total=sum(map(len, share)), unit="mail", disable=bool(show or RANK) or None) as bar:
         for batch in share:
-            if batch and batch[-1] not in answers:
+            if batch[-1] not in answers:
                 references = [examples[i]["reply"] if examples[i]["scored"] else [] for i in batch]
                 nats, states = [], []
                 for i, reference in zip(batch, references, strict=True):  # alone: no padding, and a prompt's matrices are large enough

@@ -174,13 +174,19 @@ def prepare(flags):
     return settings, tokenizer, [train.join(train.encode(tokenizer, row, settings["max_prompt"]), settings["max_reply_length"]) for row in rows]
 
 
-def nf4_model():
-    """The embedded model in NF4 layers, as the usual recipe has it."""
+def nf4_model(bfloat16=False):
+    """The embedded model in NF4 layers, as the usual recipe has it.
+
+    Told to compute in float32; where the CPU has AVX512-BF16, bitsandbytes takes bfloat16 all the same unless it is kept from it.
+    """
     import torch
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
     nf4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=torch.float32)
-    return AutoModelForCausalLM.from_pretrained(EMBEDDED, dtype=torch.float32, quantization_config=nf4)
+    model = AutoModelForCausalLM.from_pretrained(EMBEDDED, dtype=torch.float32, quantization_config=nf4)
+    for module in [] if bfloat16 else model.modules():
+        module.support_avx512bf16_for_cpu = False
+    return model
 
 
 def plain_training(flags):
@@ -190,8 +196,6 @@ def plain_training(flags):
 
     settings, tokenizer, examples = prepare(flags)
     model = nf4_model()
-    for module in model.modules():
-        module.support_avx512bf16_for_cpu = False  # as in train.py
     lora = LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear", r=settings["rank"], lora_alpha=settings["alpha"], lora_dropout=0.05)
     model = get_peft_model(model, lora)
     config = model.config
@@ -298,19 +302,14 @@ def our_answers(scored):
 
 
 def plain_answers(bfloat16):
-    """Seconds a mail of the usual recipe: a mail at a time, NF4 layers with a loose adapter, the likelihood by a second reading.
-
-    Told to compute in float32; where the CPU has AVX512-BF16, bitsandbytes takes bfloat16 all the same unless it is kept from it.
-    """
+    """Seconds a mail of the usual recipe: a mail at a time, NF4 layers with a loose adapter, the likelihood by a second reading."""
     import torch
     from peft import PeftModel
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(EMBEDDED)
     settings, examples = questions(tokenizer)
-    model = nf4_model()
-    for module in [] if bfloat16 else model.modules():
-        module.support_avx512bf16_for_cpu = False
+    model = nf4_model(bfloat16)
     model = PeftModel.from_pretrained(model, RUN / "adapter").eval()
     examples = some(examples, PLAIN_ANSWERED)
     with torch.inference_mode():
