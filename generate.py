@@ -14,6 +14,7 @@ fourth writes adapter and base model as one model for transformers, vLLM and Oll
 
 import argparse
 import contextlib
+import copy
 import datetime
 import fcntl
 import functools
@@ -267,7 +268,21 @@ def load(settings, run, own_dtype=False):
             die(f"cannot load {adapter} ({type(error).__name__}): it is torn, or was trained on another model than {base_model}")
         if not quantized:
             model = model.merge_and_unload()
+    if not gpu and not own_dtype and not quantized and torch.backends.mkldnn.is_available():
+        repack(model)
     return tokenizer, model.eval()
+
+
+def repack(model):
+    """Hold the weights of the linear layers in the layout in which oneDNN multiplies a few rows up to twice as fast, instead of their own."""
+    import torch
+
+    for module in model.modules():
+        if type(module) is torch.nn.Linear and module.weight.dtype == torch.float32:
+            weight = torch.ops.mkldnn._reorder_linear_weight(module.weight.data)
+            product = torch.ops.mkldnn._linear_pointwise
+            module.forward = functools.partial(product, W=weight, B=module.bias, attr="none", scalars=[], algorithm="")
+            module.weight = None
 
 
 FIXED = {"enable_thinking": False, "date_string": "26 Jul 2024"}  # what some templates would add of their own: thoughts, today
@@ -468,13 +483,16 @@ def answer(tokenizer, model, examples, max_new_tokens, batch_size, file=None, fo
         for batch in share:
             if batch[-1] not in answers:
                 references = [examples[i]["reply"] if examples[i]["scored"] else [] for i in batch]
-                nats, states = [], []
-                for i, reference in zip(batch, references, strict=True):  # alone: no padding, and a prompt's matrices are large enough
-                    *state, nll = read(model, examples[i]["prompt"], reference)
-                    states.append(state)
-                    nats.append(nll)
-                    bar.set_postfix(read=len(states))
-                replies = decode(model, *together(states), stop, max_new_tokens, temperature, show)
+                nats = []
+
+                def reading(batch=batch, references=references, nats=nats):  # alone: no padding, and a prompt's matrices are large enough
+                    for i, reference in zip(batch, references, strict=True):
+                        *state, nll = read(model, examples[i]["prompt"], reference)
+                        nats.append(nll)
+                        bar.set_postfix(read=len(nats))
+                        yield state
+
+                replies = decode(model, *together(reading(), len(batch)), stop, max_new_tokens, temperature, show)
                 for i, reply, reference, nll in zip(batch, replies, references, nats, strict=True):
                     stopped = reply[-1] in stop
                     text = tokenizer.decode(reply[: len(reply) - stopped], skip_special_tokens=True).strip()
@@ -501,7 +519,7 @@ def rows_at_a_time(model, tokens):
 
 
 def read(model, prompt, reply):
-    """(logits behind the prompt (1, vocabulary), its cache, its mask (1, prompt), negative log-likelihood of the reply, summed, in nats).
+    """(logits behind the prompt (1, vocabulary), its cache, negative log-likelihood of the reply, summed, in nats).
 
     One pass reads prompt and reply; then the cache goes back to the end of the prompt.
     """
@@ -516,7 +534,7 @@ def read(model, prompt, reply):
         cache.crop(-len(reply))
     steps = zip(logits[:-1].split(256), ids[0, len(prompt) :].split(256), strict=True)  # in single precision few at a time: the vocabulary is large
     nats = sum(torch.nn.functional.cross_entropy(each.float(), tokens, reduction="sum").item() for each, tokens in steps)
-    return logits[:1].clone(), cache, torch.ones_like(ids[:, : len(prompt)]), nats
+    return logits[:1].clone(), cache, nats
 
 
 def ends(tokenizer, example):
@@ -524,8 +542,11 @@ def ends(tokenizer, example):
     return {example["reply"][-1], tokenizer.eos_token_id}
 
 
-def together(states, room=32):
-    """(logits, cache, mask) of several parts as those of one batch, the narrower ones padded on the left, with room for new tokens."""
+def together(states, rows, room=32):
+    """(logits, cache, mask) of one batch of `rows` mails, the longest first, out of each one's (logits, cache) as it comes.
+
+    Each is put in its place at once, padded on the left, and let go. Behind them is room for new tokens.
+    """
     import torch
     from transformers.cache_utils import DynamicLayer
 
@@ -535,7 +556,7 @@ def together(states, room=32):
         def __init__(self, layer):
             super().__init__()
             self.lazy_initialization(layer.keys, layer.values)
-            self.store = layer.keys, layer.values
+            self.store = [blank(each, room) for each in (layer.keys, layer.values)]
             self.show(layer.get_seq_length())
 
         def show(self, width):
@@ -556,20 +577,30 @@ def together(states, room=32):
             self.store = [each[: len(indices)] for each in self.store]
             self.show(self.get_seq_length())
 
-    def stack(tensors, before=()):  # `before` stands for the dimensions behind the one that grows
-        width = max(each.shape[-1 - len(before) // 2] for each in tensors)
-        return torch.cat([torch.nn.functional.pad(each, (*before, width - each.shape[-1 - len(before) // 2], 0)) for each in tensors])
+    def blank(part, room=0):
+        return part.new_zeros(rows, part.shape[1], part.shape[2] + room, part.shape[3])
 
-    logits, (cache, *others), masks = zip(*states, strict=True)
-    for place, layer in enumerate(cache.layers):
-        if others and layer.keys is not None:  # some layers have those of another
-            layers = [layer, *(other.layers[place] for other in others)]
-            layer.keys, layer.values = (stack([getattr(each, name) for each in layers], (0, 0)) for name in ("keys", "values"))
-            for other in others:
-                other.layers[place] = None  # or its memory would be held until the batch is done
+    def widen(layer):
         if type(layer) is DynamicLayer:
-            cache.layers[place] = RoomyLayer(layer)
-    return torch.cat(logits), cache, stack(masks)
+            return RoomyLayer(layer)
+        layer = copy.copy(layer)  # one that sees only a window, or the keys of another layer
+        if layer.keys is not None:
+            layer.keys, layer.values = blank(layer.keys), blank(layer.values)
+        return layer
+
+    logits, lengths = [], []
+    for row, (found, one) in enumerate(states):
+        if not row:
+            cache = copy.copy(one)
+            cache.layers = [widen(layer) for layer in one.layers]
+        for layer, own in zip(cache.layers, one.layers, strict=True):
+            if own.keys is not None:
+                width = own.keys.shape[2]
+                layer.keys[row, :, -width:], layer.values[row, :, -width:] = own.keys[0], own.values[0]
+        logits.append(found)
+        lengths.append(one.get_seq_length())
+    padding = lengths[0] - torch.tensor(lengths, device=found.device)[:, None]
+    return torch.cat(logits), cache, (torch.arange(lengths[0], device=found.device) >= padding).long()
 
 
 def decode(model, logits, cache, mask, stop, max_new_tokens, temperature=0, show=None):

@@ -367,8 +367,7 @@ def test_rows_that_have_ended_leave_the_batch(tiny, tokenizer):
     prompts = [train.encode(tokenizer, each, 120)["prompt"] for each in some_rows(9)]
     with torch.inference_mode():
         prompts.sort(key=len, reverse=True)
-        states = [generate.read(model, prompt, [])[:3] for prompt in prompts]
-        batch = generate.together(states, room=8)
+        batch = generate.together((generate.read(model, prompt, [])[:2] for prompt in prompts), len(prompts), room=8)
         together = generate.decode(model, *batch, stop, 20)
         for prompt, reply in zip(prompts, together, strict=True):
             alone = model.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=20, eos_token_id=list(stop), pad_token_id=0)
@@ -392,10 +391,10 @@ def test_one_pass_scores_the_reply_and_leaves_the_prompt_alone_in_the_cache(wind
     with torch.inference_mode():
         for prompt, length in zip(prompts, (1, 0, 256, 300), strict=True):
             reply = [5 + i % 200 for i in range(length)]
-            last, cache, mask, nats = generate.read(model, prompt, reply)
+            last, cache, nats = generate.read(model, prompt, reply)
             whole = model(torch.tensor([prompt + reply])).logits[0]
             expected = torch.nn.functional.cross_entropy(whole[len(prompt) - 1 : -1], torch.tensor(reply, dtype=int), reduction="sum")
-            assert nats == pytest.approx(expected.item(), rel=1e-4) and mask.shape == (1, len(prompt)) and cache.get_seq_length() == len(prompt)
+            assert nats == pytest.approx(expected.item(), rel=1e-4) and cache.get_seq_length() == len(prompt)
             next_token = model(torch.tensor([[7]]), past_key_values=cache).logits[0]
             assert torch.allclose(last, whole[len(prompt) - 1][None], atol=1e-5)
             assert torch.allclose(next_token, model(torch.tensor([[*prompt, 7]])).logits[0, -1:], atol=1e-5)
