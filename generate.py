@@ -282,7 +282,7 @@ def repack(model):
             weight = torch.ops.mkldnn._reorder_linear_weight(module.weight.data)
             product = torch.ops.mkldnn._linear_pointwise
             module.forward = functools.partial(product, W=weight, B=module.bias, attr="none", scalars=[], algorithm="")
-            module.weight = None
+            module.to("meta")  # its own are let go
 
 
 FIXED = {"enable_thinking": False, "date_string": "26 Jul 2024"}  # what some templates would add of their own: thoughts, today
@@ -483,16 +483,8 @@ def answer(tokenizer, model, examples, max_new_tokens, batch_size, file=None, fo
         for batch in share:
             if batch[-1] not in answers:
                 references = [examples[i]["reply"] if examples[i]["scored"] else [] for i in batch]
-                nats = []
-
-                def reading(batch=batch, references=references, nats=nats):  # alone: no padding, and a prompt's matrices are large enough
-                    for i, reference in zip(batch, references, strict=True):
-                        *state, nll = read(model, examples[i]["prompt"], reference)
-                        nats.append(nll)
-                        bar.set_postfix(read=len(nats))
-                        yield state
-
-                replies = decode(model, *together(reading(), len(batch)), stop, max_new_tokens, temperature, show)
+                *state, nats = read_together(model, [examples[i]["prompt"] for i in batch], references, bar)
+                replies = decode(model, *state, stop, max_new_tokens, temperature, show)
                 for i, reply, reference, nll in zip(batch, replies, references, nats, strict=True):
                     stopped = reply[-1] in stop
                     text = tokenizer.decode(reply[: len(reply) - stopped], skip_special_tokens=True).strip()
@@ -542,10 +534,11 @@ def ends(tokenizer, example):
     return {example["reply"][-1], tokenizer.eos_token_id}
 
 
-def together(states, rows, room=32):
-    """(logits, cache, mask) of one batch of `rows` mails, the longest first, out of each one's (logits, cache) as it comes.
+def read_together(model, prompts, replies, bar=None, room=32):
+    """(logits, cache, mask) of one batch of prompts, the longest first, and what read() gives for each reply.
 
-    Each is put in its place at once, padded on the left, and let go. Behind them is room for new tokens.
+    They are read alone: there is no padding, and the matrices are large enough. Each cache is put in its place at once, padded on
+    the left, with room for new tokens behind it, and let go.
     """
     import torch
     from transformers.cache_utils import DynamicLayer
@@ -578,7 +571,7 @@ def together(states, rows, room=32):
             self.show(self.get_seq_length())
 
     def blank(part, room=0):
-        return part.new_zeros(rows, part.shape[1], part.shape[2] + room, part.shape[3])
+        return part.new_zeros(len(prompts), part.shape[1], part.shape[2] + room, part.shape[3])
 
     def widen(layer):
         if type(layer) is DynamicLayer:
@@ -588,8 +581,11 @@ def together(states, rows, room=32):
             layer.keys, layer.values = blank(layer.keys), blank(layer.values)
         return layer
 
-    logits, lengths = [], []
-    for row, (found, one) in enumerate(states):
+    logits, nats = [], []
+    for row, (prompt, reply) in enumerate(zip(prompts, replies, strict=True)):
+        found, one, nll = read(model, prompt, reply)
+        logits.append(found)
+        nats.append(nll)
         if not row:
             cache = copy.copy(one)
             cache.layers = [widen(layer) for layer in one.layers]
@@ -597,10 +593,10 @@ def together(states, rows, room=32):
             if own.keys is not None:
                 width = own.keys.shape[2]
                 layer.keys[row, :, -width:], layer.values[row, :, -width:] = own.keys[0], own.values[0]
-        logits.append(found)
-        lengths.append(one.get_seq_length())
-    padding = lengths[0] - torch.tensor(lengths, device=found.device)[:, None]
-    return torch.cat(logits), cache, (torch.arange(lengths[0], device=found.device) >= padding).long()
+        if bar is not None:
+            bar.set_postfix(read=row + 1)
+    padding = torch.tensor([[len(prompts[0]) - len(prompt)] for prompt in prompts], device=model.device)
+    return torch.cat(logits), cache, (torch.arange(len(prompts[0]), device=model.device) >= padding).long(), nats
 
 
 def decode(model, logits, cache, mask, stop, max_new_tokens, temperature=0, show=None):

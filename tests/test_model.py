@@ -367,7 +367,7 @@ def test_rows_that_have_ended_leave_the_batch(tiny, tokenizer):
     prompts = [train.encode(tokenizer, each, 120)["prompt"] for each in some_rows(9)]
     with torch.inference_mode():
         prompts.sort(key=len, reverse=True)
-        batch = generate.together((generate.read(model, prompt, [])[:2] for prompt in prompts), len(prompts), room=8)
+        *batch, _ = generate.read_together(model, prompts, [[]] * len(prompts), room=8)
         together = generate.decode(model, *batch, stop, 20)
         for prompt, reply in zip(prompts, together, strict=True):
             alone = model.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=20, eos_token_id=list(stop), pad_token_id=0)
@@ -375,6 +375,21 @@ def test_rows_that_have_ended_leave_the_batch(tiny, tokenizer):
     assert len({len(reply) for reply in together}) > 2
     store = batch[1].layers[0].store[0]
     assert batch[1].layers[0].keys.data_ptr() == store.data_ptr() and len(store) < 9  # the room is used, and rows left
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch is built without oneDNN here")
+def test_repacked_weights_multiply_as_before(tiny):
+    from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
+
+    with_bias = Qwen2Config(vocab_size=300, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2)
+    for model in (AutoModelForCausalLM.from_pretrained(tiny).eval(), Qwen2ForCausalLM(with_bias).eval()):
+        ids = torch.arange(3, 40)[None]
+        with torch.inference_mode():
+            before = [model(ids[:, :n]).logits for n in (1, 8, 37)]
+            generate.repack(model)
+            after = [model(ids[:, :n]).logits for n in (1, 8, 37)]
+        assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(before, after, strict=True))
+        assert model.device.type == "cpu" and all(p.is_meta for name, p in model.named_parameters() if "proj" in name)
 
 
 @pytest.mark.parametrize("window", [None, 24])
