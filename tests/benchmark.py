@@ -1,6 +1,6 @@
 """How fast and how large: figures measured side by side, here and now, printed and kept in runs/benchmark.json.
 
-  make bench                  # a quarter of an hour on two CPU cores; or BENCH=train, BENCH=generate, ...
+  make bench                  # 19 minutes on two slow CPU cores; or BENCH=train, BENCH=generate, ...
 
 train     train.py's tokens a second with the embedded model: against the float32 matrix rate of this machine (train_vs_limit, a share),
           against a plain QLoRA recipe (train_vs_plain) and against TRL's SFTTrainer at its best settings (train_vs_trl)
