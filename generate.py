@@ -277,11 +277,11 @@ def repack(model):
     """Hold the weights of the linear layers in the layout in which oneDNN multiplies a few rows up to twice as fast, instead of their own."""
     import torch
 
+    onednn = torch.ops.mkldnn
     for module in model.modules():
-        if type(module) is torch.nn.Linear and module.weight.dtype == torch.float32:
-            weight = torch.ops.mkldnn._reorder_linear_weight(module.weight.data)
-            product = torch.ops.mkldnn._linear_pointwise
-            module.forward = functools.partial(product, W=weight, B=module.bias, attr="none", scalars=[], algorithm="")
+        if type(module) is torch.nn.Linear:
+            weight = onednn._reorder_linear_weight(module.weight.data)
+            module.forward = functools.partial(onednn._linear_pointwise, W=weight, B=module.bias, attr="none", scalars=[], algorithm="")
             module.to("meta")  # its own are let go
 
 
