@@ -1,13 +1,13 @@
 """How fast and how large: figures measured side by side, here and now, printed and kept in runs/benchmark.json.
 
-  make bench                  # 19 minutes on two slow CPU cores; or BENCH=train, BENCH=generate, ...
+  make bench                  # 14 minutes on two slow CPU cores; or BENCH=train, BENCH=generate, ...
 
 train     train.py's tokens a second with the embedded model: against the float32 matrix rate of this machine (train_vs_limit, a share),
           against a plain QLoRA recipe (train_vs_plain) and against TRL's SFTTrainer at its best settings (train_vs_trl)
 generate  generate.py's seconds a mail: of a plain recipe over its own (generate_vs_plain, replies and likelihoods), both in float32, and of
           the same recipe in bfloat16, which bitsandbytes takes by itself where the CPU has AVX512-BF16 (generate_vs_plain_bfloat16);
-          and of llama.cpp in its fastest quantisation, 16 mails at a time, over its own (generate_vs_llamacpp, replies alone, 64 mails)
-extract   messages a second out of a generated .tar.gz of 50,000, with the seconds a message against an archive half as large
+          and of llama.cpp in its fastest quantisation, 16 mails at a time, replies alone, over its own with the likelihoods (generate_vs_llamacpp)
+extract   messages a second out of a generated .tar.gz of 40,000, with the seconds a message against an archive half as large
 evaluate  seconds that evaluate.py takes for 215 replies with all intervals, format for 863 rows, and --help of the slowest script
 
 Both peaks are the largest memory of the whole process. The mail is the sample's, cut and joined to the lengths of Enron's.
@@ -41,7 +41,7 @@ EMBEDDED = ROOT / "models" / "SmolLM2-135M-Instruct"
 AUTHOR = "maud.okafor@ternandtallow.example"
 SAMPLE = [ROOT / "data" / "sample" / f"{name}_train_43.csv" for name in ("maud_okafor", "bernard_pell", "tomek_wilk", "ines_caldeira")]
 LEARNED, PLAIN_LEARNED, TRL_LEARNED = 32, 8, 8  # mails; the plain recipes take long
-ANSWERED, ALONE_ANSWERED, PLAIN_ANSWERED = 157, 64, 8  # with likelihoods, replies alone, by the plain recipe
+ANSWERED, PLAIN_ANSWERED, LLAMACPP_ANSWERED = 157, 6, 48  # of all lengths
 sys.modules["kernels"] = None  # as in the scripts
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 sys.path[:0] = [str(ROOT), str(ROOT / ".venv" / "bench")]  # the scripts; TRL and llama.cpp
@@ -257,17 +257,16 @@ def bench_generate():
         bench_train()
     write_mail(TEST, ANSWERED)
     subprocess.run(["make", "--silent", "runs/benchmark/run/model.gguf"], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
-    ours, gb = alone(our_answers, True, ANSWERED)
-    replies_alone, _ = alone(our_answers, False, ALONE_ANSWERED)
+    ours, gb = alone(our_answers)
     plain, plain_gb = alone(plain_answers, False)
     bfloat16 = alone(plain_answers, True)[0] if torch.cpu._is_avx512_bf16_supported() else plain
-    theirs, _ = alone(llamacpp_answers, ALONE_ANSWERED)
-    print(f"generate.py {ours:.2f} seconds a mail, {gb:.2f} GB, {replies_alone:.2f} without likelihoods; plain recipe {plain:.2f}, {plain_gb:.2f} GB, "
+    theirs, _ = alone(llamacpp_answers)
+    print(f"generate.py {ours:.2f} seconds a mail, {gb:.2f} GB; plain recipe {plain:.2f}, {plain_gb:.2f} GB, "
           f"in bfloat16 {bfloat16:.2f}; llama.cpp {theirs:.2f}")  # fmt: skip
     return {
         "generate_vs_plain": plain / ours,
         "generate_vs_plain_bfloat16": bfloat16 / ours,
-        "generate_vs_llamacpp": theirs / replies_alone,
+        "generate_vs_llamacpp": theirs / ours,
         "generate_peak_gb": gb,
         "generate_peak_vs_model": gb * 1e9 / (EMBEDDED / "model.safetensors").stat().st_size,
     }
@@ -287,13 +286,13 @@ def some(examples, count):
     return [examples[round(i * (len(examples) - 1) / (count - 1))] for i in range(count)]
 
 
-def our_answers(scored, count):
-    """Seconds a mail of generate.py's answers, once the model is loaded; with the likelihoods of the real replies or without."""
+def our_answers():
+    """Seconds a mail of generate.py's answers with the likelihoods of the real replies, once the model is loaded."""
     import generate
 
     settings = generate.read_settings(generate.parse_args(["--run", str(RUN), "--data", str(TEST)]))
     tokenizer, model = generate.load(settings, RUN)
-    examples = [example | {"scored": scored} for example in some(questions(tokenizer)[1], count)]
+    examples = [example | {"scored": True} for example in questions(tokenizer)[1]]
     start = time.perf_counter()
     rows = generate.rows_at_a_time(model, settings["max_prompt"] + settings["max_new_tokens"])
     generate.answer(tokenizer, model, examples, settings["max_new_tokens"], rows)
@@ -324,7 +323,7 @@ def plain_answers(bfloat16):
     return (time.perf_counter() - start) / len(examples)
 
 
-def llamacpp_answers(count, kind="Q4_0", parallel=16):
+def llamacpp_answers(kind="Q4_0", parallel=16):
     """Seconds a mail of llama.cpp's greedy replies, up to `parallel` mails at a time: who ends makes room for the next.
 
     Q4_0 is the fastest quantisation of those tried: Q4_1 and Q8_0 took 1.8 and 1.7 times as long on a CPU with AVX2.
@@ -340,7 +339,7 @@ def llamacpp_answers(count, kind="Q4_0", parallel=16):
     if not file.exists() or file.stat().st_mtime < whole.stat().st_mtime:
         assert not cpp.llama_model_quantize(str(whole).encode(), str(file).encode(), how), f"llama.cpp cannot quantise to {kind}"
     settings, examples = questions(AutoTokenizer.from_pretrained(EMBEDDED))
-    examples, longest = some(examples, count), settings["max_new_tokens"]
+    examples, longest = some(examples, LLAMACPP_ANSWERED), settings["max_new_tokens"]
     model = cpp.llama_model_load_from_file(str(file).encode(), cpp.llama_model_default_params())
     context = cpp.llama_context_default_params()
     context.n_seq_max, context.n_batch = parallel, 2048
@@ -380,7 +379,7 @@ def llamacpp_answers(count, kind="Q4_0", parallel=16):
 # ------------------------------------------------------------------------------------------------- extract and evaluate
 
 
-def bench_extract(sizes=(25_000, 50_000)):
+def bench_extract(sizes=(20_000, 40_000)):
     """extract on archives of two sizes: messages a second and peak memory at the larger, seconds a message larger / smaller."""
     seconds = {}
     for size in sizes:
