@@ -530,6 +530,13 @@ def read(model, prompt, reply):
     return logits[:1].clone(), cache, nats
 
 
+def changes_in_use(model):
+    """Whether a forward pass changes what another one reads: 4-bit layers repack their weights in the first one, and some rotary
+    embeddings take the frequencies that suit the length."""
+    kinds = [str(getattr(module, "rope_type", "")) for module in model.modules()]
+    return getattr(model, "is_quantized", False) or any("dynamic" in kind or "longrope" in kind for kind in kinds)
+
+
 def ends(tokenizer, example):
     """The tokens that end a reply."""
     return {example["reply"][-1], tokenizer.eos_token_id}
@@ -584,7 +591,7 @@ def read_together(model, prompts, replies, bar=None, room=32):
 
     logits, nats, cores, side_by_side = [], [], torch.get_num_threads(), map
     with contextlib.ExitStack() as stack:
-        if model.device.type == "cpu" and min(cores, len(prompts)) > 1:
+        if model.device.type == "cpu" and min(cores, len(prompts)) > 1 and not changes_in_use(model):
             stack.callback(torch.set_num_threads, cores)
             torch.set_num_threads(cores // 2)
             side_by_side = stack.enter_context(ThreadPoolExecutor(2, initializer=torch.set_num_threads, initargs=[cores // 2])).map

@@ -664,7 +664,9 @@ def train(model, tokenizer, train_set, validation_set, settings, run):
     trainer.remove_callback(PrinterCallback)
     cores, pool = torch.get_num_threads(), None
     noise = [value for name, value in model.config.to_dict().items() if ("drop" in name or "jitter" in name) and value]
-    if not (gpu or world > 1 or cores == 1 or settings["dropout"] or noise):  # noise comes from one row of random numbers
+    kinds = [str(getattr(module, "rope_type", "")) for module in model.modules()]  # two take the frequencies that suit a part's length
+    shared = noise or any("dynamic" in kind or "longrope" in kind for kind in kinds)  # noise comes from one row of random numbers
+    if not (gpu or world > 1 or cores == 1 or settings["dropout"] or shared):
         torch.set_num_threads(cores // 2)
         pool = ThreadPoolExecutor(2, initializer=torch.set_num_threads, initargs=[cores // 2])
     before = {number: signal.signal(number, clock.on_signal) for number in STOPS}
