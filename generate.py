@@ -589,14 +589,17 @@ def read_together(model, prompts, replies, bar=None, room=32):
             layer.keys, layer.values = blank(layer.keys), blank(layer.values)
         return layer
 
+    @torch.inference_mode()  # which every thread has to say
+    def read_one(pair):
+        return read(model, *pair)
+
     logits, nats, cores, side_by_side = [], [], torch.get_num_threads(), map
     with contextlib.ExitStack() as stack:
         if model.device.type == "cpu" and min(cores, len(prompts)) > 1 and not changes_in_use(model):
             stack.callback(torch.set_num_threads, cores)
             torch.set_num_threads(cores // 2)
             side_by_side = stack.enter_context(ThreadPoolExecutor(2, initializer=torch.set_num_threads, initargs=[cores // 2])).map
-        each = torch.inference_mode()(functools.partial(read, model))  # which every thread has to say
-        for row, (found, one, nll) in enumerate(side_by_side(each, prompts, replies)):
+        for row, (found, one, nll) in enumerate(side_by_side(read_one, zip(prompts, replies, strict=True))):
             logits.append(found)
             nats.append(nll)
             if not row:

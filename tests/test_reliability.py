@@ -88,7 +88,7 @@ def run_script(command, out, log, seen, kill_at, delay, cut_off):
     """
     script, *sys.argv[1:] = map(str, command)
     sys.argv[0] = str(ROOT / script)
-    os.environ |= {"OMP_NUM_THREADS": "2" if script == "generate.py" else "1", "OMP_WAIT_POLICY": "passive"}  # generate.py reads in two
+    os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
     for number in (1, 2):
         os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
 
