@@ -110,7 +110,7 @@ drafts: | .venv/installed ## answers to new mail as drafts: make drafts INBOX=in
 	python prepare_data.py drafts data/mine/answers.jsonl $(call path,$(OUT))
 reply: | .venv/installed ## the answer to one mail: make reply MAIL=x.eml
 	$(if $(MAIL),,$(error say which mail: make reply MAIL=x.eml))
-	mail=$$(python prepare_data.py text $(call path,$(MAIL))) && printf '%s\n' "$$mail" | python generate.py --run $(RUN) --mail - $(GENERATE_FLAGS)
+	mail=$$(python prepare_data.py text $(call path,$(MAIL))) && printf '%s\n' "$$mail" | python generate.py --run $(RUN) --mail - $(if $(NOTES),--notes "$(NOTES)") $(GENERATE_FLAGS)
 data: $(addprefix data/,$(shell cut -c67- data/SHA256SUMS)) ## fetch the study's CSV files
 model: $(EMBEDDED)/model.safetensors ## make the embedded base model
 
@@ -146,7 +146,7 @@ runs/%/predictions.jsonl: runs/%/train.json $$(if $$(findstring sizes/,$$*),data
 	$(launch) generate.py --run $(@D) --data $(call known,$(filter data/%,$^)) $(GENERATE_FLAGS)
 
 runs/%/untuned/predictions.jsonl: | .venv/installed
-	$(launch) generate.py --base-model $(MODEL) --run $(patsubst %/train.json,%,$(filter %/train.json,$^)) --data $(filter data/%,$^) --output $@ $(GENERATE_FLAGS)
+	$(launch) generate.py --untuned --run $(patsubst %/train.json,%,$(filter %/train.json,$^)) --data $(filter data/%,$^) --output $@ $(GENERATE_FLAGS)
 
 $(COPIES): | .venv/installed
 	python generate.py --baseline $(notdir $(@D)) --train-data $(training) --data $(tests) --output $@

@@ -1,116 +1,102 @@
-"""Answer mails with a fine-tuned model, greedily, and score the author's real replies under the same model.
+"""Answer mails with a fine-tuned model, greedily, and score the author's real replies under it.
 
   python generate.py --run runs/demo/exp1.M-M --data data/sample/maud_okafor_test_16.jsonl
-  python generate.py --run runs/demo/exp1.M-M --mail mail.txt --instructions "say no, politely; propose Tuesday" --variants 3
-  python generate.py --run runs/demo/exp1.M-M --chat
+  python generate.py --run runs/demo/exp1.M-M --mail mail.txt
   python generate.py --run runs/demo/exp1.M-M --export FOLDER
 
-The first prints how many replies stopped by themselves and writes runs/demo/exp1.M-M/predictions.jsonl, a row a mail: id, mail,
-reference, prediction, finish_reason ("stop" or "length"), reference_nll (negative log-likelihood of the whole reference and its
-end of turn, summed, in nats) and reference_tokens; half a minute on two CPU cores. The second prints one reply as it is written,
-the greedy one, and two samples. The third asks for a mail, prints a draft, asks what to change, and so on. The
-fourth writes adapter and base model as one model for transformers, vLLM and Ollama.
+The first writes runs/demo/exp1.M-M/predictions.jsonl, a row a mail: id, mail, reference,
+prediction, finish_reason ("stop" or "length"), reference_nll (negative log-likelihood of the
+reference and its end of turn, summed, in nats) and reference_tokens; it takes half a minute on two
+CPU cores and prints how many replies ended by themselves. The second prints one reply as it is
+written. The third writes adapter and base model as one model for transformers, vLLM and Ollama.
 """
 
 import argparse
+import bisect
 import contextlib
-import copy
 import datetime
 import fcntl
 import functools
 import hashlib
-import itertools
+import inspect
 import json
 import logging
 import os
 import re
 import shutil
-import signal
 import sys
 import warnings
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-RANK, LOCAL_RANK, WORLD = (int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("LOCAL_RANK", 0), ("WORLD_SIZE", 1)))
+CHUNK = 16  # tokens that a batch writes before the rows that have ended leave it
+FULL_DISK = ("No space left", "inline_container")  # in the errors of several libraries
+FULL_MEMORY = ("out of memory", "can't allocate memory")
+RANK = int(os.environ.get("RANK", "0"))  # of several processes, by torchrun or accelerate
+LOCAL_RANK = int(os.environ.get("LOCAL_RANK", "0"))
+WORLD = int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def main(argv=None):
-    os.umask(0o077)  # replies to private mail are their owner's alone
-    sys.modules["kernels"] = None  # with this package the libraries would fetch code from a hub, unasked, and run it
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)  # misses it aloud
+    os.umask(0o077)  # replies to private mail are for their owner only
+    sys.modules["kernels"] = None  # with this package the libraries would download code and run it
     args = parse_args(argv)
-    if RANK:  # of several processes the first one speaks
-        sys.stdout = open(os.devnull, "w")
+    if RANK:  # only the first of several processes prints
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")
     if args.id:
         return print_one(args.run, args.id)
     if args.baseline:
-        return write_baseline(args.baseline, args.train_data, read_jsonl(args.data)[: args.limit], args.output)
+        return write_baseline(args)
     settings = read_settings(args)
+    folder = find_model(args.base_model or settings["base_model"])
     if args.export:
-        return export(settings, args.run, args.export)
-    rows = [read_mail(args.mail) | {"instructions": args.instructions}] if args.mail else read_jsonl(args.data)[: args.limit] if args.data else []
-    tokenizer, model = load(settings, args.run if not args.base_model else None)
-    if args.chat:
-        return chat(tokenizer, model, settings, args.instructions)
-    room = settings.get("max_prompt", model.config.max_position_embeddings - settings["max_new_tokens"])
-    if room < 1:
-        die(f"--max-new-tokens {settings['max_new_tokens']} leaves no room for a mail in {model.config.max_position_embeddings} tokens")
-    examples = [encode(tokenizer, row, room) for row in with_instruction(rows, settings["instruction"])]
-    say_cut(examples, room)
+        return export(folder, settings, args.run, args.export)
+    rows = [read_mail(args.mail, args.notes)] if args.mail else read_jsonl(args.data)[: args.limit]
+    tokenizer, model = load_model(folder, settings, args.run, args.untuned)
+    examples = [encode(tokenizer, row, settings) for row in rows]
+    if cut := sum(example["cut"] for example in examples):
+        room = f"a prompt has room for {settings['max_prompt']} tokens"
+        print(f"generate.py: {cut} of {len(rows)} mails lost their end: {room}", file=sys.stderr)
     if args.mail:
-        return [draft(tokenizer, model, examples[0], settings["max_new_tokens"], variant) for variant in range(args.variants)]
-    batch_size = args.batch_size or rows_at_a_time(model, room + settings["max_new_tokens"])
-    weights = b"" if args.base_model else (args.run / "adapter" / "adapter_model.safetensors").read_bytes()
-    key = hashlib.sha256(json.dumps([settings, batch_size, WORLD, examples]).encode() + weights).hexdigest()
-    with batches(args.output, key) as kept:
-        answers = gather(answer(tokenizer, model, examples, settings["max_new_tokens"], batch_size, *kept))
+        return stream(tokenizer, model, examples[0])
+    with unfinished(args, settings, examples) as (file, answers):
+        answer_all(tokenizer, model, examples, args.batch_size, file, answers)
+        answers = gather(answers)
         if not RANK:
             write(args.output, rows, [answers[place] for place in range(len(rows))])
 
 
 def parse_args(argv):
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    form = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=form, allow_abbrev=False)
     parser.error = die  # one line, without the usage
-    files = parser.add_argument_group("files")
-    files.add_argument("--run", metavar="DIR", type=Path, help="run folder of train.py")
-    files.add_argument("--base-model", metavar="M", help="the untuned model M instead; with --run, on that run's settings")
-    files.add_argument("--baseline", choices=["constant", "nearest"], help="no model: the author's most frequent reply in the "
-                       "training mails, or the reply to the most similar one")  # fmt: skip
-    files.add_argument("--train-data", metavar="JSONL", type=Path, help="training mails of a --baseline")
-    files.add_argument("--data", metavar="JSONL", type=Path, help="mails to answer, from `prepare_data.py format`")
-    files.add_argument("--output", metavar="F", type=Path, help="(default DIR/predictions.jsonl)")
-    files.add_argument("--mail", metavar="FILE", help="answer the one mail in a text file, or - for standard input")
-    files.add_argument("--chat", action="store_true", help="answer mail after mail from standard input, with changes on request")
-    files.add_argument("--export", metavar="FOLDER", type=Path, help="write the merged model, for other programs, to FOLDER")
-    files.add_argument("--id", help="print the mail, reply and reference of this id in DIR/predictions.jsonl")
-    files.add_argument("--limit", metavar="N", type=positive, help="answer the first N mails (default all)")
-    method = parser.add_argument_group("method")
-    method.add_argument("--max-new-tokens", metavar="N", type=positive, help="(default the run's --max-reply-length, or 512)")
-    method.add_argument("--instructions", metavar="TEXT", help="what to answer, for --mail and --chat: say no, propose Tuesday")
-    method.add_argument("--variants", metavar="N", type=positive, default=1,
-                        help="replies to the --mail, the greedy one and N-1 samples (default %(default)s)")  # fmt: skip
-    method.add_argument("--quantization", choices=["4bit", "none"], help="(default the run's, or 4bit)")
-    machine = parser.add_argument_group("machine")
-    machine.add_argument("--batch-size", metavar="N", type=positive, help="mails answered at a time (default as many as 4 GB hold on a CPU, a GPU's memory or 64 there)")
+    add = parser.add_argument_group("whose replies").add_argument
+    add("--run", type=Path, help="run folder of train.py")
+    add("--untuned", action="store_true", help="the run's base model without its adapter")
+    add("--base-model", help="where the run's base model is now, if it has moved")
+    baseline_help = "the author's most frequent reply, or the reply to the most similar mail"
+    add("--baseline", choices=["constant", "nearest"], help=baseline_help)
+    add("--train-data", type=Path, help="JSONL that a --baseline copies from")
+    add = parser.add_argument_group("to what").add_argument
+    add("--data", type=Path, help="JSONL of `prepare_data.py format`")
+    add("--limit", type=positive, help="answer its first LIMIT mails (default all)")
+    add("--output", type=Path, help="(default RUN/predictions.jsonl)")
+    add("--mail", help="answer the mail in a text file, or - for standard input")
+    add("--notes", default="", help="what the reply to the --mail should say")
+    add("--export", type=Path, help="write the merged model to this folder")
+    add("--id", help="print the mail, reply and reference of this id in RUN/predictions.jsonl")
+    add = parser.add_argument_group("how").add_argument
+    add("--max-new-tokens", type=positive, help="(default the run's --max-reply-length)")
+    add("--batch-size", type=positive, default=16, help="mails at a time (default %(default)s)")
     args = parser.parse_args(argv)
-    if not (args.run or args.base_model or args.baseline):
-        parser.error("--run, --base-model or --baseline is missing: whose replies?")
-    if args.baseline and (args.run or args.base_model or not (args.train_data and args.data and args.output)):
-        parser.error("--baseline wants --train-data, --data and --output alone: no model answers")
-    if sum(map(bool, (args.data, args.mail, args.chat, args.export, args.id))) != 1:
-        parser.error("exactly one of --data, --mail, --chat, --export and --id says what to do")
-    if args.instructions and not (args.mail or args.chat) or args.variants > 1 and not args.mail:
-        parser.error("--instructions is for --mail and --chat, --variants for --mail")
-    if args.id and not args.run:
-        parser.error("--id reads the predictions of a --run")
-    if args.export and (args.base_model or not args.run):
-        parser.error("--export merges the adapter of a --run into that run's own base model")
-    if args.base_model and args.data and not args.output:
-        parser.error("--base-model wants an --output: the run's own predictions.jsonl is for its adapter")
-    if args.data and not args.output:
-        args.output = args.run / "predictions.jsonl"
+    if sum(map(bool, (args.data, args.mail, args.export, args.id))) != 1:
+        die("exactly one of --data, --mail, --export and --id says what to do")
+    if args.baseline and (args.run or not (args.train_data and args.data and args.output)):
+        die("--baseline wants --train-data, --data and --output, and no --run")
+    if not args.baseline and not args.run:
+        die("--run or --baseline is missing: whose replies?")
+    if args.untuned and not (args.mail or args.data and args.output):
+        die("--untuned wants --data with an --output of its own, or --mail")
+    args.output = args.output or args.run and args.run / "predictions.jsonl"
     return args
 
 
@@ -126,648 +112,575 @@ def die(message):
     sys.exit(2)
 
 
-def leave(number, frame):
-    print("generate.py: interrupted; the same command goes on", file=sys.stderr)
-    sys.exit(128 + number)
-
-
 def read_jsonl(path):
-    """The rows of a prompt/completion file; a mail still to be answered has no completion."""
+    """The rows of a file, as train.py takes them; a mail to be answered has no completion."""
     if not path.is_file():
-        die(f"{path}: no such file; `prepare_data.py format` makes it from a CSV")
-    rows, ids = [], set()
+        die(f"{path}: no such file; `prepare_data.py format` makes it")
+    rows = {}
     for number, line in enumerate(path.read_bytes().splitlines(), 1):
         try:
             row = json.loads(line)
-            turns = [(message["role"], message["content"].strip()) for message in row["prompt"] + row.get("completion", [])]
-            json.dumps(row, ensure_ascii=False).encode()  # half a character is no text
-            if row["id"] + "" in ids:
-                die(f"{path}, line {number}: id {row['id']} stands there twice")
-            if not {role for role, _ in turns} <= {"system", "user", "assistant"}:  # a role stands in the prompt as it is
+            turns = row["prompt"] + row.get("completion", [])
+            "".join(turn["content"].strip() for turn in turns).encode()  # half a pair is no text
+            roles = [turn["role"] for turn in turns]  # a template writes them as they are
+            known = {*roles} <= {"system", "user", "assistant"} and isinstance(row["id"], str)
+            answered = "completion" in row
+            if not known or row["prompt"][-1]["role"] != "user":
                 raise ValueError
-            if row["prompt"][-1]["role"] != "user" or "completion" in row and turns[-1][0] != "assistant":
+            if answered and (roles[-1] != "assistant" or len(turns) == len(row["prompt"])):
                 raise ValueError
         except (ValueError, KeyError, TypeError, AttributeError, IndexError):
-            die(f"{path}, line {number}: not a row of id, prompt and completion; `prepare_data.py format` makes them")
-        ids.add(row["id"])
-        rows.append(row)
+            die(f"{path}, line {number}: not a row of `prepare_data.py format`")
+        if row["id"] in rows:
+            die(f"{path}, line {number}: the id {row['id']} is there twice")
+        rows[row["id"]] = row
     if not rows:
         die(f"{path}: no rows")
-    return rows
+    return list(rows.values())
 
 
-def read_mail(name):
+def read_mail(name, notes):
+    """One mail as a row; in UTF-8, or in the letters of old Windows programs."""
     try:
-        text = sys.stdin.read() if name == "-" else Path(name).read_text()
-    except (OSError, UnicodeDecodeError) as error:
+        data = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
+    except OSError as error:
         die(f"{name}: {error}")
+    try:
+        text = data.decode()
+    except UnicodeDecodeError:
+        text = data.decode("windows-1252", errors="replace")
     if not text.strip():
         die(f"{name}: an empty mail")
-    return {"id": name, "prompt": [{"role": "user", "content": text}]}
+    return {"id": name, "prompt": [{"role": "user", "content": text}], "notes": notes}
 
 
 def print_one(run, wanted):
-    """One test mail of a run with its reply and the reference, as the study's result notebooks showed them."""
+    """One test mail of a run with its reply and the reference."""
     path = run / "predictions.jsonl"
     if not path.is_file():
         die(f"{path}: no such file; `generate.py --run {run} --data TEST.jsonl` makes it")
     try:
         rows = {row["id"]: row for row in map(json.loads, path.read_bytes().splitlines())}
+        if wanted not in rows:
+            die(f"{path}: no id {wanted} among {len(rows)}, such as {', '.join(list(rows)[:5])}")
+        for part in ("mail", "reference", "prediction"):
+            print(f"--- {part}\n{rows[wanted][part]}\n")
     except (ValueError, KeyError, TypeError):
-        die(f"{path}: not JSON, a row a line; `generate.py --run {run} --data TEST.jsonl` makes it anew")
-    if wanted not in rows:
-        die(f"{path}: no id {wanted} among {len(rows)}, such as {', '.join(list(rows)[:5])}")
-    for part in ("mail", "reference", "prediction"):
-        print(f"--- {part}\n{rows[wanted][part]}\n")
+        die(
+            f"{path}: not predictions; `generate.py --run {run} --data TEST.jsonl` makes them again"
+        )
 
 
 def read_settings(args):
-    """base_model, quantization, instruction and lengths: the flags, else the run's own, else no limit but the context's."""
-    settings = {"base_model": args.base_model, "quantization": "4bit", "instruction": None}
-    if args.run:
-        if not (args.run / "train.json").is_file():
-            die(f"{args.run / 'train.json'}: no such file; train.py writes it when a training is finished")
-        try:
-            settings = json.loads((args.run / "train.json").read_bytes()) | {}
-        except (ValueError, TypeError):
-            die(f"{args.run / 'train.json'}: not JSON; train again")
-        if missing := {"base_model", "quantization", "instruction", "max_prompt", "max_reply_length"} - settings.keys():
-            die(f"{args.run / 'train.json'} says no {', '.join(sorted(missing))}: it is of an older version; train again")
-    given = {name: getattr(args, name) for name in ("base_model", "quantization", "max_new_tokens") if getattr(args, name)}
-    return {"max_new_tokens": settings.get("max_reply_length", 512)} | settings | given
-
-
-def fetch(kind, name, **how):
-    """From the disk if it is there: a hub that is asked at every start knows who works when, and may send another model."""
-    from huggingface_hub import constants
-
-    offline, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
+    """The settings that train.py left in the run, with the length that was asked for here."""
+    path = args.run / "train.json"
+    if not path.is_file():
+        die(f"{path}: no such file; train.py writes it when a training is finished")
     try:
-        return kind.from_pretrained(name, **how)
-    except (OSError, ValueError):
-        if offline or Path(name).is_dir():
+        settings = {} | json.loads(path.read_bytes())
+    except (ValueError, TypeError):
+        die(f"{path}: not JSON; train again")
+    if "reply_start" not in settings:
+        die(f"{path} is of another version: train again")
+    if args.max_new_tokens:
+        settings["max_reply_length"] = args.max_new_tokens
+    return settings
+
+
+def find_model(name):
+    """The folder of a base model: the one named, or the hub's, downloaded once.
+
+    The hub is asked only for what is not in its cache: who asks at every start tells it who works
+    when, and may get another model.
+    """
+    if not Path(name).is_dir():
+        failure = f"{name}, the run's base model, is not there: say where it is by --base-model"
+        if Path(name).is_absolute():  # no name on the hub
+            die(failure)
+        from huggingface_hub import snapshot_download
+
+        unused = ["*/*", "*.bin", "*.pth", "*.gguf", "consolidated*"]  # other formats
+        fetch = functools.partial(snapshot_download, name, ignore_patterns=unused)
+        try:
+            name = fetch(local_files_only=True)
+        except Exception:  # not there, or not whole: the next call says why if it fails, too
+            name = attempt(failure, fetch)
+    return str(Path(name).resolve())
+
+
+def attempt(failure, function, *args, **how):
+    """What a library's function returns; its errors, each has its own kinds, end in one line."""
+    try:
+        return function(*args, **how)
+    except Exception as error:
+        if any(words in str(error) for words in FULL_DISK + FULL_MEMORY):
             raise
-    finally:
-        constants.HF_HUB_OFFLINE = offline
-    return kind.from_pretrained(name, **how)
+        die(f"{failure} ({next(iter(str(error).strip().splitlines()), type(error).__name__)})")
 
 
-def load(settings, run, own_dtype=False):
-    """(tokenizer, model): the base model as it was in training, with the run's adapter unless run is None.
+def load_model(folder, settings, run, untuned=False, merged=False):
+    """(tokenizer with the run's template, base model as in training with the run's adapter).
 
-    With own_dtype in the precision of its files instead of the machine's fastest.
+    `merged`: unrounded, in the precision of its files, and merged with the adapter.
     """
     import psutil
     import torch
+    import transformers
     from peft import PeftModel
-    from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
-    from transformers.utils import logging
 
-    logging.set_verbosity_error()
-    warnings.simplefilter("ignore", FutureWarning)  # the libraries' among themselves
-    if not sys.stderr.isatty():
-        logging.disable_progress_bar()
-    gpu = torch.cuda.is_available()
-    dtype = torch.float32
-    if gpu:  # T4 and V100 only emulate bf16
-        dtype = torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    nf4 = BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+    quieten()
+    adapter, nf4 = run / "adapter", settings["quantization"] == "4bit" and not merged
+    if not (adapter / "adapter_model.safetensors").is_file():  # or PEFT would take a pickle
+        die(f"{adapter}: no adapter_model.safetensors; delete {run / 'train.json'} and train again")
+    damaged = f"cannot load {adapter}: it is damaged, or was trained on another model than {folder}"
+    tokenizer = attempt(damaged, transformers.AutoTokenizer.from_pretrained, adapter)
+    config = attempt(f"cannot load {folder}", transformers.AutoConfig.from_pretrained, folder)
+    if merged and getattr(config, "quantization_config", None):
+        die(f"{folder} is held in 4 bits: name the model that it was made of by --base-model")
+    dtype, device = torch.float32, "cpu"
+    if torch.cuda.is_available():  # T4 and V100 only emulate bf16
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+        dtype, device = torch.bfloat16 if native else torch.float16, LOCAL_RANK
+    rounding = transformers.BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
     )
-    quantized = settings["quantization"] == "4bit"
-    base_model = settings["base_model"]
-    try:
-        tokenizer = fetch(AutoTokenizer, base_model)
-        model = fetch(
-            AutoModelForCausalLM,
-            base_model,
-            dtype="auto" if own_dtype else dtype,
-            device_map={"": LOCAL_RANK if gpu else "cpu"},
-            quantization_config=nf4 if quantized else None,
-            attn_implementation="sdpa",
-            use_safetensors=True,
-        )
-    except (OSError, ValueError) as error:
-        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        die(f"cannot load {base_model} ({reason}): the embedded model is made by `make model`; a gated one wants its licence "
-            "accepted on huggingface.co and `hf auth login`; any other a network once, or its folder")  # fmt: skip
-    if not tokenizer.chat_template:
-        die(f"{base_model} has no chat template: take a chat model, often the one named -chat or -Instruct")
-    if quantized and not gpu and 16 * model.num_parameters() < psutil.virtual_memory().available:
-        model, quantized = model.dequantize(), False  # the same rounded weights in float32: six times as fast on a CPU
-        for weight in model.parameters():  # what was not rounded would hold the whole mapped file in memory
-            weight.data = weight.data.clone()
-    if run:
-        adapter = run / "adapter"
-        if not (adapter / "adapter_model.safetensors").is_file():  # or PEFT would take a pickle, or ask the hub
-            die(f"{adapter / 'adapter_model.safetensors'}: no such file; delete {run / 'train.json'} and train again")
-        try:
-            model = PeftModel.from_pretrained(model, adapter)
-        except Exception as error:  # each library has its own
-            if "out of memory" in str(error):
-                raise
-            die(f"cannot load {adapter} ({type(error).__name__}): it is torn, or was trained on another model than {base_model}")
-        if not quantized:
-            model = model.merge_and_unload()
-    if not gpu and not own_dtype and not quantized and torch.backends.mkldnn.is_available():
-        repack(model)
+    how = {"dtype": "auto" if merged else dtype, "device_map": {"": device}}
+    how |= {"use_safetensors": True, "quantization_config": rounding if nf4 else None}
+    load = transformers.AutoModelForCausalLM.from_pretrained
+    model = attempt(f"cannot load {folder}", load, folder, **how)
+    if nf4 and device == "cpu" and 16 * model.num_parameters() < psutil.virtual_memory().available:
+        model, nf4 = model.dequantize(), False  # the same rounded weights, faster on a CPU
+    if not untuned:
+        model = attempt(damaged, PeftModel.from_pretrained, model, adapter)
+        model = model if nf4 else model.merge_and_unload()
+    model.generation_config = attempt(
+        damaged, transformers.GenerationConfig.from_pretrained, adapter
+    )
+    model.generation_config.max_new_tokens = settings["max_reply_length"]
     return tokenizer, model.eval()
 
 
-def repack(model):
-    """Hold the weights of the linear layers in the layout in which oneDNN multiplies a few rows up to twice as fast, instead of their own."""
-    import torch
+def quieten():
+    """Keep the libraries from talking among themselves."""
+    from transformers import logging as transformers_logging
 
-    onednn = torch.ops.mkldnn
-    for module in model.modules():
-        if type(module) is torch.nn.Linear:
-            weight = onednn._reorder_linear_weight(module.weight.data)
-            module.forward = functools.partial(onednn._linear_pointwise, W=weight, B=module.bias, attr="none", scalars=[], algorithm="")
-            module.to("meta")  # its own are let go
+    transformers_logging.set_verbosity_error()
+    if not sys.stderr.isatty():
+        transformers_logging.disable_progress_bar()
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)  # misses `kernels`
+    warnings.simplefilter("ignore", FutureWarning)
+    warnings.filterwarnings("ignore", "You passed `quantization_config`")  # to a quantized model
 
 
-FIXED = {"enable_thinking": False, "date_string": "26 Jul 2024"}  # what some templates would add of their own: thoughts, today
+def render(tokenizer, turns):
+    """The text of a conversation that ends with the user's turn, and the head of a reply to it.
+
+    Empty where the template refuses it.
+    """
+    try:
+        return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    except Exception:  # a template is a program of the model's makers, and may raise anything
+        return ""
+
+
+def tokenize(tokenizer, text):
+    return tokenizer(text, add_special_tokens=False).input_ids
 
 
 @functools.cache
 def controls(tokenizer):
-    """(ids of the control tokens that may end a turn, ids of all that a mail must not say, pattern of their texts)."""
-    added = tokenizer.added_tokens_decoder
-    special = {i for i, token in added.items() if token.special} | set(tokenizer.all_special_ids)
-    alike = {i for i, token in added.items() if re.fullmatch(r"[<\[].*[>\]]", token.content)}  # special in all but name
-    texts = {added[i].content for i in (special | alike) & added.keys()} | set(tokenizer.all_special_tokens)
-    texts |= {"[INST]", "[/INST]", "<<SYS>>", "<</SYS>>"}  # Llama 2's are plain text
-    pattern = re.compile("|".join(re.escape(text) for text in sorted(texts, key=len, reverse=True)))
-    return special, (special | alike) - {tokenizer.unk_token_id}, pattern
+    """(ids of the control tokens, pattern of their texts)."""
+    tokens = {
+        id: token
+        for id, token in tokenizer.added_tokens_decoder.items()
+        if token.special or re.fullmatch(r"[<\[].*[>\]]", token.content)
+    }
+    texts = {token.content for token in tokens.values()} | set(tokenizer.all_special_tokens)
+    texts |= {"[INST]", "[/INST]", "<<SYS>>", "<</SYS>>"}  # plain text in Llama 2
+    pattern = "|".join(re.escape(text) for text in sorted(texts, key=len, reverse=True))
+    ids = tokens.keys() | set(tokenizer.all_special_ids)
+    return ids - {tokenizer.unk_token_id}, re.compile(pattern)
 
 
 def neutralise(tokenizer, text):
-    """Break the text of every control token with a space, "<|im_end|>" to "< |im_end|>": no mail ends its turn by itself."""
-    _, control, pattern = controls(tokenizer)
+    """Break each control token's text by a space, "<|im_end|>" to "< |im_end|>": mail is data."""
+    ids, pattern = controls(tokenizer)
     text = pattern.sub(lambda match: match[0][0] + " " + match[0][1:], text)
-    read = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    for token, (start, end) in list(zip(read.input_ids, read.offset_mapping, strict=True))[::-1]:
-        if token in control:  # said in other letters, such as wide ones, to a tokenizer that takes these for the same
-            text = text[:start] + " ".join(text[start:end]) + text[end:]
-    return text
+    if ids & set(tokenize(tokenizer, text)):  # said in letters that the tokenizer takes for these
+        text = re.sub(r"[^\w\s]", " ", text)
+    return text.strip()
 
 
-def encode(tokenizer, row, room):
-    """One conversation as ids: {"prompt": at most `room`, "reply": the whole reply and its end of turn, "cut": bool}.
+def encode_prompt(tokenizer, row, room):
+    """(text, ids, whether the mail was cut) of a row's prompt in at most `room` tokens.
 
-    The base model's chat template renders both. A mail too long for the room loses its end: the newest text stands first.
-    Examples in front that leave it less than an eighth of the room are left out.
-    What the writer wants said (row["instructions"]) stands behind the mail in the same turn, where models heed it most, and as
-    a last word that no mail can take back; it and the turns after the mail (row["then"]) stay whole.
+    A mail too long for it loses its end: the newest text stands first. Past mails with their
+    replies in front are left out, the first first, where they leave it less than an eighth.
     """
-    from jinja2 import TemplateError
+    *turns, mail = [
+        turn | {"content": neutralise(tokenizer, turn["content"])} for turn in row["prompt"]
+    ]
+    text = mail["content"]
 
-    def tokenize(text):
-        return tokenizer(text, add_special_tokens=False).input_ids
+    def prompt(length):
+        rendered = render(tokenizer, [*turns, mail | {"content": text[:length].rstrip()}])
+        if not rendered:
+            die(f"row {row['id']}: the chat template of {tokenizer.name_or_path} refuses its turns")
+        return rendered, tokenize(tokenizer, rendered)
 
-    def render(messages, **how):
-        try:
-            return tokenizer.apply_chat_template(messages, tokenize=False, **FIXED, **how)
-        except TemplateError as error:
-            die(f"the chat template of {tokenizer.name_or_path} refuses row {row['id']} ({error}): take another model")
+    def size(length):
+        return len(prompt(length)[1])
 
-    def conversation():
-        return [*turns, mail | {"content": mail["content"] + wish}, *then]
-
-    place, then = len(row["prompt"]) - 1, row.get("then", [])
-    messages = [*row["prompt"], *then, *row.get("completion", [{"role": "assistant", "content": "Yes."}])]
-    *messages, reply = [m | {"content": neutralise(tokenizer, m["content"]).strip()} for m in messages]
-    turns, mail, then = messages[:place], messages[place], messages[place + 1 :]
-    wish = neutralise(tokenizer, f"\n\nIn this reply: {row['instructions'].strip()}") if row.get("instructions") else ""
-    cut = False
-    while len(prompt_ids := tokenize(prompt := render(conversation(), add_generation_prompt=True))) > room:
-        starts = [a for a, _ in tokenizer(mail["content"], add_special_tokens=False, return_offsets_mapping=True).offset_mapping]
-        keep = len(starts) - (len(prompt_ids) - room)
-        if len(turns) > 1 and keep < min(len(starts), room // 8):  # behind the system message, the least similar first
-            turns = turns[: len(turns) % 2] + turns[len(turns) % 2 + 2 :]
-            continue
-        if keep < 1:
-            die(f"row {row['id']}: the prompt without its mail is longer than {room} tokens: raise --max-length")
-        mail, cut = mail | {"content": mail["content"][: starts[keep]].rstrip()}, True
-    whole = render([*conversation(), reply])
-    if not whole.startswith(prompt):
-        die(f"the chat template of {tokenizer.name_or_path} changes the prompt once a reply follows: take another model")
-    reply_ids = tokenize(whole)[len(prompt_ids) :]
-    if prompt_ids + reply_ids != tokenize(whole):  # a token across the border, which generation could not have seen
-        reply_ids = tokenize(whole[len(prompt) :])
-    end = max((place for place, token in enumerate(reply_ids, 1) if token in controls(tokenizer)[0]), default=0)
-    if not end:
-        die(f"the chat template of {tokenizer.name_or_path} ends a reply with no control token: the model would never stop")
-    return {"prompt": prompt_ids, "reply": reply_ids[:end], "cut": cut, "scored": "completion" in row}
+    while len(turns) > 1 and room - size(0) < min(room // 8, size(len(text)) - size(0)):
+        turns = turns[: len(turns) % 2] + turns[len(turns) % 2 + 2 :]  # the system text stays
+    length = len(text)
+    if size(length) > room:
+        length = bisect.bisect_right(range(length), room, key=size) - 1
+        if length < 1:
+            die(f"row {row['id']}: no room for the mail in {room} tokens: raise --max-length")
+    return *prompt(length), length < len(text)
 
 
-def with_instruction(rows, instruction):
-    """The rows, with the run's own instruction in front where one has no system message."""
-    return [
-        row if row["prompt"][0]["role"] == "system" or not instruction
-        else row | {"prompt": [{"role": "system", "content": instruction}, *row["prompt"]]}
-        for row in rows
-    ]  # fmt: skip
+def encode(tokenizer, row, settings):
+    """{"prompt": ids, "reply": ids of the reference with its end of turn, or [], "cut": bool}."""
+    if row.get("notes") and row["prompt"][0]["role"] != "system":
+        said = f"{settings['instruction']}. In the reply: {row['notes']}".removeprefix(". ")
+        row = row | {"prompt": [{"role": "system", "content": said}, *row["prompt"]]}
+    prompt, prompt_ids, cut = encode_prompt(tokenizer, row, settings["max_prompt"])
+    reply_ids = []
+    if row.get("completion"):
+        reply = neutralise(tokenizer, row["completion"][-1]["content"])
+        reply = settings["reply_start"] + reply + settings["reply_end"]
+        ids = tokenize(tokenizer, prompt + reply)
+        reply_ids = ids[len(prompt_ids) :]
+        if ids[: len(prompt_ids)] != prompt_ids:  # a token across the border, unseen in generation
+            reply_ids = tokenize(tokenizer, reply)
+    return {"prompt": prompt_ids, "reply": reply_ids, "cut": cut}
 
 
 @contextlib.contextmanager
-def batches(output, key):
-    """(side file for this process's finished batches, {place: answer} of those that an interrupted call with the same key left in it).
+def unfinished(args, settings, examples):
+    """(file for finished answers, {place: answer} of those that an interrupted call left in it).
 
-    Die where another process writes it; remove it when all is done.
+    Its first line says what they are answers to: those to anything else are not taken. Dies where
+    another process writes it; gone when all is done.
     """
-    side, found, whole = output.with_name(f"{output.name}.batches{RANK or ''}.part"), {}, 0
-    output.parent.mkdir(parents=True, exist_ok=True)
+    weights = b"" if args.untuned else (args.run / "adapter/adapter_model.safetensors").read_bytes()
+    wanted = json.dumps([settings, args.batch_size, args.untuned, WORLD, examples]).encode()
+    key = json.dumps(hashlib.sha256(wanted + weights).hexdigest()).encode() + b"\n"
+    side, answers, whole = args.output.with_name(f"{args.output.name}.{RANK}.part"), {}, 0
+    side.parent.mkdir(parents=True, exist_ok=True)
     with side.open("a+b") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            die(f"{output}: another process writes it; wait for it")
+            die(f"{args.output}: another process writes it; wait for it")
         file.seek(0)
-        with contextlib.suppress(ValueError):  # a line that a kill tore is the last
-            for line in file:
-                if not line.endswith(b"\n") or not whole and line != f'"{key}"\n'.encode():
-                    break
-                found |= {int(place): each for place, each in json.loads(line).items()} if whole else {}
-                whole += len(line)
+        for number, line in enumerate(file):
+            if not line.endswith(b"\n") or not number and line != key:  # torn by a kill, or others
+                break
+            if number:
+                answers |= {int(place): answer for place, answer in json.loads(line).items()}
+            whole += len(line)
         file.truncate(whole)
         if not whole:
-            file.write(f'"{key}"\n'.encode())
-        elif found:
-            print(f"{len(found)} replies are there from before")
-        yield file, found
-        for each in [] if RANK else output.parent.glob(f"{output.name}.batches*.part"):
-            each.unlink()
+            file.write(key)
+        if answers:
+            print(f"{len(answers)} replies are there from before")
+        yield file, answers
+        for part in () if RANK else args.output.parent.glob(f"{args.output.name}.*.part"):
+            part.unlink()
 
 
 def gather(answers):
     """In the first of several processes the answers of all."""
     if WORLD == 1:
         return answers
-    from torch import distributed
-
-    distributed.init_process_group("gloo", timeout=datetime.timedelta(days=1))  # answers are text, on whatever device they were made
-    parts = [None] * WORLD
-    distributed.gather_object(answers, None if RANK else parts)
-    distributed.destroy_process_group()
-    return {} if RANK else {place: found for part in parts for place, found in part.items()}
-
-
-def say_cut(examples, room):
-    if not RANK and (cut := sum(example["cut"] for example in examples)):
-        print(f"generate.py: {cut} of {len(examples)} mails lost their end: a prompt has room for {room} tokens", file=sys.stderr)
-
-
-def chat(tokenizer, model, settings, instructions):
-    """Mails from standard input, each with a draft and then one draft more for every change asked for, until the input ends.
-
-    A change sees the mail and the draft before it, not those before that: what was asked earlier shows in the draft.
-    """
-    context = model.config.max_position_embeddings - settings["max_new_tokens"]
-    while True:
-        print("The mail, its end a line with a single dot (Ctrl-D ends):", file=sys.stderr)
-        lines = itertools.takewhile(lambda line: line.strip() != ".", iter(sys.stdin.readline, ""))
-        row = {"id": "-", "prompt": [{"role": "user", "content": "".join(lines)}], "instructions": instructions}
-        if not row["prompt"][0]["content"].strip():
-            return
-        room = settings.get("max_prompt", context)
-        while True:
-            examples = [encode(tokenizer, each, room) for each in with_instruction([row], settings["instruction"])]
-            say_cut(examples, room)
-            text = draft(tokenizer, model, examples[0], settings["max_new_tokens"])
-            print("What to change (an empty line: the next mail):", file=sys.stderr)
-            change = sys.stdin.readline().strip()
-            if not change:
-                break
-            row["then"] = [{"role": "assistant", "content": text}, {"role": "user", "content": change}]
-            room = context
-
-
-def draft(tokenizer, model, example, max_new_tokens, variant=0):
-    """Print a reply word by word and return it: variant 0 is the greedy one, each other a sample of its own at temperature 0.7."""
     import torch
+    from accelerate import PartialState
+    from accelerate.utils import gather_object
 
-    shown = 0
-
-    def show(ids):
-        nonlocal shown
-        text = tokenizer.decode(ids, skip_special_tokens=True).strip()
-        words = 1 + max(map(text.rfind, " \n"))  # what follows may still change: a character can take several tokens
-        print(text[shown:words], end="", flush=True)
-        shown = max(shown, words)
-
-    if variant:
-        print(f"\n--- variant {variant + 1}")
-    torch.manual_seed(variant)
-    found = answer(tokenizer, model, [example], max_new_tokens, 1, temperature=0.7 if variant else 0, show=show)[0]
-    print(found["prediction"][shown:])
-    if found["finish_reason"] == "length":
-        print(f"generate.py: the reply was stopped at {max_new_tokens} tokens: --max-new-tokens", file=sys.stderr)
-    return found["prediction"]
+    no_gpu = not torch.cuda.is_available()
+    PartialState(cpu=no_gpu, timeout=datetime.timedelta(days=1))  # the slowest may need long
+    return {place: answer for part in gather_object([answers]) for place, answer in part.items()}
 
 
-def answer(tokenizer, model, examples, max_new_tokens, batch_size, file=None, found=(), temperature=0, show=None):
-    """{place: answer} of this process's share of the examples: prediction and finish_reason, greedy at temperature 0, and the
-    reference's reference_nll and reference_tokens, None where there is no reference.
+def answer_all(tokenizer, model, examples, batch_size, file, answers):
+    """Fill in this process's share of {place: answer} and write each batch to the file.
 
-    Mails, longest first, are read once, each with its reference; the replies go on from there.
+    Mails of like length are answered together, the longest first, where memory would run out.
     """
     import torch
     from tqdm import tqdm
 
-    stop = ends(tokenizer, examples[0])
-    order = sorted(range(len(examples)), key=lambda i: -len(examples[i]["prompt"]))
-    parts = min(len(order), WORLD * -(-len(order) // (batch_size * WORLD)))  # as many for each process, all but equally large
-    share = [order[len(order) * k // parts : len(order) * (k + 1) // parts] for k in range(RANK, parts, WORLD)]
-    answers = dict(found)
-    with torch.inference_mode(), tqdm(total=sum(map(len, share)), unit="mail", disable=bool(show or RANK) or None) as bar:
-        for batch in share:
-            if batch[-1] not in answers:
-                references = [examples[i]["reply"] if examples[i]["scored"] else [] for i in batch]
-                *state, nats = read_together(model, [examples[i]["prompt"] for i in batch], references, bar)
-                replies = decode(model, *state, stop, max_new_tokens, temperature, show)
-                for i, reply, reference, nll in zip(batch, replies, references, nats, strict=True):
-                    stopped = reply[-1] in stop
-                    text = tokenizer.decode(reply[: len(reply) - stopped], skip_special_tokens=True).strip()
-                    answers[i] = {"prediction": text, "finish_reason": "stop" if stopped else "length",
-                                  "reference_nll": round(nll, 4) if reference else None, "reference_tokens": len(reference) or None}  # fmt: skip
-                if file:
-                    file.write(json.dumps({i: answers[i] for i in batch}).encode() + b"\n")
-                    file.flush()
+    if "position_ids" not in parameters(model):  # it would count the padding of a batch as text
+        batch_size = 1
+    order = sorted(range(len(examples)), key=lambda place: -len(examples[place]["prompt"]))
+    batches = [order[n : n + batch_size] for n in range(0, len(order), batch_size)][RANK::WORLD]
+    with tqdm(total=sum(map(len, batches)), unit="mail", disable=bool(RANK) or None) as bar:
+        while batches:
+            batch = batches.pop(0)
             bar.update(len(batch))
+            if batch[-1] in answers:
+                continue
+            try:
+                found = answer(tokenizer, model, [examples[place] for place in batch])
+            except torch.OutOfMemoryError:
+                if len(batch) == 1:
+                    raise
+                bar.update(-len(batch))
+                batches = [batch[: len(batch) // 2], batch[len(batch) // 2 :], *batches]
+                torch.cuda.empty_cache()
+                continue
+            found = dict(zip(batch, found, strict=True))
+            answers |= found
+            file.write(json.dumps(found).encode() + b"\n")
+            file.flush()
+
+
+def parameters(model):
+    """What a forward pass of the base model takes, by name."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return inspect.signature(base.forward).parameters
+
+
+def answer(tokenizer, model, examples):
+    """The answers to one batch: prediction, finish_reason, reference_nll, reference_tokens."""
+    import torch
+
+    stop = set(model.generation_config.eos_token_id)
+    with torch.inference_mode():
+        inputs, cache, nats = read(model, examples)
+        replies = write_replies(model, inputs, cache, stop)
+    answers = []
+    for reply, example, nll in zip(replies, examples, nats, strict=True):
+        stopped = reply[-1] in stop
+        text = tokenizer.decode(reply[:-1] if stopped else reply, skip_special_tokens=True)
+        text = re.sub(r"^.*?</\w*think\w*>", "", text, flags=re.DOTALL).strip()  # thoughts
+        answers.append(
+            {
+                "prediction": text,
+                "finish_reason": "stop" if stopped else "length",
+                "reference_nll": round(nll, 4) if example["reply"] else None,
+                "reference_tokens": len(example["reply"]) or None,
+            }
+        )
     return answers
 
 
-def rows_at_a_time(model, tokens):
-    """As many rows of so many tokens as there is room for their keys and values: 4 GB on a CPU; on a GPU what the model leaves but a
-    seventh of all, for 64 rows at most."""
-    import torch
+def read(model, examples):
+    """(prompts padded on the left with their mask, their cache, NLL of each reply in nats).
 
-    config, most, room = model.config, 256, 4e9
-    if model.device.type != "cpu":
-        most, room = 64, torch.cuda.get_device_properties(model.device).total_memory * 6 / 7 - model.get_memory_footprint()
-    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    row = 2 * config.num_hidden_layers * config.num_key_value_heads * head * model.dtype.itemsize * tokens
-    return max(1, min(most, int(room // row)))
-
-
-def read(model, prompt, reply):
-    """(logits behind the prompt (1, vocabulary), its cache, negative log-likelihood of the reply, summed, in nats).
-
-    One pass reads prompt and reply; then the cache goes back to the end of the prompt.
+    Each prompt is read once and alone, with its reply behind it: without padding that is fastest.
+    Then its cache goes back to the last but one token, since `generate` wants a token to begin
+    with, and those of all are joined. Where a cache holds more than keys and values, or only those
+    of a window, it is left to `generate`; rows cannot leave one of recurrent states: None.
     """
     import torch
     from transformers import DynamicCache
-
-    ids, cache = torch.tensor([prompt + reply], device=model.device), DynamicCache(config=model.config)
-    if reply:
-        cache.activate_past_recording()  # or a sliding window would have let go what the way back needs
-    logits = model(input_ids=ids, past_key_values=cache, logits_to_keep=len(reply) + 1).logits[0]
-    if reply:
-        cache.crop(-len(reply))
-    steps = zip(logits[:-1].split(256), ids[0, len(prompt) :].split(256), strict=True)  # in single precision few at a time: the vocabulary is large
-    nats = sum(torch.nn.functional.cross_entropy(each.float(), tokens, reduction="sum").item() for each, tokens in steps)
-    return logits[:1].clone(), cache, nats
-
-
-def changes_in_use(model):
-    """Whether a forward pass changes what another one reads: 4-bit layers repack their weights in the first one, and some rotary
-    embeddings take the frequencies that suit the length."""
-    kinds = [str(getattr(module, "rope_type", "")) for module in model.modules()]
-    return getattr(model, "is_quantized", False) or any("dynamic" in kind or "longrope" in kind for kind in kinds)
-
-
-def ends(tokenizer, example):
-    """The tokens that end a reply."""
-    return {example["reply"][-1], tokenizer.eos_token_id}
-
-
-def read_together(model, prompts, replies, bar=None, room=32):
-    """(logits, cache, mask) of one batch of prompts, the longest first, and what read() gives for each reply.
-
-    They are read alone, so that there is no padding; on a CPU two at a time, each on half of the cores, which small matrices keep
-    busier so. Each cache is put in its place at once, padded on the left, with room for new tokens behind it, and let go.
-    """
-    import torch
     from transformers.cache_utils import DynamicLayer
 
-    class RoomyLayer(DynamicLayer):
-        """Keys and values with room behind them: a token comes, or a row goes, without a copy of all the others."""
-
-        def __init__(self, layer):
-            super().__init__()
-            self.lazy_initialization(layer.keys, layer.values)
-            self.store = [blank(each, room) for each in (layer.keys, layer.values)]
-            self.show(layer.get_seq_length())
-
-        def show(self, width):
-            self.keys, self.values = (each[:, :, :width] for each in self.store)
-
-        def update(self, keys, values, *args, **kwargs):
-            width = self.get_seq_length()
-            if width + keys.shape[2] > self.store[0].shape[2]:
-                self.store = [torch.nn.functional.pad(each, (0, 0, 0, room)) for each in self.store]
-            self.show(width + keys.shape[2])
-            self.keys[:, :, width:], self.values[:, :, width:] = keys, values
-            return self.keys, self.values
-
-        def batch_select_indices(self, indices):
-            moved = (indices != torch.arange(len(indices), device=indices.device)).nonzero()[:, 0]
-            for each in self.store:
-                each[moved] = each[indices[moved]]
-            self.store = [each[: len(indices)] for each in self.store]
-            self.show(self.get_seq_length())
-
-    def blank(part, room=0):
-        return part.new_zeros(len(prompts), part.shape[1], part.shape[2] + room, part.shape[3])
-
-    def widen(layer):
-        if type(layer) is DynamicLayer:
-            return RoomyLayer(layer)
-        layer = copy.copy(layer)  # one that sees only a window, or the keys of another layer
-        if layer.keys is not None:
-            layer.keys, layer.values = blank(layer.keys), blank(layer.values)
-        return layer
-
-    @torch.inference_mode()  # which every thread has to say
-    def read_one(pair):
-        return read(model, *pair)
-
-    logits, nats, cores, side_by_side = [], [], torch.get_num_threads(), map
-    with contextlib.ExitStack() as stack:
-        if model.device.type == "cpu" and min(cores, len(prompts)) > 1 and not changes_in_use(model):
-            stack.callback(torch.set_num_threads, cores)
-            torch.set_num_threads(cores // 2)
-            side_by_side = stack.enter_context(ThreadPoolExecutor(2, initializer=torch.set_num_threads, initargs=[cores // 2])).map
-        for row, (found, one, nll) in enumerate(side_by_side(read_one, zip(prompts, replies, strict=True))):
-            logits.append(found)
-            nats.append(nll)
-            if not row:
-                cache = copy.copy(one)
-                cache.layers = [widen(layer) for layer in one.layers]
-            for layer, own in zip(cache.layers, one.layers, strict=True):
-                if own.keys is not None:
-                    width = own.keys.shape[2]
-                    layer.keys[row, :, -width:], layer.values[row, :, -width:] = own.keys[0], own.values[0]
-            if bar is not None:
-                bar.set_postfix(read=row + 1)
-    padding = torch.tensor([[len(prompts[0]) - len(prompt)] for prompt in prompts], device=model.device)
-    return torch.cat(logits), cache, (torch.arange(len(prompts[0]), device=model.device) >= padding).long(), nats
+    takes = parameters(model)
+    joint = DynamicCache(config=model.config) if "past_key_values" in takes else None
+    if joint is not None and any(joint.is_linear):
+        joint = None
+    plain = joint is not None and all(type(layer) is DynamicLayer for layer in joint.layers)
+    width = max(len(example["prompt"]) for example in examples)
+    ids = torch.zeros(len(examples), width, dtype=torch.long, device=model.device)
+    mask, caches, nats = torch.zeros_like(ids), [], [0.0] * len(examples)
+    for row, example in enumerate(examples):
+        n, start = len(example["reply"]), width - len(example["prompt"])
+        ids[row, start:], mask[row, start:] = torch.tensor(example["prompt"]), 1
+        if not n and not plain:
+            continue
+        tokens = torch.tensor([example["prompt"] + example["reply"]], device=model.device)
+        cache = DynamicCache(config=model.config) if plain else None
+        options = {"past_key_values": cache, "use_cache": plain, "logits_to_keep": n + 1}
+        options = {name: value for name, value in options.items() if name in takes}
+        logits = model(input_ids=tokens, **options).logits[0, -n - 1 : -1].float()
+        targets = tokens[0, tokens.shape[1] - n :]
+        nats[row] = torch.nn.functional.cross_entropy(logits, targets, reduction="sum").item()
+        if plain:
+            cache.crop(-n - 1)
+            caches.append([(layer.keys, layer.values) for layer in cache.layers])
+    if plain:
+        joined = [
+            tuple(map(pad_and_join, zip(*rows, strict=True))) for rows in zip(*caches, strict=True)
+        ]
+        joint = DynamicCache(ddp_cache_data=joined, config=model.config)
+    return {"input_ids": ids, "attention_mask": mask}, joint, nats
 
 
-def decode(model, logits, cache, mask, stop, max_new_tokens, temperature=0, show=None):
-    """Token ids of each row, up to its end of turn. Rows that have ended leave the batch. `show` gets the first row's so far."""
+def pad_and_join(parts):
+    """Keys or values of shape (1, heads, length, size), padded on the left, as one batch."""
     import torch
 
-    rows, replies = list(range(len(mask))), [[] for _ in mask]
-    while True:
-        tokens = torch.multinomial((logits.float() / temperature).softmax(-1), 1)[:, 0] if temperature else logits.argmax(-1)
-        for row, token in zip(rows, tokens.tolist(), strict=True):
-            replies[row].append(token)
-        if show:
-            show(replies[0])
-        going = [place for place, row in enumerate(rows) if replies[row][-1] not in stop]
-        if not going or len(replies[rows[going[0]]]) == max_new_tokens:
-            return replies
-        if len(going) < len(rows):
-            n = len(going)  # who stands behind the others moves into the places that are free
-            behind = iter(place for place in going if place >= n)
-            going = [place if place in going else next(behind) for place in range(n)]
-            kept = torch.tensor(going, device=mask.device)
-            rows, tokens, mask = [rows[place] for place in going], tokens[kept], mask[kept]
-            cache.batch_select_indices(kept)
-        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
-        logits = model(input_ids=tokens[:, None], attention_mask=mask, position_ids=mask.sum(1, keepdim=True) - 1,
-                       past_key_values=cache).logits[:, -1]  # fmt: skip
+    width = max(part.shape[2] for part in parts)
+    pad = torch.nn.functional.pad
+    return torch.cat([pad(part, (0, 0, width - part.shape[2], 0)) for part in parts])
 
 
-def write_baseline(kind, train_data, rows, output):
-    """Copied replies as a run: predictions without likelihood, and baseline.json, which says what they were copied from."""
-    pairs = [(row["prompt"][-1]["content"], row["completion"][-1]["content"]) for row in read_jsonl(train_data) if "completion" in row]
+def write_replies(model, inputs, cache, stop):
+    """The ids of each row's reply with the one that ends it; rows that have ended leave."""
+    import torch
+
+    left = model.generation_config.max_new_tokens
+    rows, replies = list(range(len(inputs["input_ids"]))), [[] for _ in inputs["input_ids"]]
+    while rows and left:
+        new = min(left, CHUNK) if cache is not None else left
+        output = model.generate(
+            **inputs, past_key_values=cache, max_new_tokens=new, return_dict_in_generate=True
+        )
+        ids, going = output.sequences, []
+        for place, row in enumerate(rows):
+            for token in ids[place, inputs["input_ids"].shape[1] :].tolist():
+                replies[row].append(token)
+                if token in stop:
+                    break
+            else:
+                going.append(place)
+        left -= new
+        rows = [rows[place] for place in going]
+        if rows and left:
+            going = torch.tensor(going, device=ids.device)
+            cache.batch_select_indices(going)
+            mask = torch.nn.functional.pad(inputs["attention_mask"], (0, new), value=1)
+            inputs = {"input_ids": ids[going], "attention_mask": mask[going]}
+    return replies
+
+
+def stream(tokenizer, model, example):
+    """Print one reply as it is written."""
+    import torch
+    from transformers import TextStreamer
+
+    ids = torch.tensor([example["prompt"]], device=model.device)
+    streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    found = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), streamer=streamer)
+    if found[0, -1].item() not in model.generation_config.eos_token_id:
+        length = found.shape[1] - ids.shape[1]
+        print(f"generate.py: stopped at {length} tokens: --max-new-tokens", file=sys.stderr)
+
+
+def write_baseline(args):
+    """Copied replies as a run: predictions without likelihood, and where they were copied from."""
+    rows = read_jsonl(args.data)[: args.limit]
+    pairs = [
+        (row["prompt"][-1]["content"], row["completion"][-1]["content"])
+        for row in read_jsonl(args.train_data)
+        if row.get("completion")
+    ]
     if not pairs:
-        die(f"{train_data}: no replies to copy; `prepare_data.py format` makes training mails")
+        die(f"{args.train_data}: no replies to copy; `prepare_data.py format` makes training mails")
     mails, replies = zip(*pairs, strict=True)
-    if kind == "constant":  # in whatever layout and case; of equally frequent ones the shortest
+    if args.baseline == "constant":  # in whatever layout and case; of equal ones the shortest
         keys = [" ".join(re.findall(r"\w+", reply.lower())) for reply in replies]
-        copied = [min(range(len(keys)), key=lambda i: (-keys.count(keys[i]), len(keys[i])))] * len(rows)
+        best = min(range(len(keys)), key=lambda i: (-keys.count(keys[i]), len(keys[i])))
+        copied = [best] * len(rows)
     else:
         from sklearn.feature_extraction.text import TfidfVectorizer
 
         vectorizer = TfidfVectorizer(sublinear_tf=True, token_pattern=r"\S+")
         known = vectorizer.fit_transform(mails)
-        copied = (vectorizer.transform([row["prompt"][-1]["content"] for row in rows]) @ known.T).toarray().argmax(1)
+        asked = vectorizer.transform([row["prompt"][-1]["content"] for row in rows])
+        copied = (asked @ known.T).toarray().argmax(1)
     unknown = {"finish_reason": None, "reference_nll": None, "reference_tokens": None}
-    output.parent.mkdir(parents=True, exist_ok=True)
-    facts = {"baseline": kind, "train_data": str(train_data), "train_data_sha256": hashlib.sha256(train_data.read_bytes()).hexdigest()}
-    output.with_name("baseline.json").write_text(json.dumps(facts, indent=1))
-    write(output, rows, [{"prediction": replies[i].strip(), **unknown} for i in copied])
-
-
-def export(settings, run, folder):
-    """The adapter merged into the unrounded base model, whole or not at all: loads in transformers and vLLM, and in Ollama by its Modelfile."""
-    from transformers import GenerationConfig
-
-    if folder.exists() and not (folder / "Modelfile").is_file():
-        die(f"{folder} is there and no export: name another folder")
-    tokenizer, model = load(settings | {"quantization": "none"}, run, own_dtype=True)
-    row = {"id": "-", "prompt": [{"role": "user", "content": "Hello"}]}
-    (asked,) = with_instruction([row], settings["instruction"])
-    context = model.config.max_position_embeddings
-    stop = ends(tokenizer, encode(tokenizer, asked, context))
-    model.generation_config = GenerationConfig(
-        do_sample=False,
-        max_new_tokens=settings["max_new_tokens"],
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=sorted(stop),
-        pad_token_id=next(i for i in (tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.eos_token_id) if i is not None),
-    )
-    instruction = neutralise(tokenizer, settings["instruction"] or "").strip()
-    go_template = modelfile_template(tokenizer, instruction)
-    tokenizer.chat_template = own_template(tokenizer, instruction)
-    side = folder.with_name(folder.name + ".part")
-    shutil.rmtree(side, ignore_errors=True)
-    model.save_pretrained(side)
-    tokenizer.save_pretrained(side)
-    (side / "README.md").write_text(card(run), encoding="utf-8")
-    parameters = [f'stop "{tokenizer.decode([token])}"' for token in sorted(stop)]
-    parameters += ["temperature 0", f"num_predict {settings['max_new_tokens']}", f"num_ctx {min(context, 4096)}"]
-    lines = ["FROM .", f'TEMPLATE """{go_template}"""', *(f"PARAMETER {each}" for each in parameters)]
-    if instruction:
-        lines.append('SYSTEM """' + instruction.replace('"""', "'''") + '"""')
-    (side / "Modelfile").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(side, folder)
-    print(f"{folder}: the merged model in {str(model.dtype).removeprefix('torch.')}, its model card README.md, and a Modelfile for Ollama")
-
-
-def own_template(tokenizer, instruction):
-    """The chat template with what training asked with: FIXED, and the instruction where a conversation has no system message."""
-    lines = [f"{{% set {name} = {json.dumps(value)} %}}" for name, value in FIXED.items()]
-    if instruction:
-        system = json.dumps({"role": "system", "content": instruction}, ensure_ascii=False)
-        lines.append(f"{{% if messages[0]['role'] != 'system' %}}{{% set messages = [{system}] + messages %}}{{% endif %}}")
-    return "\n".join([*lines, tokenizer.get_chat_template()])
-
-
-def modelfile_template(tokenizer, instruction):
-    """The chat template in Go's language as Ollama fills it in, once a turn, with .System in the first alone.
-
-    What the chat template makes of placeholders, cut where the turns meet, needs no list of known templates.
-    """
-
-    def render(*turns):
-        contents = {"system": "{{ .System }}", "user": "{{ .Prompt }}", "assistant": "{{ .Response }}"}
-        messages = [{"role": role, "content": contents[role]} for role in turns]
-        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=turns[-1] == "user", **FIXED)
-        bos = tokenizer.bos_token_id is not None and tokenizer("").input_ids[:1] == [tokenizer.bos_token_id]
-        return text.removeprefix(tokenizer.bos_token) if bos else text  # Ollama puts it there itself
-
-    first = render(*["system"] * bool(instruction), "user")
-    _, closing = render("user", "assistant").split("{{ .Response }}")
-    later = render("user", "assistant", "user").split("{{ .Response }}")[1].removeprefix(closing) if instruction else first
-    return f"{{{{ if .System }}}}{first}{{{{ else }}}}{later}{{{{ end }}}}{{{{ .Response }}}}{closing}"
-
-
-def card(run):
-    """The adapter's model card for the merged model, with the run's scores where it has been scored."""
-    text = (run / "adapter" / "README.md").read_text(encoding="utf-8").replace("library_name: peft", "library_name: transformers")
-    if (run / "metrics.json").is_file():
-        scores = json.loads((run / "metrics.json").read_text())
-        text += f"\n| on {scores['n']} test mails | value | 95 % interval |\n|---|---|---|\n"
-        for name, score in scores["metrics"].items():
-            if score and score["value"] is not None:
-                text += f"| {name} | {score['value']:.4g} | {score['low']:.4g} to {score['high']:.4g} |\n"
-    return text
+    digest = hashlib.sha256(args.train_data.read_bytes()).hexdigest()
+    facts = {
+        "baseline": args.baseline,
+        "train_data": str(args.train_data),
+        "train_data_sha256": digest,
+    }
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(facts, indent=1)
+    args.output.with_name("baseline.json").write_text(text, encoding="utf-8")
+    write(args.output, rows, [{"prediction": replies[i].strip()} | unknown for i in copied])
 
 
 def write(path, rows, answers):
     """predictions.jsonl in the order of the rows, whole or not at all, and the headline."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     side = path.with_name(path.name + ".part")
     with side.open("w", encoding="utf-8") as file:
-        for row, found in zip(rows, answers, strict=True):
-            line = {name: value for name, value in row.items() if name not in ("prompt", "completion")}
-            line |= {"mail": row["prompt"][-1]["content"], "reference": None} | found
-            if "completion" in row:
-                line["reference"] = row["completion"][0]["content"]
+        for row, answer in zip(rows, answers, strict=True):
+            line = {key: value for key, value in row.items() if key not in ("prompt", "completion")}
+            reference = row["completion"][0]["content"] if row.get("completion") else None
+            line |= {"mail": row["prompt"][-1]["content"], "reference": reference} | answer
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
     os.replace(side, path)
-    reasons = [found["finish_reason"] for found in answers]
-    ends = f"{reasons.count('stop')} stopped by themselves, {reasons.count('length')} hit the length limit"
+    reasons = [answer["finish_reason"] for answer in answers]
+    ends = f"{reasons.count('stop')} ended by themselves, {reasons.count('length')} were cut off"
     print(f"{path}: {len(rows)} replies, {'copied' if None in reasons else ends}")
 
 
+# What Ollama writes for a turn. Its importer would know other families only by their unfinished
+# chat templates (it takes what differs by under 100 letters from one of its own).
+MODELFILE_TEMPLATES = (
+    "{{ if .System }}<|im_start|>system\n{{ .System }}<|im_end|>\n{{ end }}<|im_start|>user\n"
+    "{{ .Prompt }}<|im_end|>\n<|im_start|>assistant\n{{ .Response }}<|im_end|>\n",
+    "[INST] {{ if .System }}<<SYS>>\n{{ .System }}\n<</SYS>>\n\n{{ end }}{{ .Prompt }} [/INST]"
+    "{{ .Response }} </s>",
+)
+
+
+def export(folder, settings, run, output):
+    """The adapter merged into the unrounded base model, whole or not at all."""
+    if output.exists() and not (output / "Modelfile").is_file():
+        die(f"{output} is there and no export: name another folder")
+    tokenizer, model = load_model(folder, settings, run, merged=True)
+    side = output.with_name(output.name + ".part")
+    shutil.rmtree(side, ignore_errors=True)
+    model.save_pretrained(side)
+    tokenizer.save_pretrained(side)
+    card = (run / "adapter" / "README.md").read_text(encoding="utf-8")
+    card = card.replace("library_name: peft", "library_name: transformers")
+    (side / "README.md").write_text(card, encoding="utf-8")
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 4096
+    stops = [tokenizer.decode([id]) for id in model.generation_config.eos_token_id]
+    lines = [
+        "FROM .",
+        *(f'PARAMETER stop "{text}"' for text in stops),
+        "PARAMETER temperature 0",
+        f"PARAMETER num_predict {settings['max_reply_length']}",
+        f"PARAMETER num_ctx {min(context, 4096)}",
+    ]
+    if settings["instruction"]:
+        system = neutralise(tokenizer, settings["instruction"]).replace('"""', "'''")
+        lines.append(f'SYSTEM """{system}"""')
+    known = [f'TEMPLATE """{text}"""' for text in MODELFILE_TEMPLATES if fits(tokenizer, text)]
+    lines[1:1] = known or ["# TEMPLATE: copy it from `ollama show --modelfile` of this family"]
+    (side / "Modelfile").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    shutil.rmtree(output, ignore_errors=True)
+    os.replace(side, output)
+    print(
+        f"{output}: the merged model in {str(model.dtype).removeprefix('torch.')}, with a model "
+        "card and a Modelfile for Ollama"
+    )
+
+
+def fits(tokenizer, template):
+    """Whether a template of Ollama's writes what the tokenizer's does."""
+    turns = [{"role": "system", "content": "SYSTEM0"}, {"role": "user", "content": "USER1"}]
+    text = render(tokenizer, turns).removeprefix(tokenizer.bos_token or "")  # Ollama adds its own
+    for name, value in ((".System", "SYSTEM0"), (".Prompt", "USER1")):
+        template = template.replace(f"{{{{ {name} }}}}", value)
+    head = template.partition("{{ .Response }}")[0]
+    return head.replace("{{ if .System }}", "").replace("{{ end }}", "") == text
+
+
 if __name__ == "__main__":
-    for each in signal.SIGINT, signal.SIGTERM:  # Ctrl-C; a machine that is taken away
-        signal.signal(each, leave)
+    sys.stdout.reconfigure(errors="backslashreplace")  # what the terminal cannot show
     try:
         main()
     except KeyboardInterrupt:
+        print("generate.py: interrupted; the same command continues", file=sys.stderr)
         sys.exit(130)
     except Exception as error:  # each library has its own for these
-        if any(words in str(error) for words in ("No space left", "inline_container")):
-            die("no space left on the disk: free some and run the same command again")
-        if any(words in str(error) for words in ("out of memory", "can't allocate memory")):
+        if any(words in str(error) for words in FULL_DISK):
+            die("no space left on the disk: free some and the same command continues")
+        if any(words in str(error) for words in FULL_MEMORY):
             die("out of memory: lower --batch-size")
         if isinstance(error, OSError):
             die(error)

@@ -1,22 +1,25 @@
-"""Fine-tune a chat model on one author's replies: base model in NF4, LoRA adapter, loss on the reply alone.
+"""Fine-tune a chat model on one author's replies: base model in NF4, LoRA, loss on the reply only.
 
-  python train.py --base-model models/SmolLM2-135M-Instruct --train-data data/sample/maud_okafor_train_43.jsonl \\
-                  --output-dir runs/try/maud
-  python train.py --base-model meta-llama/Llama-2-7b-chat-hf --train-data data/experience1/jeff_dasovich_train_625.jsonl \\
-                  --output-dir runs/experience1/exp1.J-J
+  python train.py --base-model models/SmolLM2-135M-Instruct \\
+                  --train-data data/sample/maud_okafor_train_43.jsonl --output-dir runs/try/maud
+  python train.py --base-model meta-llama/Llama-2-7b-chat-hf \\
+                  --train-data data/experience1/jeff_dasovich_train_625.jsonl --output-dir runs/jj
 
-Prints its settings, one example with the trained part marked, the losses, and last the folder it wrote: adapter/, log/,
-loss_curve.png, training_duration.txt and, as the mark of a finished run, train.json. The first takes a minute on two CPU
-cores, the second hours on a GPU. The same command goes on with an interrupted training and leaves a finished one alone.
+Prints its settings, the first example with the trained part marked, the validation losses, and
+last the folder it wrote: adapter/, log/, loss_curve.png, training_duration.txt and, when all is
+done, train.json. The first command takes a minute on two CPU cores, the second hours on a GPU.
+The same command continues an interrupted training and leaves a finished one as it is.
 """
 
 import argparse
+import bisect
 import contextlib
-import ctypes
 import datetime
 import fcntl
 import functools
+import gc
 import hashlib
+import inspect
 import json
 import logging
 import math
@@ -25,110 +28,93 @@ import platform
 import re
 import resource
 import shutil
-import signal
 import sys
+import threading
 import time
 import warnings
-from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 
-# With a GPU: the settings published for 7B models (QLoRA, arXiv:2305.14314, appendix B.2), for the study's three epochs.
-# Without: chosen for the embedded model on validation mail (README, "How the settings were chosen").
+# With a GPU: the settings published for 7B models (QLoRA, arXiv:2305.14314, appendix B.2), for the
+# study's three epochs. Without: chosen for the embedded model on validation mail.
 DEFAULTS = {  # GPU, CPU
-    "epochs": (3, 1),
+    "epochs": (3.0, 1.0),
     "learning_rate": (2e-4, 1e-3),
     "batch_size": (16, 4),
     "rank": (64, 16),
-    "alpha": (16, 32),
+    "alpha": (16.0, 32.0),
     "dropout": (0.1, 0.0),
     "max_length": (2048, 512),
     "max_reply_length": (512, 192),
-    "micro_batch_tokens": (4096, 256),
+    "micro_batch_size": (4, 1),  # 4 examples of 2,048 tokens fit a T4 with Llama 2
+    "gradient_checkpointing": ("on", "off"),
 }
-FREE_TO_CHANGE = {"train_data", "micro_batch_tokens", "gradient_checkpointing", "attention", "checkpoint_minutes"}  # no other result
+# These leave the result as it is; of the data its hash decides, not its name.
+FREE_TO_CHANGE = {"train_data", "micro_batch_size", "gradient_checkpointing"}
+FULL_DISK = ("No space left", "inline_container")  # in the errors of several libraries
+FULL_MEMORY = ("out of memory", "can't allocate memory")
+RANK = int(os.environ.get("RANK", "0"))  # of several processes, by torchrun or accelerate
+LOCAL_RANK = int(os.environ.get("LOCAL_RANK", "0"))
+WORLD = int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def main(argv=None):
-    os.umask(0o077)  # private mail, and a model made of it, are their owner's alone
-    sys.modules["kernels"] = None  # with this package the libraries would fetch code from a hub, unasked, and run it
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)  # misses it aloud
-    with contextlib.suppress(AttributeError, TypeError):  # glibc alone has it, and would keep memory of its own for each thread
-        ctypes.CDLL(None).mallopt(-8, 1)  # M_ARENA_MAX
+    os.umask(0o077)  # private mail, and a model made of it, are for their owner only
+    sys.modules["kernels"] = None  # with this package the libraries would download code and run it
     args = parse_args(argv)
-    if int(os.environ.get("RANK", "0")):  # of several processes the first one speaks
-        sys.stdout = open(os.devnull, "w")
+    if RANK:  # only the first of several processes prints
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")
     rows = read_jsonl(args.train_data)[: args.limit]
     settings = fill_defaults(args, rows)
-    with alone_in(args.output_dir):
+    with lock(args.output_dir):
         if is_done(args.output_dir, settings):
             return
-        tokenizer = load_tokenizer(args.base_model)
-        examples = [join(encode(tokenizer, row, settings["max_prompt"]), settings["max_reply_length"]) for row in rows]
+        tokenizer, stop = load_tokenizer(find_model(args.base_model), settings)
+        examples = [encode(tokenizer, row, settings) for row in rows]
         train_set, validation_set = split(examples, settings["validation_fraction"])
         show(tokenizer, train_set, validation_set)
-        model = load_model(settings)
-        history, seconds = train(model, tokenizer, train_set, validation_set, settings, args.output_dir)
-        save(model, tokenizer, train_set, validation_set, history, seconds, settings, args.output_dir)
+        model, history, seconds = fit(train_set, validation_set, settings, args.output_dir)
+        if not RANK:
+            save_adapter(model, tokenizer, stop, settings, args.output_dir)
+            finish(train_set, validation_set, history, seconds, settings, args.output_dir)
 
 
 def parse_args(argv):
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    form = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=form, allow_abbrev=False)
     parser.error = die  # one line, without the usage
-    default = {name: f"(default {gpu} with a GPU, {cpu} without)" for name, (gpu, cpu) in DEFAULTS.items()}
+
+    def add(group, name, kind, text, **how):
+        if name in DEFAULTS:
+            text += f" (default {DEFAULTS[name][0]} with a GPU, {DEFAULTS[name][1]} without)"
+        group.add_argument("--" + name.replace("_", "-"), type=kind, help=text, **how)
+
     files = parser.add_argument_group("files")
-    files.add_argument("--base-model", metavar="M", required=True, help="chat model, a folder or its name on the hub")
-    files.add_argument("--train-data", metavar="JSONL", type=Path, required=True, help="from `prepare_data.py format`")
-    files.add_argument("--output-dir", metavar="DIR", type=Path, required=True, help="run folder, runs/GROUP/NAME")
-    files.add_argument("--limit", metavar="N", type=positive(int), help="train on the first N rows (default all)")
+    add(files, "base_model", str, "chat model: a folder or a name on the hub", required=True)
+    add(files, "train_data", Path, "JSONL of `prepare_data.py format`", required=True)
+    add(files, "output_dir", Path, "run folder, runs/GROUP/NAME", required=True)
+    add(files, "limit", int, "train on the first LIMIT rows (default all)")
     method = parser.add_argument_group("method")
-    method.add_argument("--epochs", type=positive(float), help=default["epochs"])
-    method.add_argument("--learning-rate", type=positive(float), help="peak of the cosine " + default["learning_rate"])
-    method.add_argument("--batch-size", type=positive(int), help="examples an update " + default["batch_size"])
-    method.add_argument("--rank", type=positive(int), help="of the LoRA matrices " + default["rank"])
-    method.add_argument("--alpha", type=positive(float), help="LoRA scale times rank " + default["alpha"])
-    method.add_argument("--dropout", type=fraction, help="of LoRA's input " + default["dropout"])
-    method.add_argument("--max-length", type=positive(int), help="tokens of an example " + default["max_length"])
-    method.add_argument("--max-reply-length", type=positive(int), help="tokens of its reply; the prompt gets the others, "
-                        "a longer mail loses its end " + default["max_reply_length"])  # fmt: skip
-    method.add_argument("--validation-fraction", type=fraction, default=0.05,
-                        help="share of the rows held out for the validation loss, every 20th for %(default)s; 0 for none")  # fmt: skip
-    method.add_argument("--seed", type=seed, default=42, help="(default %(default)s)")
+    add(method, "epochs", float, "passes over the data")
+    add(method, "learning_rate", float, "peak of the cosine schedule")
+    add(method, "batch_size", int, "examples per update")
+    add(method, "rank", int, "rank of the LoRA matrices")
+    add(method, "alpha", float, "LoRA's scale times the rank")
+    add(method, "dropout", float, "dropout on LoRA's input")
+    add(method, "max_length", int, "tokens of an example; a longer mail loses its end")
+    add(method, "max_reply_length", int, "tokens of its reply; the prompt has the others")
+    add(method, "validation_fraction", float, "(default %(default)s of the rows)", default=0.05)
+    add(method, "seed", int, "(default %(default)s)", default=42)
     machine = parser.add_argument_group("machine")
-    machine.add_argument("--quantization", choices=["4bit", "none"], default="4bit", help="NF4 or none (default %(default)s)")
-    machine.add_argument("--checkpoint-minutes", type=positive(float), default=5, help="at most so much is lost when training is "
-                         "interrupted (default %(default)s)")  # fmt: skip
-    machine.add_argument("--micro-batch-tokens", metavar="N", type=positive(int), help="tokens of a forward pass, padding counted; lower "
-                         "it when memory runs out, the loss stays the same " + default["micro_batch_tokens"])  # fmt: skip
-    machine.add_argument("--gradient-checkpointing", choices=["auto", "on", "off"], default="auto", help="compute activations anew in the "
-                         "backward pass, slower and smaller; auto: on a GPU that cannot hold them (default %(default)s)")  # fmt: skip
-    machine.add_argument("--attention", choices=["sdpa", "flash_attention_2"], default="sdpa",
-                         help="the second wants the package flash-attn (default %(default)s)")  # fmt: skip
-    return parser.parse_args(argv)
-
-
-def positive(kind):
-    def parse(text):
-        if not 0 < kind(text) < float("inf"):
-            raise argparse.ArgumentTypeError(f"{text} is not above zero")
-        return kind(text)
-
-    parse.__name__ = kind.__name__  # argparse names it in its message
-    return parse
-
-
-def fraction(text):
-    if not 0 <= float(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not in [0, 1)")
-    return float(text)
-
-
-def seed(text):
-    if not 0 <= int(text) < 2**31:
-        raise argparse.ArgumentTypeError(f"{text} is not in [0, 2147483648)")
-    return int(text)
+    add(machine, "quantization", str, "4bit (NF4) or none (default %(default)s)", default="4bit")
+    add(machine, "micro_batch_size", int, "examples per pass: changes the memory, not the result")
+    add(machine, "gradient_checkpointing", str, "on or off: slower with less memory, or not")
+    args = parser.parse_args(argv)
+    choices = {"quantization": ("4bit", "none"), "gradient_checkpointing": ("on", "off", None)}
+    for name, values in choices.items():
+        if getattr(args, name) not in values:
+            die(f"--{name.replace('_', '-')} is {values[0]} or {values[1]}")
+    return args
 
 
 def die(message):
@@ -137,675 +123,748 @@ def die(message):
     sys.exit(2)
 
 
-STOPS = signal.SIGINT, signal.SIGTERM  # Ctrl-C; a machine that is taken away
-
-
-def leave(number, frame=None):
-    print("train.py: interrupted; the same command goes on", file=sys.stderr)
-    sys.exit(128 + number)
-
-
-ROLES = {"system", "user", "assistant"}  # a role stands in the prompt as it is
-
-
 def read_jsonl(path):
-    """The rows of a prompt/completion file, each {"id": str, "prompt": [message, ...], "completion": [message]}."""
+    """The rows of a file: {"id": str, "prompt": [turn, ...], "completion": [turn]}.
+
+    A turn is {"role": "system" or "user" or "assistant", "content": str}.
+    """
     if not path.is_file():
         die(f"{path}: no such file; `prepare_data.py format` makes it")
-    rows, ids = [], set()
+    rows = {}
     for number, line in enumerate(path.read_bytes().splitlines(), 1):
         try:
             row = json.loads(line)
-            turns = [(message["role"], message["content"].strip()) for message in row["prompt"] + row["completion"]]
-            json.dumps(row, ensure_ascii=False).encode()  # half a character is no text
-            if row["id"] + "" in ids:
-                die(f"{path}, line {number}: id {row['id']} stands there twice")
-            if [role for role, _ in turns[-2:]] != ["user", "assistant"] or not turns[-1][1] or not {role for role, _ in turns} <= ROLES:
+            turns = row["prompt"] + row["completion"]
+            texts = [turn["content"].strip() for turn in turns]
+            "".join(texts).encode()  # half a surrogate pair is no text
+            roles = [turn["role"] for turn in turns]  # a template writes them as they are
+            known = {*roles} <= {"system", "user", "assistant"} and isinstance(row["id"], str)
+            if not known or roles[-2:] != ["user", "assistant"] or not texts[-1]:
                 raise ValueError
         except (ValueError, KeyError, TypeError, AttributeError):
-            die(f"{path}, line {number}: not a row of id, prompt and completion; `prepare_data.py format` makes them")
-        ids.add(row["id"])
-        rows.append(row)
+            die(f"{path}, line {number}: not a row of `prepare_data.py format`")
+        if row["id"] in rows:
+            die(f"{path}, line {number}: the id {row['id']} is there twice")
+        rows[row["id"]] = row
     if not rows:
         die(f"{path}: no rows")
-    return rows
+    return list(rows.values())
 
 
 def fill_defaults(args, rows):
-    """All that decides the result in one dict: flags, the hardware's defaults, the data's hash and its instruction."""
+    """All that decides the result in one dict: flags, the hardware's defaults, the data's hash."""
     import torch
 
     gpu = torch.cuda.is_available()
     settings = {name: value for name, value in vars(args).items() if name != "output_dir"}
-    settings |= {name: pair[0 if gpu else 1] for name, pair in DEFAULTS.items() if settings[name] is None}
-    if settings["validation_fraction"] > 0.5:
-        die(f"--validation-fraction {settings['validation_fraction']} is more than half")
-    if settings["max_reply_length"] >= settings["max_length"]:
-        die(f"--max-length {settings['max_length']} is not above --max-reply-length {settings['max_reply_length']}")
+    settings |= {n: pair[not gpu] for n, pair in DEFAULTS.items() if settings[n] is None}
+    limits = {"seed": (0, 2**31 - 1), "dropout": (0, 0.99), "validation_fraction": (0, 0.5)}
+    for name, value in settings.items():
+        low, high = limits.get(name, (1e-12, 1e12))
+        if isinstance(value, int | float) and not low <= value <= high:
+            die(f"--{name.replace('_', '-')} {value} is not in {low:g} to {high:g}")
+    room = settings["max_length"] - settings["max_reply_length"]
+    if room < 1:
+        die(f"--max-length {settings['max_length']} leaves no room beside --max-reply-length")
+    if settings["batch_size"] % WORLD:
+        die(f"--batch-size {settings['batch_size']} is no multiple of the {WORLD} processes")
     system = rows[0]["prompt"][0]
     settings |= {
-        "max_prompt": settings["max_length"] - settings["max_reply_length"],  # the same in generation, whatever the reply
+        "max_prompt": room,  # the same in generation, whatever the reply
         "train_data": str(args.train_data),
         "train_data_sha256": hashlib.sha256(args.train_data.read_bytes()).hexdigest(),
-        "instruction": system["content"] if system["role"] == "system" else None,
+        "instruction": system["content"].strip() if system["role"] == "system" else "",
     }
+    if Path(args.base_model).is_dir():  # so that it is found from any folder
+        settings["base_model"] = str(Path(args.base_model).resolve())
     print(f"train.py on {torch.cuda.get_device_name() if gpu else 'the CPU (no NVIDIA GPU)'}")
     print("\n".join(f"  {name}: {value}" for name, value in settings.items()))
     return settings
 
 
 @contextlib.contextmanager
-def alone_in(run):
-    """Hold the run folder, rank 0 for all ranks; die where another process holds it. What a killed one held is free."""
-    if int(os.environ.get("RANK", "0")):
-        yield
-        return
+def lock(run):
+    """Hold the run folder; die where another process does. What a killed one held is free."""
     run.mkdir(parents=True, exist_ok=True)
     folder = os.open(run, os.O_RDONLY)
     try:
-        try:
+        if not RANK:  # for all processes of a launch
             fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            die(f"{run}: another process trains here; wait for it, then the same command goes on")
         yield
+    except BlockingIOError:
+        die(f"{run}: another process trains here; wait for it, then the same command continues")
     finally:
         os.close(folder)
 
 
 def is_done(run, settings):
-    """True where this very training is finished; dies where the folder holds another one, finished or interrupted."""
-    mark = run / "train.json"
-    if mark.exists() or (run / "checkpoints").exists():  # a start that failed claims nothing
-        file = mark if mark.exists() else run / "settings.json"
+    """True where this very training is finished; dies where the folder holds another one."""
+    done, checkpoints = run / "train.json", run / "checkpoints"
+    if done.exists() or checkpoints.exists():  # a start that failed claims nothing
+        file = done if done.exists() else run / "settings.json"
         try:
-            old = json.loads(file.read_bytes()) | {}
+            old = {} | json.loads(file.read_bytes())
         except (ValueError, TypeError):
-            die(f"{file}: not JSON; choose another folder or delete {run}")
-        same = settings.keys() - FREE_TO_CHANGE
-        changes = [f"{name} {old.get(name)!r} -> {settings[name]!r}" for name in sorted(same) if old.get(name) != settings[name]]
+            die(f"{file}: not JSON; choose another folder")
+        changes = [
+            f"{name} {old.get(name)!r} -> {settings[name]!r}"
+            for name in settings
+            if name not in FREE_TO_CHANGE and old.get(name) != settings[name]
+        ]
         if changes:
-            die(f"{run} holds a training with other settings ({', '.join(changes)}): choose another folder or delete it")
-    if mark.exists():
-        tidy(run)  # a kill came between
-        os.utime(mark)  # newer than its data again, for make
-        print(f"{mark} is there with these settings: nothing to be done")
+            die(f"{run} holds another training ({', '.join(changes)}): choose another folder")
+    if done.exists():
+        tidy(run)  # a kill may have come before
+        os.utime(done)  # newer than its data again, for make
+        print(f"{done} is there with these settings: nothing to be done")
         return True
-    if not int(os.environ.get("RANK", "0")):
-        text = json.dumps(settings, indent=1)
-        if not (run / "checkpoints").exists() and not ((run / "settings.json").exists() and (run / "settings.json").read_text() == text):
-            (run / "training_duration.txt").unlink(missing_ok=True)  # of a start that failed
-        write(run / "settings.json", text)
+    if not RANK:
+        if not checkpoints.exists():  # that of a start that failed
+            (run / "training_duration.txt").unlink(missing_ok=True)
+        write(run / "settings.json", json.dumps(settings, indent=1))
     return False
 
 
 def tidy(run):
-    """Remove what a finished training needs no more: train.json holds the settings."""
+    """Remove what a finished training no longer needs: train.json has the settings."""
     shutil.rmtree(run / "checkpoints", ignore_errors=True)
     (run / "settings.json").unlink(missing_ok=True)
 
 
 def write(path, text):
     """Write a text file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     side = path.with_name(path.name + ".part")
-    side.write_text(text)
+    side.write_text(text, encoding="utf-8")
     os.replace(side, path)
 
 
-def load_tokenizer(base_model):
-    from transformers import AutoTokenizer
+def find_model(name):
+    """The folder of a base model: the one named, or the hub's, downloaded once.
 
+    The hub is asked only for what is not in its cache: who asks at every start tells it who works
+    when, and may get another model.
+    """
+    folder = name
+    if not Path(name).is_dir():
+        from huggingface_hub import snapshot_download
+
+        unused = ["*/*", "*.bin", "*.pth", "*.gguf", "consolidated*"]  # other formats
+        fetch = functools.partial(snapshot_download, name, ignore_patterns=unused)
+        try:
+            folder = fetch(local_files_only=True)
+        except Exception:  # not there, or not whole: the next call says why if it fails, too
+            way = "`make model` makes the embedded model; a gated one wants `hf auth login`"
+            folder = attempt(f"cannot load {name}: {way}; any other a network once", fetch)
+    if (Path(folder) / "adapter_config.json").is_file():
+        die(f"{name} is an adapter: name its base model, or the folder of `generate.py --export`")
+    if not (Path(folder) / "config.json").is_file():
+        die(f"cannot load {name}: it has no config.json")
+    return str(Path(folder).resolve())
+
+
+def attempt(failure, function, *args, **how):
+    """What a library's function returns; its errors, each has its own kinds, end in one line."""
     try:
-        tokenizer = fetch(AutoTokenizer, base_model)
-    except (OSError, ValueError) as error:
-        die_loading(base_model, error)
-    if not tokenizer.chat_template:
-        die(f"{base_model} has no chat template: take a chat model, often the one named -chat or -Instruct")
-    return tokenizer
-
-
-def fetch(kind, name, **how):
-    """From the disk if it is there: a hub that is asked at every start knows who works when, and may send another model."""
-    from huggingface_hub import constants
-
-    offline, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
-    try:
-        return kind.from_pretrained(name, **how)
-    except (OSError, ValueError):
-        if offline or Path(name).is_dir():
+        return function(*args, **how)
+    except Exception as error:
+        if any(words in str(error) for words in FULL_DISK + FULL_MEMORY):
             raise
-    finally:
-        constants.HF_HUB_OFFLINE = offline
-    return kind.from_pretrained(name, **how)
+        die(f"{failure} ({next(iter(str(error).strip().splitlines()), type(error).__name__)})")
 
 
-def die_loading(base_model, error):
-    reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    die(f"cannot load {base_model} ({reason}): the embedded model is made by `make model`; a gated one wants its licence "
-        "accepted on huggingface.co and `hf auth login`; any other a network once, or its folder")  # fmt: skip
+def load_tokenizer(folder, settings):
+    """(tokenizer with the finished template, ids that end a reply).
+
+    Adds to the settings what the template writes before a reply and after it.
+    """
+    from transformers import AutoTokenizer, GenerationConfig
+
+    failure = f"cannot load the tokenizer of {folder}"
+    tokenizer = attempt(failure, AutoTokenizer.from_pretrained, folder)
+    templates = tokenizer.chat_template or {}
+    templates = {"default": templates} if isinstance(templates, str) else templates
+    usable = {name: text for name, text in templates.items() if name not in ("tool_use", "rag")}
+    if not usable:
+        die(f"{folder} has no chat template: take a chat model, often named -chat or -Instruct")
+    if "default" not in usable and len(usable) > 1:
+        die(f"{folder} has several chat templates and no default: {', '.join(sorted(usable))}")
+    template = usable.get("default") or next(iter(usable.values()))
+
+    eos = {tokenizer.eos_token_id}
+    if (Path(folder) / "generation_config.json").is_file():  # Phi-3, Qwen 2.5, Llama 3: several
+        ids = attempt(failure, GenerationConfig.from_pretrained, folder).eos_token_id
+        eos |= set(ids) if isinstance(ids, list) else {ids}
+    eos -= {None}
+    start, end = finish_template(tokenizer, template, settings["instruction"], eos)
+    settings |= {"reply_start": start, "reply_end": end}
+    return tokenizer, sorted(eos | {tokenize(tokenizer, end)[-1]})
 
 
-FIXED = {"enable_thinking": False, "date_string": "26 Jul 2024"}  # what some templates would add of their own: thoughts, today
+def finish_template(tokenizer, template, instruction, eos):
+    """Set the tokenizer's chat template to the base model's own, finished for this run.
+
+    It says the instruction where a conversation has no system message, keeps thoughts off and the
+    date fixed, and puts the system text in front of the first user turn where the base model's
+    refuses or loses it. Returns the texts before and after a reply, the latter up to its end of
+    turn. `eos`: the ids that the base model stops at.
+    """
+    day = datetime.date(2024, 7, 26)
+    date = "".join(f"|replace('%{code}', '{day:%{code}}')" for code in "aAbBdmyYHIMSpj")
+    opening = (
+        "{% set enable_thinking = false %}{% set thinking = false %}"
+        f"{{% set date_string = '{day:%d %b %Y}' %}}"
+        f"{{% macro strftime_now(format) %}}{{{{ format{date} }}}}{{% endmacro %}}"
+    )
+    if instruction:
+        system = quote({"role": "system", "content": neutralise(tokenizer, instruction)})
+        opening += "{% if messages[0]['role'] != 'system' %}"
+        opening += f"{{% set messages = [{system}] + messages %}}{{% endif %}}"
+    folding = (
+        "{% if messages[0]['role'] == 'system' %}{% set messages = [{'role': 'user', 'content': "
+        "messages[0]['content'] + '\\n\\n' + messages[1]['content']}] + messages[2:] %}{% endif %}"
+    )
+    roles = ("system", "user", "assistant", "user")
+    turns = [{"role": role, "content": f"{role.upper()}{n}"} for n, role in enumerate(roles)]
+    for start in (opening, opening + folding):
+        tokenizer.chat_template = start + "\n" + template
+        prompt, whole, later = (render(tokenizer, turns[:n]) for n in (2, 3, 4))
+        if all(-1 < text.find("SYSTEM0") < text.find("USER1") for text in (prompt, whole, later)):
+            break
+    if "USER1" not in prompt or whole.count("ASSISTANT2") != 1:
+        die(f"the chat template of {tokenizer.name_or_path} loses the text of a mail or a reply")
+
+    if tokenizer.bos_token and not prompt.startswith(tokenizer.bos_token):
+        tokenizer.add_bos_token = False  # or an export's reader would put one in front
+
+    before, after = whole.split("ASSISTANT2")
+    start = before.removeprefix(prompt)
+    if start == before:  # a history is written in another way than what is to be answered
+        thought = re.search(r"<(\w*think\w*)>\s*$", prompt)
+        start = f"\n</{thought[1]}>\n\n" if thought else ""
+    if start.strip():  # the end of an empty thought, or a channel: it belongs to the prompt
+        closing = f"{{% if add_generation_prompt %}}{{{{ {quote(start)} }}}}{{% endif %}}"
+        tokenizer.chat_template = tokenizer.chat_template.removesuffix("\n") + closing
+        start = ""
+
+    return start, end_of_turn(tokenizer, after, later.partition("ASSISTANT2")[2], eos)
+
+
+def end_of_turn(tokenizer, after, later, eos):
+    """What ends a reply, by the texts behind it: as the last turn, and with another one to come."""
+    pattern = controls(tokenizer)[1]
+    if end := pattern.search(after):
+        return after[: end.end()]
+    end = pattern.search(later)
+    if end and tokenizer.convert_tokens_to_ids(end[0]) in eos:  # GLM-4: the head of the next turn
+        return later[: end.end()]
+    if not eos:
+        die(f"the chat template of {tokenizer.name_or_path} ends a reply with no control token")
+    return tokenizer.convert_ids_to_tokens(min(eos))
+
+
+def quote(value):
+    """A value as Jinja writes it."""
+    return json.dumps(value, ensure_ascii=False)
+
+
+def render(tokenizer, turns):
+    """The text of a conversation, and the head of a reply to it where the last turn is the user's.
+
+    Empty where the template refuses it.
+    """
+    asked = turns[-1]["role"] == "user"
+    try:
+        return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=asked)
+    except Exception:  # a template is a program of the model's makers, and may raise anything
+        return ""
+
+
+def tokenize(tokenizer, text):
+    return tokenizer(text, add_special_tokens=False).input_ids
 
 
 @functools.cache
 def controls(tokenizer):
-    """(ids of the control tokens that may end a turn, ids of all that a mail must not say, pattern of their texts)."""
-    added = tokenizer.added_tokens_decoder
-    special = {i for i, token in added.items() if token.special} | set(tokenizer.all_special_ids)
-    alike = {i for i, token in added.items() if re.fullmatch(r"[<\[].*[>\]]", token.content)}  # special in all but name
-    texts = {added[i].content for i in (special | alike) & added.keys()} | set(tokenizer.all_special_tokens)
-    texts |= {"[INST]", "[/INST]", "<<SYS>>", "<</SYS>>"}  # Llama 2's are plain text
-    pattern = re.compile("|".join(re.escape(text) for text in sorted(texts, key=len, reverse=True)))
-    return special, (special | alike) - {tokenizer.unk_token_id}, pattern
+    """(ids of the control tokens, pattern of their texts)."""
+    tokens = {
+        id: token
+        for id, token in tokenizer.added_tokens_decoder.items()
+        if token.special or re.fullmatch(r"[<\[].*[>\]]", token.content)
+    }
+    texts = {token.content for token in tokens.values()} | set(tokenizer.all_special_tokens)
+    texts |= {"[INST]", "[/INST]", "<<SYS>>", "<</SYS>>"}  # plain text in Llama 2
+    pattern = "|".join(re.escape(text) for text in sorted(texts, key=len, reverse=True))
+    ids = tokens.keys() | set(tokenizer.all_special_ids)
+    return ids - {tokenizer.unk_token_id}, re.compile(pattern)
 
 
 def neutralise(tokenizer, text):
-    """Break the text of every control token with a space, "<|im_end|>" to "< |im_end|>": no mail ends its turn by itself."""
-    _, control, pattern = controls(tokenizer)
+    """Break each control token's text by a space, "<|im_end|>" to "< |im_end|>": mail is data."""
+    ids, pattern = controls(tokenizer)
     text = pattern.sub(lambda match: match[0][0] + " " + match[0][1:], text)
-    read = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    for token, (start, end) in list(zip(read.input_ids, read.offset_mapping, strict=True))[::-1]:
-        if token in control:  # said in other letters, such as wide ones, to a tokenizer that takes these for the same
-            text = text[:start] + " ".join(text[start:end]) + text[end:]
-    return text
+    if ids & set(tokenize(tokenizer, text)):  # said in letters that the tokenizer takes for these
+        text = re.sub(r"[^\w\s]", " ", text)
+    return text.strip()
 
 
-def encode(tokenizer, row, room):
-    """One conversation as ids: {"prompt": at most `room`, "reply": the whole reply and its end of turn, "cut": bool}.
+def encode_prompt(tokenizer, row, room):
+    """(text, ids, whether the mail was cut) of a row's prompt in at most `room` tokens.
 
-    The base model's chat template renders both. A mail too long for the room loses its end: the newest text stands first.
-    Examples in front that leave it less than an eighth of the room are left out.
+    A mail too long for it loses its end: the newest text stands first. Past mails with their
+    replies in front are left out, the first first, where they leave it less than an eighth.
     """
-    from jinja2 import TemplateError
+    *turns, mail = [
+        turn | {"content": neutralise(tokenizer, turn["content"])} for turn in row["prompt"]
+    ]
+    text = mail["content"]
 
-    def tokenize(text):
-        return tokenizer(text, add_special_tokens=False).input_ids
+    def prompt(length):
+        rendered = render(tokenizer, [*turns, mail | {"content": text[:length].rstrip()}])
+        if not rendered:
+            die(f"row {row['id']}: the chat template of {tokenizer.name_or_path} refuses its turns")
+        return rendered, tokenize(tokenizer, rendered)
 
-    def render(messages, **how):
-        try:
-            return tokenizer.apply_chat_template(messages, tokenize=False, **FIXED, **how)
-        except TemplateError as error:
-            die(f"the chat template of {tokenizer.name_or_path} refuses row {row['id']} ({error}): take another model")
+    def size(length):
+        return len(prompt(length)[1])
 
-    messages = [*row["prompt"], *row.get("completion", [{"role": "assistant", "content": "Yes."}])]
-    *turns, mail, reply = [m | {"content": neutralise(tokenizer, m["content"]).strip()} for m in messages]
-    cut = False
-    while len(prompt_ids := tokenize(prompt := render([*turns, mail], add_generation_prompt=True))) > room:
-        starts = [a for a, _ in tokenizer(mail["content"], add_special_tokens=False, return_offsets_mapping=True).offset_mapping]
-        keep = len(starts) - (len(prompt_ids) - room)
-        if len(turns) > 1 and keep < min(len(starts), room // 8):  # behind the system message, the least similar first
-            turns = turns[: len(turns) % 2] + turns[len(turns) % 2 + 2 :]
-            continue
-        if keep < 1:
-            die(f"row {row['id']}: the prompt without its mail is longer than {room} tokens: raise --max-length")
-        mail, cut = mail | {"content": mail["content"][: starts[keep]].rstrip()}, True
-    whole = render([*turns, mail, reply])
-    if not whole.startswith(prompt):
-        die(f"the chat template of {tokenizer.name_or_path} changes the prompt once a reply follows: take another model")
-    reply_ids = tokenize(whole)[len(prompt_ids) :]
-    if prompt_ids + reply_ids != tokenize(whole):  # a token across the border, which generation could not have seen
-        reply_ids = tokenize(whole[len(prompt) :])
-    end = max((place for place, token in enumerate(reply_ids, 1) if token in controls(tokenizer)[0]), default=0)
-    if not end:
-        die(f"the chat template of {tokenizer.name_or_path} ends a reply with no control token: the model would never stop")
-    return {"prompt": prompt_ids, "reply": reply_ids[:end], "cut": cut}
+    while len(turns) > 1 and room - size(0) < min(room // 8, size(len(text)) - size(0)):
+        turns = turns[: len(turns) % 2] + turns[len(turns) % 2 + 2 :]  # the system text stays
+    length = len(text)
+    if size(length) > room:
+        length = bisect.bisect_right(range(length), room, key=size) - 1
+        if length < 1:
+            die(f"row {row['id']}: no room for the mail in {room} tokens: raise --max-length")
+    return *prompt(length), length < len(text)
 
 
-def join(example, max_reply):
-    """Prompt and reply as {"input_ids": list, "reply": trained ids at its end, of which the last always ends the turn, ...}."""
-    *reply, end = example["reply"]
-    reply_ids = [*reply[: max_reply - 1], end]
-    return {
-        "input_ids": example["prompt"] + reply_ids,
-        "reply": len(reply_ids),
-        "length": len(example["prompt"]) + len(reply_ids),
-        "mail_cut": example["cut"],
-        "reply_cut": len(reply) >= max_reply,
-    }
+def encode(tokenizer, row, settings):
+    """{"input_ids", "length", "reply": how many ids are trained on, at the end, ...}.
+
+    A long reply loses its end, but keeps its end of turn.
+    """
+    prompt, prompt_ids, mail_cut = encode_prompt(tokenizer, row, settings["max_prompt"])
+    reply = neutralise(tokenizer, row["completion"][-1]["content"])
+    reply = settings["reply_start"] + reply + settings["reply_end"]
+    ids = tokenize(tokenizer, prompt + reply)
+    *reply_ids, end = ids[len(prompt_ids) :]
+    if ids[: len(prompt_ids)] != prompt_ids:  # a token across the border, unseen in generation
+        *reply_ids, end = tokenize(tokenizer, reply)
+    kept = [*reply_ids[: settings["max_reply_length"] - 1], end]
+    cut = {"mail_cut": mail_cut, "reply_cut": len(kept) <= len(reply_ids)}
+    ids = prompt_ids + kept
+    return {"input_ids": ids, "length": len(ids), "reply": len(kept)} | cut
 
 
 def split(examples, fraction):
-    """(training, validation) examples; validation is every k-th row, so that both parts of the first n rows are nested in n."""
+    """(training, validation) examples: every k-th is for validation, so that parts are nested."""
     k = round(1 / fraction) if fraction else len(examples) + 1
-    held_out = examples[k - 1 :: k]
-    return [example for place, example in enumerate(examples, 1) if place % k], held_out
+    return [example for n, example in enumerate(examples, 1) if n % k], examples[k - 1 :: k]
 
 
 def show(tokenizer, train_set, validation_set):
-    def total(name):
-        return sum(example[name] for example in train_set)
-
-    print(f"{len(train_set)} training rows of {total('length'):,} tokens, {total('reply'):,} of them trained, and {len(validation_set)} "
-          f"validation rows; {total('mail_cut')} mails and {total('reply_cut')} replies lost their end")  # fmt: skip
+    names = ("length", "reply", "mail_cut", "reply_cut")
+    tokens, trained, mails, replies = (sum(row[name] for row in train_set) for name in names)
+    print(
+        f"{len(train_set)} training rows of {tokens:,} tokens, {trained:,} of them trained on, and"
+    )
+    print(f"{len(validation_set)} validation rows; {mails} mails and {replies} replies were cut")
     ids, n = train_set[0]["input_ids"], train_set[0]["reply"]
-    print(f"the first, its trained part between >>> and <<<:\n{tokenizer.decode(ids[:-n])}>>>{tokenizer.decode(ids[-n:])}<<<")
+    print("the first, its trained part between >>> and <<<:")
+    print(f"{tokenizer.decode(ids[:-n])}>>>{tokenizer.decode(ids[-n:])}<<<")
+
+
+def fit(train_set, validation_set, settings, run):
+    """(trained model, log, seconds); with half as many examples per pass when a GPU is full."""
+    import torch
+
+    while True:
+        model = load_model(settings)
+        try:
+            return model, *train(model, train_set, validation_set, settings, run)
+        except torch.OutOfMemoryError:
+            if settings["micro_batch_size"] == 1 or WORLD > 1:  # the other processes would wait
+                raise
+        settings["micro_batch_size"] //= 2
+        print(f"out of memory: again with --micro-batch-size {settings['micro_batch_size']}")
+        del model
+        gc.collect()
+        torch.cuda.empty_cache()
 
 
 def load_model(settings):
-    """The base model in NF4 (or 16/32 bit) on this process's device, with a fresh LoRA adapter on all linear layers."""
-    import psutil
+    """The base model with a fresh LoRA adapter on its linear layers."""
     import torch
     from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM, BitsAndBytesConfig, logging, set_seed
+    from transformers import set_seed
 
-    logging.set_verbosity_error()
-    warnings.simplefilter("ignore", FutureWarning)  # the libraries' among themselves
-    if not sys.stderr.isatty():
-        logging.disable_progress_bar()
-    gpu = torch.cuda.is_available()
-    dtype = torch.float32
-    if gpu:  # T4 and V100 only emulate bf16
-        dtype = torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    nf4 = BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
-    )
-    try:
-        model = fetch(
-            AutoModelForCausalLM,
-            settings["base_model"],
-            dtype=dtype,
-            device_map={"": int(os.environ.get("LOCAL_RANK", "0")) if gpu else "cpu"},
-            quantization_config=nf4 if settings["quantization"] == "4bit" else None,
-            attn_implementation=settings["attention"],
-            use_safetensors=True,
-        )
-    except (OSError, ValueError, ImportError) as error:
-        die_loading(settings["base_model"], error)
-    if settings["quantization"] == "4bit" and not gpu and 16 * model.num_parameters() < psutil.virtual_memory().available:
-        model = model.dequantize()  # the same rounded weights in float32, a tenth faster where they are small
-        for weight in model.parameters():  # what was not rounded would hold the whole mapped file in memory
-            weight.data = weight.data.clone()
-    for module in model.modules():  # or the first validation takes NF4 layers into a layout for AVX512-BF16 that has no gradient
-        module.support_avx512bf16_for_cpu = False
-    model.config.use_cache = False
-    if settings["gradient_checkpointing"] == "on" or settings["gradient_checkpointing"] == "auto" and gpu and not fits(model, settings):
-        model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
-        model.enable_input_require_grads()  # or no gradient reaches the adapters behind frozen embeddings
+    model = load_base(settings)
+    probe = torch.ones(2, 4, dtype=torch.long, device=model.device)  # now, not after hours
+    options = {"attention_mask": probe, "max_new_tokens": 2, "pad_token_id": 0}
+    failure = f"{settings['base_model']} cannot write a reply with these libraries"
+    attempt(failure, model.generate, probe, do_sample=False, **options)
+    if settings["gradient_checkpointing"] == "on":
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.enable_input_require_grads()  # or no gradient passes the frozen embeddings
     set_seed(settings["seed"])  # before LoRA draws its random matrices
-    model = get_peft_model(
-        model,
-        LoraConfig(
-            task_type="CAUSAL_LM",
-            target_modules="all-linear",
-            r=settings["rank"],
-            lora_alpha=settings["alpha"],
-            lora_dropout=settings["dropout"],
-        ),
+    mamba = any(name.endswith("conv1d") for name, _ in model.named_modules())
+    lora = LoraConfig(
+        task_type="CAUSAL_LM",
+        target_modules="all-linear",
+        exclude_modules=["out_proj", "conv1d"] if mamba else None,  # their kernels read past LoRA
+        r=settings["rank"],
+        lora_alpha=settings["alpha"],
+        lora_dropout=settings["dropout"],
     )
+    failure = f"{settings['base_model']} takes no adapter with these libraries"
+    model = attempt(failure, get_peft_model, model, lora)
+    with torch.no_grad():
+        attempt(failure, model, input_ids=probe)
     model.print_trainable_parameters()
-    if not (gpu or settings["dropout"]):
-        fuse_lora(model)
     return model
 
 
-def fuse_lora(model):
-    """On a CPU, one differentiable function for each adapted linear layer in place of PEFT's chain of them, where it holds plain weights.
+def load_base(settings):
+    """The base model on this process's device, in NF4 where asked for.
 
-    y = x Wᵀ + b + s (x Aᵀ) Bᵀ (LoRA, arXiv:2106.09685, section 4.1): the matrix routine adds the second product to the first, so that no
-    pass over the memory scales it or adds it. x is (tokens, in), W (out, in), A (rank, in), B (out, rank).
+    Adds to the settings how much of it bitsandbytes has passed over.
     """
+    import psutil
     import torch
-    from peft.tuners.lora import Linear
+    from bitsandbytes.nn import Linear4bit
+    from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
 
-    class FusedLoRA(torch.autograd.Function):
-        @staticmethod
-        def forward(context, x, base, a, b, scale):
-            rows = x.flatten(0, -2)
-            down = rows @ a.T
-            context.save_for_backward(rows, base.weight, a, b, down)
-            context.shape, context.scale = x.shape, scale
-            return torch.nn.functional.linear(rows, base.weight, base.bias).addmm_(down, b.T, alpha=scale).unflatten(0, x.shape[:-1])
-
-        @staticmethod
-        @torch.autograd.function.once_differentiable
-        def backward(context, gradient):
-            rows, weight, a, b, down = context.saved_tensors
-            gradient = gradient.flatten(0, -2)
-            up = gradient @ b * context.scale
-            behind = (gradient @ weight).addmm_(up, a).view(context.shape) if context.needs_input_grad[0] else None
-            return behind, None, up.T @ rows, gradient.T @ down * context.scale, None
-
-    def forward(layer, x):
-        ((name, scale),) = layer.scaling.items()
-        return FusedLoRA.apply(x, layer.base_layer, layer.lora_A[name].weight, layer.lora_B[name].weight, scale)
-
-    for layer in model.modules():
-        if isinstance(layer, Linear) and type(layer.base_layer) is torch.nn.Linear:
-            layer.forward = functools.partial(forward, layer)
-
-
-def fits(model, settings):
-    """Whether the GPU's free memory holds what a forward pass keeps for the backward one. A token takes 35 numbers a layer and unit
-    of the hidden size (29 are kept with Llama 2, 31 with Llama 3; the others are for adapter, optimizer and fragments) and 12 bytes
-    a word of the vocabulary, the most that its logits and their gradients take at once."""
-    import torch
-
-    config = model.config
-    token = 35 * config.num_hidden_layers * config.hidden_size * model.dtype.itemsize + 12 * config.vocab_size
-    return token * settings["micro_batch_tokens"] < torch.cuda.mem_get_info(model.device)[0]
-
-
-def micro_batches(examples, budget):
-    """A batch in parts of at most `budget` tokens with their padding, longest first; a longer example stands alone."""
-    parts = []
-    for example in sorted(examples, key=lambda example: -example["length"]):
-        if not parts or (len(parts[-1]) + 1) * parts[-1][0]["length"] > budget:
-            parts.append([])
-        parts[-1].append(example)
-    return parts
+    quieten()
+    folder, nf4 = find_model(settings["base_model"]), settings["quantization"] == "4bit"
+    config = attempt(f"cannot load {folder}", AutoConfig.from_pretrained, folder)
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if positions and settings["max_length"] > positions:
+        die(f"--max-length {settings['max_length']} is more than the model's {positions} positions")
+    if getattr(config, "quantization_config", None) and not nf4:
+        die(f"{folder} is quantized already: leave out --quantization none")
+    dtype, device = torch.float32, "cpu"
+    if torch.cuda.is_available():  # T4 and V100 only emulate bf16
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+        dtype, device = torch.bfloat16 if native else torch.float16, LOCAL_RANK
+    rounding = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
+    how = {"dtype": dtype, "device_map": {"": device}, "use_safetensors": True}
+    how["quantization_config"] = rounding if nf4 else None
+    load = AutoModelForCausalLM.from_pretrained
+    model = attempt(f"cannot load {folder}", load, folder, **how)
+    if not nf4:
+        return model
+    if not any(isinstance(module, Linear4bit) for module in model.modules()):
+        die(f"no layer of {folder} can be held in 4 bits: take --quantization none")
+    experts = [p.nbytes for name, p in model.named_parameters() if p.ndim == 3 and "expert" in name]
+    settings["experts_not_in_4bit_gb"] = round(sum(experts) / 1e9, 3)
+    if experts:
+        print(f"the experts are not held in 4 bits: {settings['experts_not_in_4bit_gb']} GB")
+    if device == "cpu" and 16 * model.num_parameters() < psutil.virtual_memory().available:
+        model = model.dequantize()  # the same rounded weights in float32, faster on a CPU
+    for module in model.modules():  # or a pass without gradient takes NF4 layers into a layout
+        module.support_avx512bf16_for_cpu = False  # that has none (bitsandbytes 0.50)
+    return model
 
 
-def collate(examples, pad):
+def quieten():
+    """Keep the libraries from talking among themselves."""
+    from transformers import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()
+    if not sys.stderr.isatty():
+        transformers_logging.disable_progress_bar()
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)  # misses `kernels`
+    warnings.simplefilter("ignore", FutureWarning)
+    warnings.filterwarnings("ignore", "You passed `quantization_config`")  # to a quantized model
+
+
+def collate(examples, takes):
     """Tensors of shape (batch, longest), padded on the right, and labels of shape (batch, K).
 
-    K reaches from in front of the first reply to the end: the model projects these last positions alone to the vocabulary
-    (logits_to_keep), which gives exactly the loss on the replies. The position in front of a reply predicts its first token.
-    No token sees what stands behind it, so the padding needs no mask, and attention without one is faster.
+    K reaches from the position in front of the first reply, which predicts its first token, to the
+    end: where the model takes `logits_to_keep` it projects only these to the vocabulary, which
+    gives exactly the loss on the replies. No token sees what is behind it, so that the padding
+    needs no mask, and any id will do.
     """
     import torch
 
-    width = max(x["length"] for x in examples)
-    first = min(x["length"] - x["reply"] for x in examples) - 1
-    tensors = {
-        "input_ids": [x["input_ids"] + [pad] * (width - x["length"]) for x in examples],
-        "labels": [
-            [-100] * (x["length"] - x["reply"] - first) + x["input_ids"][-x["reply"] :] + [-100] * (width - x["length"])
-            for x in examples
-        ],
-    }
-    return {name: torch.tensor(value) for name, value in tensors.items()} | {"logits_to_keep": width - first}
+    width = max(example["length"] for example in examples)
+    first = min(example["length"] - example["reply"] for example in examples) - 1
+    ids = torch.zeros(len(examples), width, dtype=torch.long)
+    labels = torch.full_like(ids, -100)
+    for row, example in enumerate(examples):
+        ids[row, : example["length"]] = torch.tensor(example["input_ids"])
+        reply = slice(example["length"] - example["reply"], example["length"])
+        labels[row, reply] = ids[row, reply]
+    options = {"logits_to_keep": width - first, "use_cache": False}
+    inputs = {name: value for name, value in options.items() if name in takes}
+    return {"input_ids": ids, "labels": labels[:, first:]} | inputs
 
 
-def train(model, tokenizer, train_set, validation_set, settings, run):
-    """Train, from the last checkpoint where there is one; the Trainer's log (list of dicts) and the seconds of all parts."""
+def reply_loss(outputs, labels, num_items_in_batch, mean_tokens):
+    """Negative log-likelihood of the replies in nats, summed, by the tokens of the whole batch.
+
+    In evaluation, where the Trainer takes the mean over rows, by the mean tokens of a row: that
+    gives the mean over all tokens.
+    """
+    import torch
+
+    logits = outputs.logits[:, -labels.shape[1] : -1].float()
+    loss = torch.nn.functional.cross_entropy(
+        logits.flatten(0, 1), labels[:, 1:].flatten(), reduction="sum", ignore_index=-100
+    )
+    return loss / (num_items_in_batch if loss.requires_grad else mean_tokens * len(labels))
+
+
+def train(model, train_set, validation_set, settings, run):
+    """(the Trainer's log, seconds of all parts), from the last checkpoint on."""
     import torch
     from datasets import Dataset
-    from tqdm import tqdm
-    from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
-    from transformers.trainer_pt_utils import LengthGroupedSampler
+    from transformers import PrinterCallback, Trainer, TrainingArguments
 
-    class MicroBatchTrainer(Trainer):
-        """Takes a batch in parts that fit the memory: their gradients add up to those of the whole batch. On a CPU two parts at
-        a time, each on half of the cores: small matrices do not keep many cores busy."""
-
-        def _get_train_sampler(self, dataset=None):  # by the whole batch, so that the order is the same for any number of processes
-            return LengthGroupedSampler(settings["batch_size"], lengths=[example["length"] for example in train_set])
-
-        def training_step(self, model, inputs, num_items_in_batch=None):
-            def gradients(part):
-                loss = self.compute_loss(model, part, num_items_in_batch=num_items_in_batch)
-                return loss.detach(), torch.autograd.grad(loss, weights, allow_unused=True)
-
-            if pool:
-                model.train()
-                losses = []
-                for loss, found in pool.map(gradients, inputs["parts"]):  # in their order, whichever is ready first
-                    losses.append(loss)
-                    for weight, gradient in zip(weights, found, strict=True):
-                        if gradient is not None:
-                            weight.grad = gradient if weight.grad is None else weight.grad + gradient
-                return sum(losses)
-            *parts, last = inputs["parts"]
-            with self.accelerator.no_sync(model):  # processes may have more parts or fewer, and meet once a batch
-                losses = [super(MicroBatchTrainer, self).training_step(model, part, num_items_in_batch) for part in parts]
-            return sum(losses) + super().training_step(model, last, num_items_in_batch)
-
-        def _load_rng_state(self, checkpoint):
-            if self.state.epoch % 1:  # at the end of an epoch the next one has its seed already, which this would undo
-                super()._load_rng_state(checkpoint)
-
-        def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
-            n = self._get_num_items_in_batch([inputs], self.args.device)
-
-            @torch.no_grad()
-            def loss(part):
-                return self.compute_loss(model, self._prepare_inputs(part), num_items_in_batch=n)
-
-            return sum((pool.map if pool else map)(loss, inputs["parts"])), None, None
-
-    def collate_parts(examples):
-        parts = [collate(part, pad) for part in micro_batches(examples, settings["micro_batch_tokens"])]
-        return {"parts": parts, "labels": torch.cat([part["labels"].flatten() for part in parts])}  # the Trainer counts these
-
-    class Clock(TrainerCallback):
-        """Shows and saves by the clock; keeps the seconds in the file for people, so that a resumed training counts on."""
-
-        signal = None
-
-        def on_signal(self, number, frame):
-            self.signal = number
-            signal.signal(number, leave)  # whoever asks twice will not wait for the end of the update
-
-        def on_train_begin(self, args, state, control, **kwargs):
-            before = float(file.read_text().split()[-2]) if file.exists() else 0
-            self.start = time.monotonic() - before
-            self.saved = time.monotonic()
-            self.bar = tqdm(total=state.max_steps, unit="update", disable=None)
-            self.on_step_end(args, state, control)
-
-        def on_epoch_begin(self, args, state, control, **kwargs):
-            set_seed(settings["seed"] + int(state.epoch))  # the order of an epoch is the same when it is resumed
-
-        def on_log(self, args, state, control, logs=None, **kwargs):
-            if "loss" in logs:
-                self.bar.set_postfix(loss=logs["loss"])
-                lost = [name for name in ("loss", "grad_norm") if not math.isfinite(logs.get(name, 0))]
-                if lost and not (args.fp16 and lost == ["grad_norm"]):  # fp16 leaves out such an update by itself
-                    die(f"update {state.global_step}: {lost[0]} is {logs[lost[0]]}; the checkpoints before it stand in {checkpoints}: "
-                        "take a lower --learning-rate and another --output-dir")  # fmt: skip
-
-        def on_save(self, args, state, control, **kwargs):
-            trainer.accelerator.wait_for_everyone()
-            if state.is_world_process_zero:
-                folder = checkpoints / f"checkpoint-{state.global_step}"
-                write(folder / "sha256.json", json.dumps(sums(folder)))  # the last file of a whole checkpoint
-
-        def on_evaluate(self, args, state, control, metrics=None, **kwargs):
-            if state.is_world_process_zero:
-                print(f"  update {state.global_step} of {state.max_steps}: validation loss {metrics['eval_loss']:.3f}", flush=True)
-
-        def on_step_end(self, args, state, control, **kwargs):
-            self.seconds = time.monotonic() - self.start
-            self.bar.update(state.global_step - self.bar.n)
-            wishes = [bool(self.signal), time.monotonic() - self.saved > 60 * settings["checkpoint_minutes"]]
-            stop, save = trainer.accelerator.reduce(torch.tensor(wishes, device=args.device).long()).tolist()  # all ranks or none
-            control.should_training_stop = control.should_training_stop or bool(stop)
-            if (stop or save) and state.global_step:
-                control.should_save, self.saved = True, time.monotonic()
-            if state.is_world_process_zero:
-                h_mm_ss = datetime.timedelta(seconds=round(self.seconds))
-                write(file, f"The training took {h_mm_ss} (h:mm:ss), {self.seconds:.1f} seconds\n")
-
-    gpu = torch.cuda.is_available()
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    weights = [weight for weight in model.parameters() if weight.requires_grad]
-    file, checkpoints = run / "training_duration.txt", run / "checkpoints"
-    checkpoint = last_whole(checkpoints)
-    rows_each, rest = divmod(settings["batch_size"], world)
-    if rest:
-        die(f"--batch-size {settings['batch_size']} is no multiple of the {world} processes")
-    updates = math.ceil(settings["epochs"] * math.ceil(len(train_set) / settings["batch_size"]))
+    share = settings["batch_size"] // WORLD  # of each process
+    micro = max(n for n in range(1, settings["micro_batch_size"] + 1) if share % n == 0)
+    updates = settings["epochs"] * math.ceil(len(train_set) / settings["batch_size"])
+    mean_tokens = sum(example["reply"] for example in validation_set) / (len(validation_set) or 1)
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(run / "log")
-    pad = next(i for i in (tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.eos_token_id) if i is not None)
     arguments = TrainingArguments(
-        output_dir=str(checkpoints),
+        output_dir=str(run / "checkpoints"),
         num_train_epochs=settings["epochs"],
-        per_device_train_batch_size=rows_each,
-        per_device_eval_batch_size=-(-len(validation_set) // world) or 1,  # one batch: its loss is the mean over tokens
+        per_device_train_batch_size=micro * WORLD,  # split: the order is that of one process
+        per_device_eval_batch_size=micro * WORLD,
+        accelerator_config={"split_batches": True},
+        gradient_accumulation_steps=share // micro,
+        train_sampling_strategy="group_by_length",
         learning_rate=settings["learning_rate"],
         lr_scheduler_type="cosine",
-        warmup_steps=0.1 if updates > 1 else 0,  # a share of all steps, as is the next; the first of a warmup learns nothing
-        eval_steps=0.25,
+        warmup_steps=0.1 if updates > 1 else 0,  # a share, as are the next two; its first step
+        eval_steps=0.25,  # learns nothing
+        save_steps=0.05,
         eval_strategy="steps" if validation_set else "no",
-        save_strategy="no",  # the clock says when
         save_total_limit=2,
+        enable_jit_checkpoint=True,  # at SIGTERM, when a machine is taken away
         prediction_loss_only=True,
         logging_steps=1,
         logging_nan_inf_filter=False,
         report_to="tensorboard",
-        optim="paged_adamw_8bit" if gpu else "adamw_torch",
+        optim="paged_adamw_8bit" if model.device.type == "cuda" else "adamw_torch",
         bf16=model.dtype == torch.bfloat16,
         fp16=model.dtype == torch.float16,
-        use_cpu=not gpu,
-        disable_tqdm=True,  # the clock has a bar
+        use_cpu=model.device.type == "cpu",
+        disable_tqdm=True,  # Progress has a bar
         remove_unused_columns=False,
+        label_names=["labels"],
         seed=settings["seed"],
     )
-    arguments._n_gpu = min(arguments.n_gpu, 1)  # or a second GPU would change the batch; LAUNCH uses it
-    trainer = MicroBatchTrainer(
+    takes = inspect.signature(model.get_base_model().forward).parameters
+    trainer = Trainer(
         model=model,
         args=arguments,
-        train_dataset=Dataset.from_list(train_set),  # in memory: private mail stays out of the library's cache
+        train_dataset=Dataset.from_list(train_set),  # in memory: no mail in the library's cache
         eval_dataset=Dataset.from_list(validation_set) if validation_set else None,
-        data_collator=collate_parts,
-        callbacks=[clock := Clock()],
+        data_collator=functools.partial(collate, takes=takes),
+        compute_loss_func=functools.partial(reply_loss, mean_tokens=mean_tokens * WORLD),
+        callbacks=[progress := make_progress(settings["seed"], run / "training_duration.txt")],
     )
     trainer.remove_callback(PrinterCallback)
-    cores, pool = torch.get_num_threads(), None
-    noise = [value for name, value in model.config.to_dict().items() if ("drop" in name or "jitter" in name) and value]
-    kinds = [str(getattr(module, "rope_type", "")) for module in model.modules()]  # two take the frequencies that suit a part's length
-    shared = noise or any("dynamic" in kind or "longrope" in kind for kind in kinds)  # noise comes from one row of random numbers
-    if not (gpu or world > 1 or cores == 1 or settings["dropout"] or shared):
-        torch.set_num_threads(cores // 2)
-        pool = ThreadPoolExecutor(2, initializer=torch.set_num_threads, initargs=[cores // 2])
-    before = {number: signal.signal(number, clock.on_signal) for number in STOPS}
-    try:
-        trainer.train(resume_from_checkpoint=checkpoint)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        torch.set_num_threads(cores)
-    if clock.signal and trainer.state.global_step < trainer.state.max_steps:
-        leave(clock.signal)
-    return trainer.state.log_history, clock.seconds
+    threading.excepthook = lambda failure: (
+        None
+    )  # the log's writer hands its error on to this thread
+    trainer.train(resume_from_checkpoint=last_checkpoint(run / "checkpoints"))
+    if trainer.state.global_step < trainer.state.max_steps:
+        print("train.py: stopped; the same command continues", file=sys.stderr)
+        sys.exit(143)  # as of SIGTERM
+    return trainer.state.log_history, progress.seconds
 
 
-def sums(folder):
-    """{name: SHA-256} of a checkpoint's files, never whole in memory: an optimizer takes a gigabyte."""
-    found = {}
-    for path in sorted(folder.iterdir()):
-        if path.name != "sha256.json":
-            with path.open("rb") as file:
-                found[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
-    return found
+def make_progress(seed, duration_file):
+    """A callback for the bar, the duration, and a loss that is no number.
+
+    It seeds the order of each epoch and the dropout of each update, so that they are the same
+    however often the training was interrupted.
+    """
+    from tqdm import tqdm
+    from transformers import TrainerCallback, set_seed
+
+    class Progress(TrainerCallback):
+        def on_train_begin(self, args, state, control, **kwargs):
+            text = duration_file.read_text(encoding="utf-8") if duration_file.exists() else "0 s"
+            self.seconds = float(text.split()[-2])
+            self.start = time.monotonic() - self.seconds
+            self.bar = tqdm(total=state.max_steps, initial=state.global_step, disable=None)
+
+        def on_epoch_begin(self, args, state, control, **kwargs):
+            set_seed(seed + int(state.epoch))
+
+        def on_step_begin(self, args, state, control, **kwargs):
+            set_seed(seed + state.global_step)
+
+        def on_step_end(self, args, state, control, **kwargs):
+            self.bar.update()
+            self.seconds = time.monotonic() - self.start
+            if not RANK:
+                clock = datetime.timedelta(seconds=round(self.seconds))
+                write(
+                    duration_file,
+                    f"The training took {clock} (h:mm:ss), {self.seconds:.1f} seconds\n",
+                )
+
+        def on_log(self, args, state, control, logs, **kwargs):
+            for name in ("grad_norm", "loss"):
+                lost = not math.isfinite(logs.get(name, 0))
+                if lost and not (args.fp16 and name == "grad_norm"):  # fp16 skips such an update
+                    die(
+                        f"update {state.global_step}: {name} is {logs[name]}; take a lower "
+                        "--learning-rate and another --output-dir"
+                    )
+
+        def on_evaluate(self, args, state, control, metrics, **kwargs):
+            print(
+                f"  update {state.global_step} of {state.max_steps}: "
+                f"validation loss {metrics['eval_loss']:.3f}",
+                flush=True,
+            )
+
+    return Progress()
 
 
-def last_whole(checkpoints):
-    """The newest checkpoint that is as it was saved, None if there is none; later ones are removed, with a line."""
-    for folder in sorted(checkpoints.glob("checkpoint-*"), key=lambda folder: -int(folder.name[11:])):
-        with contextlib.suppress(OSError, ValueError):  # no sums, as in one that a kill tore
-            found = sums(folder)
-            if found == json.loads((folder / "sha256.json").read_bytes()) and "adapter_model.safetensors" in found:
-                return str(folder)
-        if not int(os.environ.get("RANK", "0")):
+def last_checkpoint(checkpoints):
+    """The newest whole checkpoint, None without one; the others after it are removed.
+
+    The Trainer writes trainer_state.json last. One saved at SIGTERM may lack the log of its own
+    step. Its random numbers are not used: see make_progress.
+    """
+    from transformers.trainer_utils import get_last_checkpoint
+
+    while checkpoints.is_dir() and (name := get_last_checkpoint(checkpoints)):
+        folder = Path(name)
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            state = json.loads((folder / "trainer_state.json").read_bytes())
+            logged = max([entry["step"] for entry in state["log_history"]], default=0)
+            unfinished = (folder / "checkpoint-is-incomplete.txt").exists()
+            if logged == state["global_step"] and not unfinished:
+                for file in folder.glob("rng_state*"):
+                    file.unlink(missing_ok=True)
+                return name
+        if not RANK:
             print(f"{folder} is torn: passed over", file=sys.stderr)
+            (folder / "trainer_state.json").unlink(missing_ok=True)  # before a kill can spare it
             shutil.rmtree(folder, ignore_errors=True)
     return None
 
 
-def save(model, tokenizer, train_set, validation_set, history, seconds, settings, run):
-    """Write adapter, picture and, last, train.json; then the checkpoints have done their work."""
-    import torch
+def save_adapter(model, tokenizer, stop, settings, run):
+    """Write adapter/: the weights, the tokenizer with its template, and what ends a reply."""
+    from transformers import GenerationConfig
 
-    if int(os.environ.get("RANK", "0")):
-        return
     trained = [weight for name, weight in model.named_parameters() if "lora_B" in name]
-    assert any(weight.any() for weight in trained), f"all {len(trained)} lora_B are zero: nothing was trained"
+    assert any(weight.any() for weight in trained), f"all {len(trained)} lora_B are zero"
     side, adapter = run / "adapter.part", run / "adapter"
+    model.peft_config["default"].base_model_name_or_path = settings["base_model"]
     model.save_pretrained(side, save_embedding_layers=False)  # "auto" would ask the hub
     tokenizer.save_pretrained(side)
+    GenerationConfig(
+        do_sample=False,
+        max_new_tokens=settings["max_reply_length"],
+        eos_token_id=stop,
+        pad_token_id=0,
+        bos_token_id=tokenizer.bos_token_id,
+    ).save_pretrained(side)
     shutil.rmtree(adapter, ignore_errors=True)
     os.replace(side, adapter)
-    draw(history, run / "loss_curve.png")
 
+
+def finish(train_set, validation_set, history, seconds, settings, run):
+    """Write the picture, the model card and, last, train.json; then tidy up."""
+    import torch
+
+    losses = [entry["loss"] for entry in history if "loss" in entry]
+    validation = [entry["eval_loss"] for entry in history if "eval_loss" in entry]
     tokens = sum(example["length"] for example in train_set)
-    losses, validation = ([entry[name] for entry in history if name in entry] for name in ("loss", "eval_loss"))
-    gpu_peak, cpu_peak = torch.cuda.max_memory_allocated(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    gpu = torch.cuda.is_available()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 * WORLD
+    libraries = ("torch", "transformers", "peft", "bitsandbytes", "accelerate")
     facts = settings | {
         "train_rows": len(train_set),
         "validation_rows": len(validation_set),
         "train_tokens": tokens,
         "trained_tokens": sum(example["reply"] for example in train_set),
         "updates": history[-1]["step"],
-        "train_loss": sum(losses) / len(losses),  # the Trainer's own leaves out what stands before a resume
+        "train_loss": sum(losses) / len(losses),  # the Trainer's leaves out what a resume skips
         "validation_losses": validation,
         "seconds": round(seconds, 1),
         "tokens_per_second": round(tokens * settings["epochs"] / seconds, 1),
-        "peak_memory_gb": round((gpu_peak or cpu_peak) / 1e9, 2),
-        "device": torch.cuda.get_device_name() if gpu_peak else platform.processor() or platform.machine(),
-        "versions": {name: version(name) for name in ("torch", "transformers", "peft", "bitsandbytes", "accelerate")},
+        "peak_memory_gb": round((torch.cuda.max_memory_allocated() if gpu else peak) / 1e9, 2),
+        "device": torch.cuda.get_device_name() if gpu else platform.machine(),
+        "versions": {name: version(name) for name in libraries},
     }
-    write(adapter / "README.md", model_card(facts))  # instead of the library's empty form
+    draw(history, run / "loss_curve.png")
+    write(run / "adapter" / "README.md", model_card(facts))  # for the library's empty form
     write(run / "train.json", json.dumps(facts, indent=1))
     tidy(run)
-    outcome = f"validation loss {validation[-1]:.3f}" if validation else f"training loss {facts['train_loss']:.3f}"
-    print(f"{run / 'train.json'}: {outcome} nats a token, {facts['tokens_per_second']} tokens a second, "
-          f"{facts['peak_memory_gb']} GB at most, {seconds:.0f} seconds")  # fmt: skip
+    loss = f"validation loss {validation[-1]:.3f}" if validation else f"loss {losses[-1]:.3f}"
+    rate, peak = f"{facts['tokens_per_second']} tokens a second", f"{facts['peak_memory_gb']} GB"
+    print(f"{run / 'train.json'}: {loss} nats a token, {rate}, {peak}, {seconds:.0f} seconds")
 
 
 def model_card(facts):
-    """The adapter's README.md from what train.json holds: no mail, no name of a file but the base model's."""
-    base = Path(facts["base_model"]).name if Path(facts["base_model"]).exists() else facts["base_model"]
-    names = "epochs learning_rate batch_size rank alpha dropout max_length max_reply_length quantization seed".split()
-    validation = facts["validation_losses"][-1:]
+    """The adapter's README.md: no mail in it, and no path."""
+    base = facts["base_model"]
+    base = Path(base).name if Path(base).is_absolute() else base
+    names = [name for name in DEFAULTS if name in facts] + ["quantization", "seed"]
     return f"""---
 base_model: {base}
 library_name: peft
 pipeline_tag: text-generation
 tags: [lora, email]
 ---
-# Answers to e-mail in one author's voice, on {base}
+# Replies to e-mail in one author's voice, on {base}
 
-Drafts a reply to an incoming mail as the author of the training mail might write it.
-
-- **Prompt**: the base model's chat template; the system message is {json.dumps(facts["instruction"], ensure_ascii=False)}, the user message the mail's text.
-- **Data**: {facts["train_rows"]} pairs of a mail and the author's reply, {facts["train_tokens"]:,} tokens, {facts["trained_tokens"]:,} of them trained on
-  (the replies); {facts["validation_rows"]} pairs held out. SHA-256 of the file: {facts["train_data_sha256"]}.
-- **Training**: LoRA on all linear layers; {", ".join(f"{name} {facts[name]}" for name in names)}.
-- **Loss**, nats a token: training {facts["train_loss"]:.3f}{f", validation {validation[0]:.3f}" if validation else ""}.
-- **Scores** on mail it has not seen: in the run's metrics.json, once it is scored; an export's card shows them.
-- **Intended use**: drafts that the author, or somebody with the author's consent, reads before sending. Not for sending unread, nor for passing
-  as somebody else. Facts in a draft may be invented.
-- **Licence**: the base model's holds for this one too.
-- **Privacy**: the weights were fitted to private mail, and can give away names, phrases and whole sentences of it, to chance questions as to aimed
-  ones. Treat them as the mail itself: share them with nobody who may not read it. How much shows in ordinary replies is what `memorized_rate` (the
-  share of replies with a long passage copied from the training replies) and `longest_copy` measure, where the run was scored; neither is a bound.
+- **Prompt**: the chat template saved here; the system message is {quote(facts["instruction"])}.
+- **Data**: {facts["train_rows"]} pairs of a mail and its reply, {facts["trained_tokens"]:,} tokens
+  trained on; {facts["validation_rows"]} pairs held out. SHA-256 {facts["train_data_sha256"]}.
+- **Training**: LoRA; {", ".join(f"{name} {facts[name]}" for name in names)}.
+- **Loss**, nats a token: {facts["train_loss"]:.3f}; validation {facts["validation_losses"]}.
+- **Use**: drafts that the author reads before sending. Facts in a draft may be invented.
+- **Privacy**: the weights can give away names, phrases and whole sentences of the private mail
+  that they were fitted to. Treat them as the mail itself.
 """
 
 
 def draw(history, path):
-    """The loss curve: training loss of every update, validation loss where it was measured, in nats a token."""
+    """The loss curve: training loss of every update and validation loss, in nats a token."""
     import matplotlib
+    import pandas
 
     matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")
-    for key, style in (("loss", "-"), ("eval_loss", "o-")):
-        points = [(entry["step"], entry[key]) for entry in history if key in entry]
-        if points:
-            axes.plot(*zip(*points, strict=True), style, label="training" if key == "loss" else "validation")
-    axes.set(xlabel="update", ylabel="loss on the reply (nats a token)", ylim=(0, None))
-    axes.legend()
+    losses = pandas.DataFrame(history).reindex(columns=["step", "loss", "eval_loss"])
+    losses = losses.groupby("step").first().interpolate()
+    losses.columns = ["training", "validation"]
+    axes = losses.plot(xlabel="update", ylabel="loss on the reply (nats a token)", ylim=(0, None))
     side = path.with_name("part." + path.name)
-    figure.savefig(side, dpi=150)
-    pyplot.close(figure)
+    axes.figure.savefig(side, dpi=150)
     os.replace(side, path)
+    matplotlib.pyplot.close(axes.figure)
 
 
 if __name__ == "__main__":
-    for each in STOPS:
-        signal.signal(each, leave)
+    sys.stdout.reconfigure(errors="backslashreplace")  # what the terminal cannot show
     try:
         main()
+    except KeyboardInterrupt:
+        print("train.py: interrupted; the same command continues", file=sys.stderr)
+        sys.exit(130)
     except Exception as error:  # each library has its own for these
-        if any(words in str(error) for words in ("No space left", "inline_container")):
-            die("no space left on the disk: free some and the same command goes on")
-        if any(words in str(error) for words in ("out of memory", "can't allocate memory")):
-            die("out of memory: lower --micro-batch-tokens or --max-length")
+        if any(words in str(error) for words in FULL_DISK):
+            die("no space left on the disk: free some and the same command continues")
+        if any(words in str(error) for words in FULL_MEMORY):
+            die("out of memory: lower --micro-batch-size or --max-length")
         if type(error).__name__ == "UnpicklingError":
-            die("a checkpoint holds more than numbers, which no training wrote: delete the run folder's checkpoints")
+            die("a checkpoint holds more than numbers: delete the run folder's checkpoints")
         if isinstance(error, OSError):
             die(error)
         raise

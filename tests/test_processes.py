@@ -7,13 +7,18 @@ import sys
 import pytest
 from conftest import ROOT, some_rows, write_jsonl
 
-TRAIN = ("--epochs 2 --batch-size 4 --micro-batch-tokens 200 --rank 4 --learning-rate 1e-2 --max-length 160 --max-reply-length 40 "
+TRAIN = ("--epochs 2 --batch-size 4 --micro-batch-size 2 --rank 4 --learning-rate 1e-2 --max-length 160 --max-reply-length 40 "
          "--validation-fraction 0.25").split()  # fmt: skip
-ONE, TWO = [sys.executable], [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "--"]
+ONE, TWO = (
+    [sys.executable],
+    [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "--"],
+)
 
 
 def call(launch, script, *flags):
-    found = subprocess.run([*launch, ROOT / script, *map(str, flags)], capture_output=True, text=True)
+    found = subprocess.run(
+        [*launch, ROOT / script, *map(str, flags)], capture_output=True, text=True
+    )
     assert found.returncode == 0, found.stderr
     return found.stdout
 
@@ -24,7 +29,10 @@ def runs(tiny, tmp_path_factory):
     folder = tmp_path_factory.mktemp("processes")
     data = write_jsonl(folder / "train.jsonl", some_rows(16))
     flags = ["--base-model", tiny, "--train-data", data, *TRAIN]
-    return [(folder / name, call(launch, "train.py", *flags, "--output-dir", folder / name)) for name, launch in (("one", ONE), ("two", TWO))]
+    return [
+        (folder / name, call(launch, "train.py", *flags, "--output-dir", folder / name))
+        for name, launch in (("one", ONE), ("two", TWO))
+    ]
 
 
 def test_training_is_the_same(runs):
@@ -35,10 +43,16 @@ def test_training_is_the_same(runs):
     for name in ("train_loss", "validation_losses"):
         assert facts_of_two[name] == pytest.approx(facts[name], abs=1e-4)
     assert facts["updates"] == facts_of_two["updates"] == 6
-    weights, weights_of_two = (load_file(run / "adapter" / "adapter_model.safetensors") for run in (one, two))
+    weights, weights_of_two = (
+        load_file(run / "adapter" / "adapter_model.safetensors") for run in (one, two)
+    )
     assert max((weights[name] - weights_of_two[name]).abs().max() for name in weights) < 1e-3
-    assert printed.count("validation loss") == printed_by_two.count("validation loss") > 1  # one of them speaks
-    assert sorted(path.name for path in one.iterdir()) == sorted(path.name for path in two.iterdir())
+    assert (
+        printed.count("validation loss") == printed_by_two.count("validation loss") > 1
+    )  # one of them speaks
+    assert sorted(path.name for path in one.iterdir()) == sorted(
+        path.name for path in two.iterdir()
+    )
 
 
 def test_every_row_is_answered_once_and_in_order(runs, tmp_path):
@@ -47,8 +61,23 @@ def test_every_row_is_answered_once_and_in_order(runs, tmp_path):
     answers = []
     for launch in (ONE, TWO):
         output = tmp_path / f"{len(launch)}" / "predictions.jsonl"
-        printed = call(launch, "generate.py", "--run", run, "--data", data, "--output", output, "--max-new-tokens", 12, "--batch-size", 5)
-        assert printed.count("23 replies") == 1 and [path.name for path in output.parent.iterdir()] == ["predictions.jsonl"]
+        printed = call(
+            launch,
+            "generate.py",
+            "--run",
+            run,
+            "--data",
+            data,
+            "--output",
+            output,
+            "--max-new-tokens",
+            12,
+            "--batch-size",
+            5,
+        )
+        assert printed.count("23 replies") == 1 and [
+            path.name for path in output.parent.iterdir()
+        ] == ["predictions.jsonl"]
         answers.append(output.read_bytes())
     assert answers[0] == answers[1]
 
@@ -59,7 +88,20 @@ def test_a_batch_is_read_in_parts_and_written_together(runs, tmp_path):
     found = []
     for batch_size in (39, 1):
         output = tmp_path / f"{batch_size}.jsonl"
-        call(ONE, "generate.py", "--run", run, "--data", data, "--output", output, "--max-new-tokens", 20, "--batch-size", batch_size)
+        call(
+            ONE,
+            "generate.py",
+            "--run",
+            run,
+            "--data",
+            data,
+            "--output",
+            output,
+            "--max-new-tokens",
+            20,
+            "--batch-size",
+            batch_size,
+        )
         found.append([json.loads(line) for line in output.read_text().splitlines()])
     for together, alone in zip(*found, strict=True):
         assert together.pop("reference_nll") == pytest.approx(alone.pop("reference_nll"), rel=1e-4)

@@ -21,7 +21,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from conftest import CHATML, EMBEDDED, ROOT, WORDS, row
+from conftest import CHATML, EMBEDDED, LLAMA2_TEMPLATE, ROOT, WORDS, row
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -30,8 +30,10 @@ import generate
 import prepare_data
 import train
 
-FAST = ("--checkpoint-minutes 0.0001 --epochs 2 --batch-size 4 --micro-batch-tokens 200 --rank 4 --learning-rate 1e-2 --max-length 160 "
-        "--max-reply-length 40 --validation-fraction 0.1 --quantization none").split()  # fmt: skip
+FAST = (  # a checkpoint after every second update
+    "--epochs 2 --batch-size 4 --micro-batch-size 2 --rank 4 --learning-rate 1e-2 --max-length 160 "
+    "--max-reply-length 40 --validation-fraction 0.05 --quantization none"
+).split()
 
 
 @pytest.fixture(scope="session")
@@ -75,7 +77,9 @@ def results(out):
 # -------------------------------------------------------------------------------------------------------------- kills
 
 os.environ["PYTHONWARNINGS"] = "ignore:resource_tracker"  # of semaphores that a killed process left
-processes = multiprocessing.get_context("forkserver")  # each script in a process of its own, the libraries imported once for all
+processes = multiprocessing.get_context(
+    "forkserver"
+)  # each script in a process of its own, the libraries imported once for all
 processes.set_forkserver_preload(["torch", "transformers", "peft", "datasets", "matplotlib.pyplot", "bitsandbytes",
                                   "torch.utils.tensorboard", "test_reliability"])  # fmt: skip
 CHANGES = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate", "shutil.rmtree"}
@@ -95,14 +99,27 @@ def run_script(command, out, log, seen, kill_at, delay, cut_off):
     if cut_off:
         import huggingface_hub
 
-        assert ctypes.CDLL(None, use_errno=True).unshare(0x40000000) == 0, os.strerror(ctypes.get_errno())  # CLONE_NEWNET
+        assert ctypes.CDLL(None, use_errno=True).unshare(0x40000000) == 0, os.strerror(
+            ctypes.get_errno()
+        )  # CLONE_NEWNET
         huggingface_hub.constants.HF_HUB_OFFLINE = False
         del os.environ["HF_HUB_OFFLINE"]
 
     def watch(event, args):
-        if cut_off and event in ("socket.getaddrinfo", "socket.gethostbyname", "socket.connect", "socket.sendto"):
+        if cut_off and event in (
+            "socket.getaddrinfo",
+            "socket.gethostbyname",
+            "socket.connect",
+            "socket.sendto",
+        ):
             print("NETWORK", event, args, file=sys.__stderr__, flush=True)
-        if event in CHANGES or event == "open" and isinstance(args[2], int) and args[2] & 3 and str(args[0]).startswith(str(out)):
+        if (
+            event in CHANGES
+            or event == "open"
+            and isinstance(args[2], int)
+            and args[2] & 3
+            and str(args[0]).startswith(str(out))
+        ):
             seen.value += 1
             if seen.value == kill_at and delay:
                 threading.Timer(delay, os.kill, (os.getpid(), signal.SIGKILL)).start()
@@ -116,7 +133,9 @@ def run_script(command, out, log, seen, kill_at, delay, cut_off):
 def launch(command, out, kill_at=0, delay=0.0, cut_off=False):
     """The process of a script and the counter of its changes; its output goes to out/log."""
     seen = processes.Value("i", 0, lock=False)
-    process = processes.Process(target=run_script, args=(command, out, out / "log", seen, kill_at, delay, cut_off))
+    process = processes.Process(
+        target=run_script, args=(command, out, out / "log", seen, kill_at, delay, cut_off)
+    )
     process.start()
     return process, seen
 
@@ -149,19 +168,30 @@ def seconds(run):
 def facts(run):
     """train.json without what a clock, a meter or a path says."""
     found = json.loads((run / "train.json").read_text())
-    return {name: value for name, value in found.items() if name not in ("seconds", "tokens_per_second", "peak_memory_gb", "train_data")}
+    return {
+        name: value
+        for name, value in found.items()
+        if name not in ("seconds", "tokens_per_second", "peak_memory_gb", "train_data")
+    }
 
 
 def kill_often(tiny, folder, out, changes, wanted, draw):
     """Kill each stage so often, at random, starting it again each time; how many of the kills hit."""
     hit = 0
-    for command, count, times in zip(stages(tiny, folder / "in", out), changes, wanted, strict=True):
+    for command, count, times in zip(
+        stages(tiny, folder / "in", out), changes, wanted, strict=True
+    ):
         for _ in range(times):
             spent = seconds(out / "run")
-            kill_at, delay = draw.randrange(1, 2 * count // (times + 1) + 2), draw.choice([0, draw.uniform(0, 0.2)])
+            kill_at, delay = (
+                draw.randrange(1, 2 * count // (times + 1) + 2),
+                draw.choice([0, draw.uniform(0, 0.2)]),
+            )
             status, _ = start(command, out, kill_at, delay)
             hit += status == -signal.SIGKILL
-            assert status in (0, -signal.SIGKILL) and seconds(out / "run") >= spent, (out / "log").read_text()
+            assert status in (0, -signal.SIGKILL) and seconds(out / "run") >= spent, (
+                out / "log"
+            ).read_text()
         assert start(command, out)[0] == 0, (out / "log").read_text()
     return hit
 
@@ -170,7 +200,9 @@ def kill_often(tiny, folder, out, changes, wanted, draw):
     pytest.param([1, 0, 0, 0, 3, 2, 0, 0], 1, 4, id="few"),
     pytest.param([2, 2, 1, 1, 12, 5, 3, 2], 2, 30, id="many", marks=pytest.mark.slow),
 ])  # fmt: skip
-def test_killed_at_random_points_the_pipeline_ends_as_if_it_were_not(wanted, rounds, least, tiny, folder, undisturbed, tmp_path):
+def test_killed_at_random_points_the_pipeline_ends_as_if_it_were_not(
+    wanted, rounds, least, tiny, folder, undisturbed, tmp_path
+):
     expected, changes = undisturbed
     draw, hit = random.Random(6), 0
     for number in range(rounds):
@@ -206,30 +238,66 @@ def prepared(tiny, undisturbed, tmp_path):
 ADAPTER = "adapter/adapter_model.safetensors"
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_a_checkpoint_and_leaves_with_a_line(number, prepared, undisturbed):
-    out, train_command, _ = prepared
-    run, expected, slow = out / "run", undisturbed[0] / "run", ["--checkpoint-minutes", "60"]
-    ended = interrupt([*train_command, *slow], out, number, lambda: (run / "training_duration.txt").exists())
-    assert ended == (128 + number, "train.py: interrupted; the same command goes on")
-    (checkpoint,) = (run / "checkpoints").iterdir()
-    assert train.last_whole(run / "checkpoints") == str(checkpoint)
-    spent = seconds(run)
-    assert start([*train_command, *slow], out)[0] == 0 and "Traceback" not in (out / "log").read_text()
+def is_whole(checkpoint):
+    try:
+        return bool(json.loads((checkpoint / "trainer_state.json").read_text()))
+    except (OSError, ValueError):
+        return False
+
+
+def threads(process):
+    return len(os.listdir(f"/proc/{process.pid}/task"))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_sigterm_saves_a_checkpoint_and_leaves_with_a_line(prepared, undisturbed):
+    """The library's handler waits for three seconds in a thread, in which this training would end:
+    it is stopped for so long."""
+    out, command, _ = prepared
+    run, expected = out / "run", undisturbed[0] / "run"
+    process, _ = launch(command, out)
+    while process.is_alive() and not (run / "training_duration.txt").exists():
+        time.sleep(0.001)
+    before = threads(process)
+    os.kill(process.pid, signal.SIGTERM)
+    while process.is_alive() and threads(process) == before:
+        time.sleep(0.001)
+    os.kill(process.pid, signal.SIGSTOP)
+    time.sleep(3.1)
+    os.kill(process.pid, signal.SIGCONT)
+    process.join()
+    assert process.exitcode == 143, (out / "log").read_text()
+    last_line = (out / "log").read_text().splitlines()[-1]
+    assert last_line == "train.py: stopped; the same command continues"
+    spent, saved = seconds(run), train.last_checkpoint(run / "checkpoints")
+    assert spent > 0 and saved and not (run / "train.json").exists()
+    assert start(command, out)[0] == 0 and "Traceback" not in (out / "log").read_text()
     assert (run / ADAPTER).read_bytes() == (expected / ADAPTER).read_bytes()
-    assert facts(run) == facts(expected) | {"checkpoint_minutes": 60} and seconds(run) > spent
+    assert facts(run) == facts(expected) and seconds(run) > spent
+
+
+def test_ctrl_c_leaves_with_a_line(prepared, undisturbed):
+    out, command, _ = prepared
+    run, expected = out / "run", undisturbed[0] / "run"
+    ended = interrupt(command, out, signal.SIGINT, (run / "checkpoints" / "checkpoint-6").exists)
+    assert ended == (130, "train.py: interrupted; the same command continues")
+    assert start(command, out)[0] == 0 and "Traceback" not in (out / "log").read_text()
+    assert (run / ADAPTER).read_bytes() == (expected / ADAPTER).read_bytes()
+    assert facts(run) == facts(expected)
 
 
 def test_a_resume_at_the_end_of_an_epoch(prepared, undisturbed):
     """Where the next epoch's order is not yet drawn: the random numbers are those of the next epoch, not the last one's."""
     out, command, _ = prepared
     checkpoints = out / "run" / "checkpoints"
-    epoch = facts(undisturbed[0] / "run")["updates"] // 2
-    last = checkpoints / f"checkpoint-{epoch}"
-    assert interrupt(command, out, signal.SIGKILL, (last / "sha256.json").exists)[0] == -signal.SIGKILL
+    updates = facts(undisturbed[0] / "run")["updates"]
+    last = checkpoints / f"checkpoint-{updates // 2}"
+    assert updates % 4 == 0  # or the end of the first epoch has no checkpoint
+    status, _ = interrupt(command, out, signal.SIGKILL, lambda: is_whole(last))
+    assert status == -signal.SIGKILL
     for later in set(checkpoints.iterdir()) - {last}:
         shutil.rmtree(later)
-    assert train.last_whole(checkpoints) == str(last)
+    assert train.last_checkpoint(checkpoints) == str(last)
     assert start(command, out)[0] == 0
     assert facts(out / "run") == facts(undisturbed[0] / "run")
     assert (out / "run" / ADAPTER).read_bytes() == (undisturbed[0] / "run" / ADAPTER).read_bytes()
@@ -237,7 +305,9 @@ def test_a_resume_at_the_end_of_an_epoch(prepared, undisturbed):
 
 def test_a_training_of_one_update_learns(prepared):
     out, command, _ = prepared
-    assert start([*command, "--limit", "4", "--epochs", "1"], out)[0] == 0, (out / "log").read_text()
+    assert start([*command, "--limit", "4", "--epochs", "1"], out)[0] == 0, (
+        out / "log"
+    ).read_text()
     assert facts(out / "run")["updates"] == 1
 
 
@@ -246,68 +316,93 @@ def test_replies_that_are_done_stay_done(prepared, undisturbed):
     run, expected = out / "run", undisturbed[0] / "run" / "predictions.jsonl"
     shutil.copytree(undisturbed[0] / "run", run)
     (run / "predictions.jsonl").unlink()
-    side = run / "predictions.jsonl.batches.part"
-    ended = interrupt(command, out, signal.SIGTERM, lambda: side.exists() and side.read_bytes().count(b"\n") > 2)
-    assert ended == (143, "generate.py: interrupted; the same command goes on") and not (run / "predictions.jsonl").exists()
+    side = run / "predictions.jsonl.0.part"
+
+    def some_are_there():
+        return side.exists() and side.read_bytes().count(b"\n") > 2
+
+    ended = interrupt(command, out, signal.SIGINT, some_are_there)
+    assert ended == (130, "generate.py: interrupted; the same command continues")
+    assert not (run / "predictions.jsonl").exists()
     done = side.read_bytes().count(b"\n") * 2 - 2
     side.write_bytes(side.read_bytes() + b'{"0": {"predic')  # torn by a kill
-    assert start(command, out)[0] == 0 and f"{done} replies are there from before" in (out / "log").read_text()
+    assert (
+        start(command, out)[0] == 0
+        and f"{done} replies are there from before" in (out / "log").read_text()
+    )
     assert (run / "predictions.jsonl").read_bytes() == expected.read_bytes() and not side.exists()
 
 
 def test_batches_of_other_settings_are_not_taken(prepared, undisturbed):
     out, _, generate_command = prepared
     shutil.copytree(undisturbed[0] / "run", out / "run")
-    side = out / "run" / "predictions.jsonl.batches.part"
-    side.write_text('"another key"\n{"0": {"prediction": "planted", "finish_reason": "stop", "reference_nll": 1, "reference_tokens": 1}}\n')
+    side = out / "run" / "predictions.jsonl.0.part"
+    side.write_text(
+        '"another key"\n{"0": {"prediction": "planted", "finish_reason": "stop", "reference_nll": 1, "reference_tokens": 1}}\n'
+    )
     assert start(generate_command, out)[0] == 0
-    assert (out / "run" / "predictions.jsonl").read_bytes() == (undisturbed[0] / "run" / "predictions.jsonl").read_bytes()
+    assert (out / "run" / "predictions.jsonl").read_bytes() == (
+        undisturbed[0] / "run" / "predictions.jsonl"
+    ).read_bytes()
 
 
-def damage(name):
-    """What a checkpoint's file may suffer."""
-    def cut(folder):
-        os.truncate(folder / name, (folder / name).stat().st_size // 2)
-
-    def flip(folder):
-        data = bytearray((folder / name).read_bytes())
-        data[len(data) // 2] ^= 1
-        (folder / name).write_bytes(data)
-
-    return cut, flip, lambda folder: (folder / name).unlink()
+def cut(checkpoint):
+    file = checkpoint / "trainer_state.json"
+    os.truncate(file, file.stat().st_size // 2)
 
 
-def test_a_damaged_checkpoint_is_passed_over_for_the_one_before_it(prepared, undisturbed):
+def drop(checkpoint):
+    (checkpoint / "trainer_state.json").unlink()
+
+
+def begin_again(checkpoint):
+    """What a save at SIGTERM leaves when it is killed: it may write into a whole checkpoint."""
+    (checkpoint / "checkpoint-is-incomplete.txt").write_text("in progress")
+    os.truncate(checkpoint / "optimizer.pt", 99)
+
+
+def test_a_torn_checkpoint_is_passed_over_for_the_one_before_it(prepared, undisturbed):
     out, command, _ = prepared
     run, expected = out / "run", undisturbed[0] / "run"
-    for kill_at in 250, 61, 68, 75, 82:  # until two are whole
-        assert start(command, out, kill_at)[0] == -signal.SIGKILL
-        whole = [folder for folder in (run / "checkpoints").iterdir() if (folder / "sha256.json").exists()]
-        if len(whole) == 2:
-            break
-    last = max(whole, key=lambda folder: int(folder.name[11:]))
+    eighth = run / "checkpoints" / "checkpoint-8"
+    status, _ = interrupt(command, out, signal.SIGKILL, lambda: is_whole(eighth))
+    assert status == -signal.SIGKILL
+    last = Path(train.last_checkpoint(run / "checkpoints"))
+    before = last.with_name(f"checkpoint-{int(last.name[11:]) - 2}")
+    assert before.is_dir()
     shutil.copytree(run, out / "kept")
-    for name in ("adapter_model.safetensors", "optimizer.pt", "trainer_state.json"):
-        for harm in damage(name):
-            shutil.rmtree(run)
-            shutil.copytree(out / "kept", run)
-            harm(last)
-            assert train.last_whole(run / "checkpoints") == str(*set(whole) - {last}) and not last.exists()
-    assert start(command, out)[0] == 0 and "Traceback" not in (out / "log").read_text()
+    for harm in (cut, drop, begin_again):
+        shutil.rmtree(run)
+        shutil.copytree(out / "kept", run)
+        harm(last)
+        assert train.last_checkpoint(run / "checkpoints") == str(before) and not last.exists()
+    shutil.rmtree(run)
+    shutil.copytree(out / "kept", run)
+    cut(last)
+    (out / "log").unlink()
+    assert start(command, out)[0] == 0
+    text = (out / "log").read_text()
+    assert f"{last} is torn: passed over" in text and "Traceback" not in text
     assert facts(run) == facts(expected)
     assert (run / ADAPTER).read_bytes() == (expected / ADAPTER).read_bytes()
 
 
 def test_a_loss_that_is_no_number_stops_the_training(prepared):
     out, command, _ = prepared
-    assert start([*command, "--learning-rate", "1e30"], out)[0] == 2
+    assert start([*command, "--learning-rate", "1e12", "--alpha", "1e12"], out)[0] == 2
     (error,) = [line for line in (out / "log").read_text().splitlines() if "error" in line]
-    assert re.search(r"train.py: error: update \d+: (loss|grad_norm) is (nan|inf); the checkpoints before it stand in .*/checkpoints: take", error)
+    assert re.search(
+        r"train.py: error: update \d+: (loss|grad_norm) is (nan|inf); take a lower --learning-rate and another --output-dir$",
+        error,
+    )
     step = int(re.search(r"update (\d+)", error)[1])
-    whole = Path(train.last_whole(out / "run" / "checkpoints"))
     from safetensors.torch import load_file
 
-    assert int(whole.name[11:]) < step and all(weight.isfinite().all() for weight in load_file(whole / "adapter_model.safetensors").values())
+    whole = Path(train.last_checkpoint(out / "run" / "checkpoints"))
+    assert int(whole.name[11:]) < step and all(
+        weight.isfinite().all()
+        for weight in load_file(whole / "adapter_model.safetensors").values()
+    )
     assert not (out / "run" / "train.json").exists() and not (out / "run" / "adapter").exists()
 
 
@@ -317,7 +412,10 @@ def test_drafts_killed_anywhere_stand_there_once_and_whole(tmp_path):
     command = ["prepare_data.py", "drafts", source, out]
 
     def answered(count):
-        fields = dict.fromkeys(("date", "Cc", "Reply-To", "References"), "") | {"From": "len@tern.example", "To": "maud@tern.example"}
+        fields = dict.fromkeys(("date", "Cc", "Reply-To", "References"), "") | {
+            "From": "len@tern.example",
+            "To": "maud@tern.example",
+        }
         source.write_text("".join(predicted(**fields, subject=f"kiln {i}", author=["maud@tern.example"], prediction="yes\n" * 9000, **{
             "Message-ID": f"<{i}@tern.example>"}) for i in range(count)))  # fmt: skip
 
@@ -331,10 +429,18 @@ def test_drafts_killed_anywhere_stand_there_once_and_whole(tmp_path):
             status, _ = start(command, tmp_path, kill_at, delay)
             messages = out.read_bytes()
             assert status in (0, -signal.SIGKILL) and messages.startswith(first)
-            assert messages.count(b"\nMessage-ID: ") == messages.count(b"yes\n" * 9000) in ((2, 9) if status else (9,))
+            assert (
+                messages.count(b"\nMessage-ID: ")
+                == messages.count(b"yes\n" * 9000)
+                in ((2, 9) if status else (9,))
+            )
     assert start(command, tmp_path)[0] == 0
     messages = out.read_bytes()
-    assert messages.startswith(first) and messages.count(b"\nMessage-ID: ") == 9 and messages.count(b"yes\n" * 9000) == 9
+    assert (
+        messages.startswith(first)
+        and messages.count(b"\nMessage-ID: ") == 9
+        and messages.count(b"yes\n" * 9000) == 9
+    )
     assert {path.name for path in tmp_path.iterdir()} == {"p.jsonl", "drafts.mbox", "log"}
 
 
@@ -352,7 +458,18 @@ def test_a_kill_between_adapter_and_train_json(prepared, undisturbed):
         shutil.rmtree(run)
         shutil.copytree(out / "kept", run)
         assert start(command, out, kill_at=count - back)[0] == -signal.SIGKILL
-        seen.add(tuple((run / name).exists() for name in ("adapter.part", "adapter", "loss_curve.png", "train.json", "checkpoints")))
+        seen.add(
+            tuple(
+                (run / name).exists()
+                for name in (
+                    "adapter.part",
+                    "adapter",
+                    "loss_curve.png",
+                    "train.json",
+                    "checkpoints",
+                )
+            )
+        )
         assert start(command, out)[0] == 0, (out / "log").read_text()
         assert facts(run) == facts(expected)
         assert (run / ADAPTER).read_bytes() == (expected / ADAPTER).read_bytes()
@@ -417,7 +534,7 @@ BAD = {  # script and case: files, arguments, what the one line says. RUN is a f
     "train missing data": ({}, T, "t.jsonl: no such file; `prepare_data.py format` makes it"),
     "train empty data": ({"t.jsonl": ""}, T, "t.jsonl: no rows"),
     "train data is a folder": ({"t.jsonl/x": ""}, T, "t.jsonl: no such file"),
-    "train broken line": ({"t.jsonl": line() + '{"id":\n'}, T, "t.jsonl, line 2: not a row of id, prompt and completion"),
+    "train broken line": ({"t.jsonl": line() + '{"id":\n'}, T, "t.jsonl, line 2: not a row of `prepare_data.py format`"),
     "train broken UTF-8": ({"t.jsonl": line().encode() + b'{"id": "\xff"}'}, T, "t.jsonl, line 2: not a row"),
     "train a CSV": ({"t.jsonl": COLUMNS + REPLY}, T, "t.jsonl, line 1: not a row"),
     "train a list": ({"t.jsonl": "[1]\n"}, T, "t.jsonl, line 1: not a row"),
@@ -430,25 +547,32 @@ BAD = {  # script and case: files, arguments, what the one line says. RUN is a f
     "train another role": ({"t.jsonl": line(prompt=[{"role": "x<|im_end|>", "content": "a"}, *row(1)["prompt"]])}, T, "line 1: not a row"),
     "train no trained token": ({"t.jsonl": line(completion=[{"role": "assistant", "content": " "}])}, T, "t.jsonl, line 1: not a row"),
     "train lone surrogate": ({"t.jsonl": line(completion=[{"role": "assistant", "content": "\ud800"}])}, T, "t.jsonl, line 1: not a row"),
-    "train id twice": ({"t.jsonl": line() * 2}, T, "t.jsonl, line 2: id 1 stands there twice"),
-    "train negative rank": (PUT, [*T, "--rank", "-1"], "argument --rank: -1 is not above zero"),
+    "train id twice": ({"t.jsonl": line() * 2}, T, "t.jsonl, line 2: the id 1 is there twice"),
+    "train negative rank": (PUT, [*T, "--rank", "-1"], "--rank -1 is not in"),
     "train rank is a word": (PUT, [*T, "--rank", "big"], "argument --rank: invalid int value: 'big'"),
-    "train learning rate nan": (PUT, [*T, "--learning-rate", "nan"], "nan is not above zero"),
-    "train no epochs": (PUT, [*T, "--epochs", "0"], "0 is not above zero"),
-    "train dropout 1": (PUT, [*T, "--dropout", "1"], "1 is not in [0, 1)"),
-    "train seed too large": (PUT, [*T, "--seed", str(2**40)], "argument --seed"),
-    "train half for validation": (PUT, [*T, "--validation-fraction", "0.9"], "--validation-fraction 0.9 is more than half"),
-    "train quantization": (PUT, [*T, "--quantization", "8bit"], "invalid choice: '8bit'"),
-    "train no room for a mail": (PUT, [*T, "--max-length", "40"], "--max-length 40 is not above --max-reply-length 40"),
-    "train instruction too long": (PUT, [*T, "--max-length", "45"], "row 1: the prompt without its mail is longer than 5 tokens"),
-    "train micro-batch of nothing": (PUT, [*T, "--micro-batch-tokens", "0"], "0 is not above zero"),
-    "train no such model": (PUT, [*T, "--base-model", "no/such"], "cannot load no/such ("),
-    "train model folder is empty": (PUT | {"m/x": ""}, [*T, "--base-model", "m"], "cannot load m ("),
+    "train learning rate nan": (PUT, [*T, "--learning-rate", "nan"], "--learning-rate nan is not in"),
+    "train no epochs": (PUT, [*T, "--epochs", "0"], "--epochs 0.0 is not in"),
+    "train dropout 1": (PUT, [*T, "--dropout", "1"], "--dropout 1.0 is not in"),
+    "train seed too large": (PUT, [*T, "--seed", str(2**40)], "--seed 1099511627776 is not in"),
+    "train half for validation": (PUT, [*T, "--validation-fraction", "0.9"], "--validation-fraction 0.9 is not in 0 to 0.5"),
+    "train quantization": (PUT, [*T, "--quantization", "8bit"], "--quantization is 4bit or none"),
+    "train no room for a mail": (PUT, [*T, "--max-length", "40"], "--max-length 40 leaves no room beside"),
+    "train instruction too long": (PUT, [*T, "--max-length", "45"], "row 1: no room for the mail in 5 tokens"),
+    "train passes of nothing": (PUT, [*T, "--micro-batch-size", "0"], "--micro-batch-size 0 is not in"),
+    "train no such model": (PUT, [*T, "--base-model", "no/such"], "cannot load no/such: "),
+    "train model folder is empty": (PUT | {"m/x": ""}, [*T, "--base-model", "m"], "cannot load "),
+    "train an adapter as base model": (
+        PUT | {"m/adapter_config.json": "{}"},
+        [*T, "--base-model", "m"],
+        "m is an adapter",
+    ),
     "train output is a file": (PUT | {"new": ""}, T, "new"),
-    "train another base model": (PUT, [*T, "--output-dir", "RUN", "--base-model", "no/such"], "holds a training with other settings ("),
+    "train another base model": (PUT, [*T, "--output-dir", "RUN", "--base-model", "no/such"], "holds another training ("),
     "train broken train.json": (PUT | {"new/train.json": "{"}, T, "new/train.json: not JSON"),
-    "train older train.json": (PUT | {"new/train.json": "{}"}, T, "new holds a training with other settings (alpha None -> "),
-    "generate no flag": ({}, [], "or --baseline is missing: whose replies?"),
+    "train older train.json": (PUT | {"new/train.json": "{}"}, T, "new holds another training (base_model None -> "),
+    "generate no flag": ({}, [], "exactly one of --data, --mail"),
+    "generate nobody's replies": (PUT, ["--data", "t.jsonl"], "--baseline is missing: whose replies?"),
+    "generate untuned over the run's": (PUT, [*G, "--untuned"], "--output of its own"),
     "generate nothing to answer": ({}, ["--run", "RUN"], "exactly one of --data, --mail"),
     "generate missing run": (PUT, ["--run", "no", "--data", "t.jsonl"], "no/train.json: no such file; train.py writes it"),
     "generate broken train.json": (PUT | {"r/train.json": "{"}, ["--run", "r", "--data", "t.jsonl"], "r/train.json: not JSON"),
@@ -457,22 +581,19 @@ BAD = {  # script and case: files, arguments, what the one line says. RUN is a f
     "generate torn adapter": (PUT | {"RUN/adapter/adapter_model.safetensors": "x" * 99}, G, "RUN/adapter"),
     "generate torn adapter config": (PUT | {"RUN/adapter/adapter_config.json": "{"}, G, "RUN/adapter"),
     "generate another model's adapter": (PUT | {"RUN/adapter/adapter_model.safetensors": "OTHER"}, G, "RUN/adapter"),
-    "generate base model is gone": (PUT | {"RUN/train.json": "GONE"}, G, "cannot load /gone/model ("),
+    "generate base model is gone": (PUT | {"RUN/train.json": "GONE"}, G, "/gone/model, the run's base model, is not there: say where it is by --base-model"),
     "generate missing data": ({}, G, "t.jsonl: no such file"),
     "generate empty data": ({"t.jsonl": ""}, G, "t.jsonl: no rows"),
     "generate broken line": ({"t.jsonl": line() + "{"}, G, "t.jsonl, line 2: not a row"),
-    "generate id twice": ({"t.jsonl": line() * 2}, G, "t.jsonl, line 2: id 1 stands there twice"),
+    "generate id twice": ({"t.jsonl": line() * 2}, G, "t.jsonl, line 2: the id 1 is there twice"),
     "generate no prompt": ({"t.jsonl": line(prompt=[])}, G, "t.jsonl, line 1: not a row"),
     "generate lone surrogate": ({"t.jsonl": line(prompt=[{"role": "user", "content": "\ud800"}])}, G, "t.jsonl, line 1: not a row"),
     "generate completion is empty": ({"t.jsonl": line(completion=[])}, G, "t.jsonl, line 1: not a row"),
     "generate missing mail": ({}, ["--run", "RUN", "--mail", "m.txt"], "m.txt"),
     "generate empty mail": ({"m.txt": " \n"}, ["--run", "RUN", "--mail", "m.txt"], "m.txt: an empty mail"),
-    "generate mail in latin-1": ({"m.txt": b"\xe9t\xe9"}, ["--run", "RUN", "--mail", "m.txt"], "m.txt: 'utf-8'"),
     "generate unknown id": ({}, ["--run", "RUN", "--id", "nobody"], "no id nobody among"),
-    "generate id in broken predictions": ({"RUN/predictions.jsonl": "{"}, ["--run", "RUN", "--id", "1"], "RUN/predictions.jsonl: not JSON, a row a line"),
+    "generate id in broken predictions": ({"RUN/predictions.jsonl": "{"}, ["--run", "RUN", "--id", "1"], "RUN/predictions.jsonl: not predictions"),
     "generate batch size": (PUT, [*G, "--batch-size", "-2"], "-2 is not above zero"),
-    "generate too many new tokens": (PUT, ["--base-model", "TINY", "--data", "t.jsonl", "--output", "o", "--quantization",
-                                     "none", "--max-new-tokens", "99999"], "max-new-tokens"),  # fmt: skip
     "evaluate nothing": ({}, [], "give either one run's folder or --compare"),
     "evaluate missing run": ({}, ["no"], "no/predictions.jsonl: no such file"),
     "evaluate empty predictions": ({"r/predictions.jsonl": ""}, ["r"], "r/predictions.jsonl: no rows"),
@@ -504,19 +625,29 @@ def lay(files, tiny, run):
             content = json.dumps(json.loads(path.read_text()) | {"base_model": "/gone/model"})
         elif content == "OLD":
             old = json.loads(path.read_text())
-            content = json.dumps({key: value for key, value in old.items() if key not in ("per_mail", "reference")})
+            content = json.dumps(
+                {key: value for key, value in old.items() if key not in ("per_mail", "reference")}
+            )
         elif content == "OTHER":
             from safetensors.torch import load_file, save_file
 
-            save_file({name: weight[..., :-1].contiguous() for name, weight in load_file(path).items()}, path)
+            save_file(
+                {name: weight[..., :-1].contiguous() for name, weight in load_file(path).items()},
+                path,
+            )
             continue
-        path.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8", "surrogateescape"))
+        path.write_bytes(
+            content if isinstance(content, bytes) else content.encode("utf-8", "surrogateescape")
+        )
 
 
 @pytest.fixture
 def unchanged():
     """Signals and umask as they were, for scripts that run in this process."""
-    handlers, mask = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}, os.umask(0o022)
+    handlers, mask = (
+        {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)},
+        os.umask(0o022),
+    )
     yield
     os.umask(mask)
     for number, handler in handlers.items():
@@ -524,7 +655,9 @@ def unchanged():
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_bad_input_ends_in_one_line(name, tiny, undisturbed, tmp_path, monkeypatch, capfd, unchanged):
+def test_bad_input_ends_in_one_line(
+    name, tiny, undisturbed, tmp_path, monkeypatch, capfd, unchanged
+):
     files, arguments, says = BAD[name]
     monkeypatch.chdir(tmp_path)
     run = undisturbed[0] / "run"
@@ -534,13 +667,30 @@ def test_bad_input_ends_in_one_line(name, tiny, undisturbed, tmp_path, monkeypat
     lay(files, tiny, run)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     script = name.split()[0] + ".py"
-    monkeypatch.setattr(sys, "argv", [str(ROOT / script), *(word.replace("RUN", str(run)).replace("TINY", str(tiny)) for word in arguments)])
+    monkeypatch.setattr(
+        sys,
+        "argv",
+        [
+            str(ROOT / script),
+            *(word.replace("RUN", str(run)).replace("TINY", str(tiny)) for word in arguments),
+        ],
+    )
     with pytest.raises(SystemExit) as ended:
         runpy.run_path(sys.argv[0], run_name="__main__")
-    error = re.sub("^in: .*\n", "", capfd.readouterr().err)  # extract names each message that is none
+    error = re.sub(
+        "^in: .*\n", "", capfd.readouterr().err
+    )  # extract names each message that is none
     assert ended.value.code == 2, error
-    assert error.startswith(script) and error.count("\n") == 1 and says in error.replace(str(run), "RUN"), error
-    after = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file() and path.name != "settings.json"}
+    assert (
+        error.startswith(script)
+        and error.count("\n") == 1
+        and says in error.replace(str(run), "RUN")
+    ), error
+    after = {
+        path: path.read_bytes()
+        for path in tmp_path.rglob("*")
+        if path.is_file() and path.name != "settings.json"
+    }
     assert after == {path: data for path, data in before.items() if path.name != "settings.json"}
 
 
@@ -566,7 +716,11 @@ def mount(tmp_path):
 
 
 def errors(out):
-    return [text for text in (out / "log").read_text().splitlines() if re.match(r"\w+\.py: error|prepare_data\.py: |Traceback", text)]
+    return [
+        text
+        for text in (out / "log").read_text().splitlines()
+        if re.match(r"\w+\.py: error|prepare_data\.py: |Traceback", text)
+    ]
 
 
 @as_root
@@ -576,7 +730,11 @@ def test_a_full_disk_ends_in_one_line_and_the_same_command_goes_on(prepared, und
     mount(run, "-t", "tmpfs", "-o", "size=400k", "none")
     assert start(train_command, out)[0] == 2
     (error,) = errors(out)
-    assert error == "train.py: error: no space left on the disk: free some and the same command goes on" or "No space left" in error
+    assert (
+        error
+        == "train.py: error: no space left on the disk: free some and the same command continues"
+        or "No space left" in error
+    )
     assert not (run / "train.json").exists()
     subprocess.run(["mount", "-o", "remount,size=20m", run], check=True)
     assert start(train_command, out)[0] == 0
@@ -584,11 +742,18 @@ def test_a_full_disk_ends_in_one_line_and_the_same_command_goes_on(prepared, und
     used = sum(path.stat().st_blocks * 512 for path in run.rglob("*"))
     subprocess.run(["mount", "-o", f"remount,size={used // 1024 // 4 * 4 + 4}k", run], check=True)
     (out / "log").unlink()
-    assert start(generate_command, out)[0] == 2 and len(errors(out)) == 1 and not (run / "predictions.jsonl").exists()
+    assert (
+        start(generate_command, out)[0] == 2
+        and len(errors(out)) == 1
+        and not (run / "predictions.jsonl").exists()
+    )
     subprocess.run(["mount", "-o", "remount,size=20m", run], check=True)
     assert start(generate_command, out)[0] == 0
     assert (run / "predictions.jsonl").read_bytes() == (expected / "predictions.jsonl").read_bytes()
-    for command in (["evaluate.py", run], ["prepare_data.py", "format", undisturbed[0] / "train.csv", run / "x.jsonl"]):
+    for command in (
+        ["evaluate.py", run],
+        ["prepare_data.py", "format", undisturbed[0] / "train.csv", run / "x.jsonl"],
+    ):
         (run / "filler").write_bytes(b"")
         with pytest.raises(OSError), (run / "filler").open("wb", buffering=0) as file:
             while True:
@@ -597,6 +762,18 @@ def test_a_full_disk_ends_in_one_line_and_the_same_command_goes_on(prepared, und
         assert start(command, out)[0] == 2 and len(errors(out)) == 1, (out / "log").read_text()
         assert not [*run.glob("metrics*"), *run.glob("x.jsonl*")]
         (run / "filler").unlink()
+
+
+@as_root
+def test_a_full_disk_under_the_log_ends_in_one_line(prepared, mount):
+    """A thread of TensorBoard's writes it, and has time for a traceback of its own before a whole
+    interpreter ends."""
+    out, command, _ = prepared
+    (out / "run").mkdir()
+    mount(out / "run" / "log", "-t", "tmpfs", "-o", "size=4k", "none")
+    done = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+    assert "no space left" in done.stderr.lower()
 
 
 @as_root
@@ -643,20 +820,41 @@ def test_a_folder_is_trained_in_once_at_a_time(prepared, undisturbed):
         process.join()
     assert sorted(process.exitcode for process in processes) == [0, 2, 2]
     refused = [text for text in (out / "log").read_text().splitlines() if "error" in text]
-    assert refused == [f"train.py: error: {run}: another process trains here; wait for it, then the same command goes on"] * 2
+    assert (
+        refused
+        == [
+            f"train.py: error: {run}: another process trains here; wait for it, then the same command continues"
+        ]
+        * 2
+    )
     assert (run / ADAPTER).read_bytes() == (undisturbed[0] / "run" / ADAPTER).read_bytes()
     processes = [launch(generate_command, out)[0] for _ in range(3)]
     for process in processes:
         process.join()
     assert 0 in {process.exitcode for process in processes} <= {0, 2}
-    assert (run / "predictions.jsonl").read_bytes() == (undisturbed[0] / "run" / "predictions.jsonl").read_bytes()
+    assert (run / "predictions.jsonl").read_bytes() == (
+        undisturbed[0] / "run" / "predictions.jsonl"
+    ).read_bytes()
 
 
 @pytest.fixture
 def clone(tmp_path):
     """make(*arguments), started in a clone on this machine's libraries; its output as one text."""
-    shutil.copytree(ROOT / "data" / "sample", tmp_path / "data" / "sample", ignore=shutil.ignore_patterns("*.jsonl"))
-    for name in ("Makefile", "requirements.txt", "train.py", "generate.py", "evaluate.py", "prepare_data.py", "tests/benchmark.py", "data/SHA256SUMS"):
+    shutil.copytree(
+        ROOT / "data" / "sample",
+        tmp_path / "data" / "sample",
+        ignore=shutil.ignore_patterns("*.jsonl"),
+    )
+    for name in (
+        "Makefile",
+        "requirements.txt",
+        "train.py",
+        "generate.py",
+        "evaluate.py",
+        "prepare_data.py",
+        "tests/benchmark.py",
+        "data/SHA256SUMS",
+    ):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
     (tmp_path / ".venv" / "bin").mkdir(parents=True)
@@ -677,14 +875,23 @@ def test_make_killed_and_two_makes_at_once(tiny, undisturbed, clone, tmp_path):
     """runs/small on the mail of the tests: killed with all its children at several stages, then by two makes with -j4."""
     (tmp_path / "data" / "small_dataset").mkdir(parents=True)
     for name in ("train", "test"):
-        shutil.copy(undisturbed[0] / f"{name}.csv", tmp_path / "data" / "small_dataset" / f"mini{name}.csv")
+        shutil.copy(
+            undisturbed[0] / f"{name}.csv", tmp_path / "data" / "small_dataset" / f"mini{name}.csv"
+        )
 
     def make():
         return clone("-j4", "runs/small/results_summary.txt", f"MODEL={tiny}", f"TRAIN_FLAGS={' '.join(FAST)}",
                      "GENERATE_FLAGS=--max-new-tokens 8 --batch-size 2")  # fmt: skip
 
     run, expected = tmp_path / "runs" / "small", undisturbed[0] / "run"
-    for seen in ("settings.json", "checkpoints", "adapter", "train.json", "predictions.jsonl.batches.part", "predictions.jsonl"):
+    for seen in (
+        "settings.json",
+        "checkpoints",
+        "adapter",
+        "train.json",
+        "predictions.jsonl.0.part",
+        "predictions.jsonl",
+    ):
         process = make()
         while process.poll() is None and not (run / seen).exists():
             time.sleep(0.01)
@@ -703,21 +910,37 @@ def test_make_killed_and_two_makes_at_once(tiny, undisturbed, clone, tmp_path):
     assert sorted(process.returncode for process in both) in ([0, 0], [0, 2])
     for name in (ADAPTER, "predictions.jsonl", "metrics.json"):
         assert (run / name).read_bytes() == (expected / name).read_bytes()
-    assert sum("seconds" in text and "train.json" in text for output in outputs for text in output.splitlines()) == 1  # one training
+    assert (
+        sum(
+            "seconds" in text and "train.json" in text
+            for output in outputs
+            for text in output.splitlines()
+        )
+        == 1
+    )  # one training
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_make_keeps_what_is_done_when_a_signal_comes_before_its_recipe_has_ended(number, tiny, undisturbed, clone, tmp_path):
+def test_make_keeps_what_is_done_when_a_signal_comes_before_its_recipe_has_ended(
+    number, tiny, undisturbed, clone, tmp_path
+):
     shutil.copy(undisturbed[0] / "train.jsonl", tmp_path / "data" / "train.jsonl")
     with (tmp_path / "Makefile").open("a") as file:
         file.write("runs/a/b/train.json: data/train.jsonl\n")
-    process, done = clone("runs/a/b/train.json", f"MODEL={tiny}", f"TRAIN_FLAGS={' '.join(FAST)}"), tmp_path / "runs" / "a" / "b" / "train.json"
+    process, done = (
+        clone("runs/a/b/train.json", f"MODEL={tiny}", f"TRAIN_FLAGS={' '.join(FAST)}"),
+        tmp_path / "runs" / "a" / "b" / "train.json",
+    )
     while process.poll() is None and not done.exists():
         time.sleep(0.001)
     os.killpg(process.pid, number)
     output, _ = process.communicate()
-    assert process.returncode in (2, -number) and "interrupted" in output and json.loads(done.read_text())["updates"], output
+    assert (
+        process.returncode in (2, -number)
+        and "interrupted" in output
+        and json.loads(done.read_text())["updates"]
+    ), output
 
 
 class Together(http.server.SimpleHTTPRequestHandler):
@@ -740,12 +963,22 @@ def test_two_makes_fetch_one_file(clone, tmp_path):
     source = tmp_path / "source" / "small_dataset" / "minitest.csv"
     source.parent.mkdir(parents=True)
     source.write_text("fictional\n" * 9)
-    (tmp_path / "data" / "SHA256SUMS").write_text(f"{hashlib.sha256(source.read_bytes()).hexdigest()}  small_dataset/minitest.csv\n")
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Together, directory=str(tmp_path / "source"))) as server:
+    (tmp_path / "data" / "SHA256SUMS").write_text(
+        f"{hashlib.sha256(source.read_bytes()).hexdigest()}  small_dataset/minitest.csv\n"
+    )
+    with http.server.ThreadingHTTPServer(
+        ("127.0.0.1", 0), functools.partial(Together, directory=str(tmp_path / "source"))
+    ) as server:
         server.barrier = threading.Barrier(3)
         threading.Thread(target=server.serve_forever, daemon=True).start()
         target = tmp_path / "data" / "small_dataset" / "minitest.csv"
-        makes = [clone(str(target.relative_to(tmp_path)), f"DATA_SOURCE=http://127.0.0.1:{server.server_port}") for _ in range(3)]
+        makes = [
+            clone(
+                str(target.relative_to(tmp_path)),
+                f"DATA_SOURCE=http://127.0.0.1:{server.server_port}",
+            )
+            for _ in range(3)
+        ]
         outputs = [make.communicate()[0] for make in makes]
         server.shutdown()
     assert [make.returncode for make in makes] == [0] * 3, outputs
@@ -759,8 +992,13 @@ def test_two_makes_install_one_after_the_other(clone, tmp_path):
     shutil.rmtree(tmp_path / ".venv")
     with zipfile.ZipFile(tmp_path / "lamp-1-py3-none-any.whl", "w") as wheel:
         wheel.writestr("lamp.py", "")
-        wheel.writestr("lamp-1.dist-info/METADATA", "Metadata-Version: 2.1\nName: lamp\nVersion: 1\n")
-        wheel.writestr("lamp-1.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr(
+            "lamp-1.dist-info/METADATA", "Metadata-Version: 2.1\nName: lamp\nVersion: 1\n"
+        )
+        wheel.writestr(
+            "lamp-1.dist-info/WHEEL",
+            "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        )
         wheel.writestr("lamp-1.dist-info/RECORD", "")
     (tmp_path / "requirements.txt").write_text("./lamp-1-py3-none-any.whl\n")
     makes = [clone(".venv/installed") for _ in range(2)]
@@ -788,7 +1026,7 @@ BAD_MAKE = {  # case: files, what is made, the one line that is neither make's n
     "a file that the study has not": ({"x/experience1/y.csv": "x"}, "data/experience1/y.csv DATA_SOURCE=file://HERE/x",
                                       "data/experience1/y.csv is not the study's file: its SHA-256 does not"),
     "an unknown model": ({"data/sample/maud_okafor_train_43.jsonl": ROW}, "runs/demo/exp1.M-M/train.json MODEL=no/such",
-                         "train.py: error: cannot load no/such ("),
+                         "train.py: error: cannot load no/such: "),
     "a size that is no number": ({"data/experience2/jeff_dasovich_train_863.jsonl": ROW, "data/experience2/jeff_dasovich_train_863.csv": "",
                                   "data/experience2/jeff.dasovich_test_215.csv": ""}, "runs/sizes/abc/train.json MODEL=x",
                                  "train.py: error: argument --limit: invalid int value: 'abc'"),
@@ -810,16 +1048,27 @@ def test_bad_input_to_make_ends_in_one_line(name, clone, tmp_path):
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).write_text(content)
     (tmp_path / "models" / "SmolLM2-135M-Instruct").mkdir(parents=True)
-    (tmp_path / "models" / "SmolLM2-135M-Instruct" / "model.safetensors").touch()  # for bench, which comes not so far
+    (
+        tmp_path / "models" / "SmolLM2-135M-Instruct" / "model.safetensors"
+    ).touch()  # for bench, which comes not so far
     before = {path for path in tmp_path.rglob("*") if path.is_file()}
     process = clone("--silent", *shlex.split(arguments.replace("HERE", str(tmp_path))))
     output, _ = process.communicate()
     assert process.returncode == 2, output
-    lines = [each for each in output.splitlines() if not re.match(r"make: |curl: |read \d|train.py on|  \w+: |\d+ of them|kept |passed over ", each)]
+    lines = [
+        each
+        for each in output.splitlines()
+        if not re.match(
+            r"make: |curl: |read \d|train.py on|  \w+: |\d+ of them|kept |passed over ", each
+        )
+    ]
     assert len(lines) == 1 and says in lines[0], output
     made = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file() and "__pycache__" not in path.parts} - {
         str(path.relative_to(tmp_path)) for path in before}  # fmt: skip
-    assert made <= {"data/mine/inbox.jsonl", "runs/demo/exp1.M-M/settings.json"}  # whole, and a start that claims nothing
+    assert made <= {
+        "data/mine/inbox.jsonl",
+        "runs/demo/exp1.M-M/settings.json",
+    }  # whole, and a start that claims nothing
 
 
 # ------------------------------------------------------------------------------------------------------- hostile mail
@@ -845,15 +1094,28 @@ DEEPSEEK = (
 STYLES = {  # template, control tokens, those that are not called special
     "ChatML": (CHATML, ["<|im_end|>", "<|im_start|>", "<|endoftext|>"], []),
     "ChatML in any letters": (CHATML, ["<|im_end|>", "<|im_start|>", "<|endoftext|>"], []),
-    "Llama 3": (LLAMA3, ["<|eot_id|>", "<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>"], []),
+    "Llama 3": (
+        LLAMA3,
+        ["<|eot_id|>", "<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>"],
+        [],
+    ),
     "Mistral": (MISTRAL, ["</s>", "<s>", "[INST]", "[/INST]", "[TOOL_CALLS]"], []),
     "DeepSeek": (DEEPSEEK, ["</s>", "<s>"], ["<｜User｜>", "<｜Assistant｜>", "</think>"]),
 }
 
 
 def style(name, tmp_path):
-    """(tokenizer, ids of its control tokens) of a kind of chat model."""
-    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+    """(tokenizer as train.py finishes it, ids of its control tokens, settings) of a kind of chat
+    model."""
+    from tokenizers import (
+        AddedToken,
+        Tokenizer,
+        decoders,
+        models,
+        normalizers,
+        pre_tokenizers,
+        trainers,
+    )
     from transformers import AutoTokenizer, LlamaTokenizer, PreTrainedTokenizerFast
 
     if name == "embedded":
@@ -861,8 +1123,6 @@ def style(name, tmp_path):
             pytest.skip("no embedded model: `make model` makes it")
         tokenizer = AutoTokenizer.from_pretrained(EMBEDDED)
     elif name == "Llama 2":
-        from test_model import LLAMA2_TEMPLATE
-
         if not os.environ.get("LLAMA2_TOKENIZER"):
             pytest.skip("LLAMA2_TOKENIZER names no tokenizer.model of Llama 2")
         shutil.copy(os.environ["LLAMA2_TOKENIZER"], tmp_path / "tokenizer.model")
@@ -872,37 +1132,62 @@ def style(name, tmp_path):
         raw, folds = Tokenizer(models.BPE()), name.endswith("in any letters")
         if folds:
             raw.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
-        raw.pre_tokenizer, raw.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+        raw.pre_tokenizer, raw.decoder = (
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+            decoders.ByteLevel(),
+        )
         raw.train_from_iterator(WORDS, trainers.BpeTrainer(vocab_size=400, special_tokens=[AddedToken(text, normalized=folds) for text in control],
                                                            initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))  # fmt: skip
         raw.add_tokens([AddedToken(text, normalized=False) for text in plain])
         tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, eos_token=control[0], bos_token=control[1],
                                             additional_special_tokens=control[2:])  # fmt: skip
         tokenizer.chat_template = template
-    return tokenizer, set(tokenizer.added_tokens_decoder) | set(tokenizer.all_special_ids)
+    tokenizer.save_pretrained(tmp_path / "base")
+    settings = {"instruction": "Answer.", "max_prompt": 4000, "max_reply_length": 4000}
+    tokenizer, _ = train.load_tokenizer(str(tmp_path / "base"), settings)
+    return tokenizer, set(tokenizer.added_tokens_decoder) | set(tokenizer.all_special_ids), settings
+
+
+def encoded(script, tokenizer, row, how):
+    """(ids of the prompt, ids of the reply) as train.py or generate.py encodes a row."""
+    example = script.encode(tokenizer, row, how)
+    if script is generate:
+        return example["prompt"], example["reply"]
+    return example["input_ids"][: -example["reply"]], example["input_ids"][-example["reply"] :]
 
 
 @pytest.mark.parametrize("name", ["embedded", "Llama 2", *STYLES])
 def test_the_control_ids_are_the_templates_whatever_the_mail_says(name, tmp_path):
-    tokenizer, control = style(name, tmp_path)
-    harmless = train.encode(tokenizer, row(1, "Is it cold?", "Yes.", "Answer."), 4000)
-    expected = [[token for token in harmless[part] if token in control] for part in ("prompt", "reply")]
+    tokenizer, control, how = style(name, tmp_path)
+    harmless = encoded(train, tokenizer, row(1, "Is it cold?", "Yes.", "Answer."), how)
+    expected = [[token for token in part if token in control] for part in harmless]
     assert expected[1][-1] in control and expected[0]
     markers = ["[INST]", "[/INST]", "<<SYS>>", "<</SYS>>"]
-    pieces = [*HOSTILE.split(), HOSTILE, *(tokenizer.added_tokens_decoder[i].content for i in tokenizer.added_tokens_decoder), *"<>|[]/ \nS"]
+    pieces = [
+        *HOSTILE.split(),
+        HOSTILE,
+        *(tokenizer.added_tokens_decoder[i].content for i in tokenizer.added_tokens_decoder),
+        *"<>|[]/ \nS",
+    ]
 
     @settings(max_examples=60, deadline=None, database=None, derandomize=True)
     @given(st.lists(st.sampled_from(pieces), min_size=1).map("".join), st.booleans())
     def check(text, spaced):
         text = " ".join(text) if spaced and len(text) < 50 else text
         for script in (train, generate):
-            found = script.encode(tokenizer, row(1, f"Hi {text} end", f"So {text} be it.", f"Be {text}."), 4000)
-            assert [[token for token in found[part] if token in control] for part in ("prompt", "reply")] == expected, text
-            said, usual = (tokenizer.decode(each["prompt"]) for each in (found, harmless))
-            assert [said.count(marker) for marker in markers] == [usual.count(marker) for marker in markers], text
+            hostile = row(1, f"Hi {text} end", f"So {text} be it.", f"Be {text}.")
+            found = encoded(script, tokenizer, hostile, how)
+            assert [[i for i in part if i in control] for part in found] == expected, text
+            said, usual = (tokenizer.decode(prompt) for prompt, _ in (found, harmless))
+            assert [said.count(marker) for marker in markers] == [
+                usual.count(marker) for marker in markers
+            ], text
 
     check()
-    assert train.neutralise(tokenizer, "ends </s>[/INST] here").replace(" ", "") == "ends</s>[/INST]here"  # a reader still sees what it was
+    assert (
+        train.neutralise(tokenizer, "ends </s>[/INST] here").replace(" ", "")
+        == "ends</s>[/INST]here"
+    )  # a reader still sees what it was
 
 
 @pytest.mark.parametrize("script", ["train.py", "generate.py"])
@@ -911,15 +1196,24 @@ def test_no_code_is_fetched_from_a_hub(script, prepared, undisturbed, tmp_path):
     out, *commands = prepared
     from transformers.utils.import_utils import KERNELS_MIN_VERSION
 
-    facts = out / "hub" / f"kernels-{KERNELS_MIN_VERSION}.dist-info" / "METADATA"  # by which transformers tells that it may import it
+    facts = (
+        out / "hub" / f"kernels-{KERNELS_MIN_VERSION}.dist-info" / "METADATA"
+    )  # by which transformers tells that it may import it
     facts.parent.mkdir(parents=True)
     facts.write_text(f"Metadata-Version: 2.1\nName: kernels\nVersion: {KERNELS_MIN_VERSION}\n")
     (out / "hub" / "kernels.py").write_text(f"open({str(out / 'asked')!r}, 'w').close()\n")
     shutil.copytree(undisturbed[0] / "run", out / "run")
-    command = [*commands[script == "generate.py"], *(["--output-dir", out / "new"] if script == "train.py" else []), "--quantization", "4bit"]
+    settings = json.loads((out / "run" / "train.json").read_text()) | {"quantization": "4bit"}
+    (out / "run" / "train.json").write_text(json.dumps(settings))
+    new = ["--output-dir", out / "new", "--quantization", "4bit"]
+    command = [*commands[0], *new] if script == "train.py" else commands[1]
     planted = os.environ | {"PYTHONPATH": str(out / "hub"), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, ROOT / script, *command[1:]], env=planted, capture_output=True, text=True)
-    assert done.returncode == 0 and not (out / "asked").exists() and "kernels" not in done.stderr, done.stderr
+    done = subprocess.run(
+        [sys.executable, ROOT / script, *command[1:]], env=planted, capture_output=True, text=True
+    )
+    assert done.returncode == 0 and not (out / "asked").exists() and "kernels" not in done.stderr, (
+        done.stderr
+    )
 
 
 class Bomb:
@@ -942,15 +1236,21 @@ def test_a_planted_pickle_is_not_executed(prepared, undisturbed):
         exploded.mkdir()
         torch.load(out / "bomb", weights_only=False)  # it does explode where code is loaded
     exploded.rmdir()
-    assert start(train_command, out, kill_at=300)[0] == -signal.SIGKILL
-    checkpoint = Path(train.last_whole(run / "checkpoints"))
+    eighth = run / "checkpoints" / "checkpoint-8"
+    status, _ = interrupt(train_command, out, signal.SIGKILL, lambda: is_whole(eighth))
+    assert status == -signal.SIGKILL
+    checkpoint = Path(train.last_checkpoint(run / "checkpoints"))
     shutil.copytree(run, out / "kept")
-    for names in (["training_args.bin", "adapter_model.bin", "pytorch_model.bin", "model.bin"], ["optimizer.pt"], ["scheduler.pt"], ["rng_state.pth"]):
+    for names in (
+        ["training_args.bin", "adapter_model.bin", "pytorch_model.bin", "model.bin"],
+        ["optimizer.pt"],
+        ["scheduler.pt"],
+        ["rng_state.pth"],
+    ):
         shutil.rmtree(run)
         shutil.copytree(out / "kept", run)
         for name in names:
             shutil.copy(out / "bomb", checkpoint / name)
-        (checkpoint / "sha256.json").write_text(json.dumps(train.sums(checkpoint)))  # by someone who knows how
         (out / "log").unlink()
         status, _ = start(train_command, out)
         assert not exploded.exists() and status in (0, 2), (out / "log").read_text()
@@ -962,16 +1262,23 @@ def test_a_planted_pickle_is_not_executed(prepared, undisturbed):
     (run / ADAPTER).unlink()
     assert start(generate_command, out)[0] == 2 and not exploded.exists()
     for script in "prepare_data.py", "train.py", "generate.py", "evaluate.py":
-        assert not re.search("trust_remote_code|pickle|wandb|trackio", (ROOT / script).read_text().replace("or PEFT would take a pickle", ""))
+        assert not re.search(
+            "trust_remote_code|pickle|wandb|trackio",
+            (ROOT / script).read_text().replace("or PEFT would take a pickle", ""),
+        )
 
 
 @as_root
-def test_without_a_network_the_same_bytes_and_no_try_to_reach_one(tiny, folder, undisturbed, tmp_path):
+def test_without_a_network_the_same_bytes_and_no_try_to_reach_one(
+    tiny, folder, undisturbed, tmp_path
+):
     """Also: the same seed on the same machine gives the same result twice."""
     for command in stages(tiny, folder / "in", tmp_path):
         assert start(command, tmp_path, cut_off=True)[0] == 0, (tmp_path / "log").read_text()
     assert "NETWORK" not in (tmp_path / "log").read_text()
-    assert results(tmp_path) == results(undisturbed[0]) and facts(tmp_path / "run") == facts(undisturbed[0] / "run")
+    assert results(tmp_path) == results(undisturbed[0]) and facts(tmp_path / "run") == facts(
+        undisturbed[0] / "run"
+    )
 
 
 @pytest.mark.slow
@@ -982,9 +1289,16 @@ def test_a_model_that_was_fetched_before_is_not_asked_for_again(prepared, tiny):
     shutil.copytree(tiny, out / "home" / "hub" / "models--org--tiny" / "snapshots" / "abc")
     (out / "home" / "hub" / "models--org--tiny" / "refs").mkdir()
     (out / "home" / "hub" / "models--org--tiny" / "refs" / "main").write_text("abc")
-    environment = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"} | {"HF_HOME": str(out / "home"), "OMP_NUM_THREADS": "1"}
+    environment = {
+        name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"
+    } | {"HF_HOME": str(out / "home"), "OMP_NUM_THREADS": "1"}
     for script, *arguments in [*commands[0], "--base-model", "org/tiny"], commands[1]:
-        done = subprocess.run(["unshare", "-n", sys.executable, ROOT / script, *arguments], env=environment, capture_output=True, text=True)
+        done = subprocess.run(
+            ["unshare", "-n", sys.executable, ROOT / script, *arguments],
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
         assert done.returncode == 0 and "huggingface.co" not in done.stderr, done.stderr
 
 
@@ -996,13 +1310,30 @@ def test_what_holds_mail_or_a_model_of_it_is_its_owners_alone(undisturbed):
 
 def test_clean_private_leaves_what_is_public(tmp_path):
     shutil.copy(ROOT / "Makefile", tmp_path)
-    public = ["data/SHA256SUMS", "data/sample/a.csv", "data/experience1/a.csv", "runs/experience1/exp1.J-J/train.json", "runs/demo/exp1.M-M/train.json"]
-    private = ["data/mine/train.jsonl", "data/mine/train.csv.x1.part", "data/of ann/b.csv", "runs/mine/adapter/adapter_model.safetensors", "runs/x y/log"]
+    public = [
+        "data/SHA256SUMS",
+        "data/sample/a.csv",
+        "data/experience1/a.csv",
+        "runs/experience1/exp1.J-J/train.json",
+        "runs/demo/exp1.M-M/train.json",
+    ]
+    private = [
+        "data/mine/train.jsonl",
+        "data/mine/train.csv.x1.part",
+        "data/of ann/b.csv",
+        "runs/mine/adapter/adapter_model.safetensors",
+        "runs/x y/log",
+    ]
     for name in public + private:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    done = subprocess.run(["make", "clean-private"], cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()} == {"Makefile", *public}
+    done = subprocess.run(
+        ["make", "clean-private"], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()} == {
+        "Makefile",
+        *public,
+    }
     assert "data/mine" in done.stdout and "runs/mine" in done.stdout
 
 
@@ -1011,8 +1342,14 @@ def test_clean_private_leaves_what_is_public(tmp_path):
 
 def harm(text):
     """Bytes near to a valid file: pieces of it repeated, cut and mixed with anything."""
-    pieces = st.sampled_from([text, *text.splitlines(True), *re.findall(r"\W+|\w+", text)]).map(str.encode)
-    return st.lists(pieces | st.binary(max_size=9) | st.sampled_from([b"\n", b'"', b"{}", b"[]", b"null", b"\xef\xbb\xbf", b"\r", b"\x85"])).map(b"".join)
+    pieces = st.sampled_from([text, *text.splitlines(True), *re.findall(r"\W+|\w+", text)]).map(
+        str.encode
+    )
+    return st.lists(
+        pieces
+        | st.binary(max_size=9)
+        | st.sampled_from([b"\n", b'"', b"{}", b"[]", b"null", b"\xef\xbb\xbf", b"\r", b"\x85"])
+    ).map(b"".join)
 
 
 def scored(path):
@@ -1021,7 +1358,9 @@ def scored(path):
 
 
 def extracted(path):
-    prepare_data.main(["extract", str(path), str(path.with_suffix(".out")), "--author", "maud@tern.example"])
+    prepare_data.main(
+        ["extract", str(path), str(path.with_suffix(".out")), "--author", "maud@tern.example"]
+    )
 
 
 READERS = {
@@ -1029,7 +1368,10 @@ READERS = {
     "generate rows": (generate.read_jsonl, line() + line(id="2")),
     "evaluate predictions": (scored, predicted() + predicted(id="2")),
     "evaluate style": (evaluate.read_completions, line() + line(id="2")),
-    "prepare_data CSV": (lambda path: prepare_data.read_replies(str(path)), COLUMNS + REPLY + REPLY.replace("1,", "2,", 1)),
+    "prepare_data CSV": (
+        lambda path: prepare_data.read_replies(str(path)),
+        COLUMNS + REPLY + REPLY.replace("1,", "2,", 1),
+    ),
     "prepare_data mail": (extracted, MAIL * 2),
 }
 
@@ -1039,7 +1381,13 @@ def test_readers_read_or_refuse_any_bytes(name, tmp_path, capsys):
     reader, valid = READERS[name]
     refused = [0, 0]
 
-    @settings(max_examples=150, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    @settings(
+        max_examples=150,
+        deadline=None,
+        database=None,
+        derandomize=True,
+        suppress_health_check=list(HealthCheck),
+    )
     @given(harm(valid) | st.just(valid.encode()))
     def check(data):
         path = tmp_path / "file"
