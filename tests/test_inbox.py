@@ -59,7 +59,7 @@ def test_a_mail_becomes_the_prompt_that_training_saw(tmp_path, form):
     reply = message(2, MAUD, "By six.", "Re: kiln two", In_Reply_To="<1@tern.example>")
     archive = write_archive(form, tmp_path / "mail", [QUESTION, reply])
     prepare_data.main(["extract", archive, str(tmp_path / "out.csv"), "--author", MAUD])
-    (trained,) = prepare_data.read_replies(str(tmp_path / "out.csv"))
+    (trained,) = prepare_data.read_replies(str(tmp_path / "out.csv")).to_dict("records")
     (tmp_path / "new").mkdir()
     (row,) = inbox(tmp_path, write_archive(form, tmp_path / "new" / "mail", [QUESTION]))
     assert row["prompt"] == [{"role": "user", "content": trained["mail"]}] and trained["mail"] == "When does it cool?\n> soon\n\nLen"
@@ -246,7 +246,7 @@ def test_drafts_are_added_once_and_marked(tmp_path, capsys):
         before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file() and path.name != "answers.jsonl"}
         assert len(drafts(tmp_path, rows, out, reply="By seven.")) == 2
         assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file() and path.name != "answers.jsonl"}
-        assert "left out      2: stands there already" in capsys.readouterr().out
+        assert "left out      2: is there already" in capsys.readouterr().out
         drafts(tmp_path, rows, out, reply=" ")
         assert "left out      2: no word of a reply" in capsys.readouterr().out
     first = mailbox.mbox(tmp_path / "drafts.mbox")[0]

@@ -11,6 +11,7 @@ from email import message_from_bytes
 from email.message import EmailMessage
 from pathlib import Path
 
+import pandas
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -181,7 +182,7 @@ def test_any_mail_splits_without_loss_and_only_once(text):
     words, _ = prepare_data.own_words(text)
     assert prepare_data.own_words(words)[0] == words
     row = {"response": words, "From": "maud@tern.example", "mail": ""}
-    assert prepare_data.cut_quotes([row], {"joss whitfield"}) == [row]
+    assert prepare_data.cut_quotes(pandas.DataFrame([row]), {"joss whitfield"}).to_dict("records") == [row]
 
 
 @pytest.mark.parametrize("piece", ["> a\n", "a\n> b\n", "On 3 May\n", "From: a\n", "\n", "_____\n", "a wrote:\n", ">", "On 3 ",
@@ -279,7 +280,7 @@ def write_archive(form, path, messages):
 def extracted(path, out, *flags):
     """The rows that extract finds."""
     prepare_data.main(["extract", str(path), str(out), "--author", MAUD, *flags])
-    return prepare_data.read_replies(str(out))
+    return prepare_data.read_replies(str(out)).to_dict("records")
 
 
 @pytest.mark.parametrize("form", ["mbox", "maildir", "eml", "tar", "tree", "takeout", "csv"])
@@ -354,7 +355,7 @@ def test_encodings_html_and_attachments(tmp_path):
     html = message(2, MAUD, "x", "Re: =?utf-8?q?Gl=C3=BChen?=", In_Reply_To="<1@tern.example>")
     html.set_content(f"{body}<blockquote><p>Wann?</p></blockquote>", subtype="html", charset="iso-8859-1", cte="base64")
     both = message(3, MAUD, "Gr\u00fc\u00dfe", "Re: b", In_Reply_To="<1@tern.example>")
-    both.add_alternative("<p>not this</p>", subtype="html")
+    both.add_alternative("<p>Gr\u00fc\u00dfe, not this</p>", subtype="html")
     both.add_attachment("not this either", filename="x.txt")
     liar = message(4, MAUD, "x", "Re: c", In_Reply_To="<1@tern.example>").as_bytes().replace(
         b"utf-8", b"x-unknown").replace(b"\n\nx", "\n\nna\u00efve \x00caf\u00e9".encode("cp1252"))
@@ -404,7 +405,7 @@ def test_an_author_who_wrote_nothing(tmp_path, capsys):
         prepare_data.main(["extract", path, str(tmp_path / "out.csv"), "--author", "joss@tern.example"])
     error = capsys.readouterr().err
     assert stopped.value.code == 2 and error.count("\n") == 1 and os.listdir(tmp_path) == ["mail"]
-    assert error.endswith("no message is by joss@tern.example; most are by maud@tern.example (3), len@tern.example (2)\n")
+    assert error.endswith("no message is by joss@tern.example; most are by Maud Okafor <maud@tern.example> (3), Len Corrigan <len@tern.example> (2)\n")
 
 
 def test_damaged_messages_are_named_and_counted(tmp_path, capsys):
@@ -420,7 +421,7 @@ def test_damaged_messages_are_named_and_counted(tmp_path, capsys):
     output = capsys.readouterr()
     assert "left out      2: no mail message" in output.out
     assert [line.split(": ")[1:] for line in output.err.splitlines()] == [
-        ["in/empty.eml", "no mail message"], ["in/picture.eml", "no mail message"]]
+        ["empty.eml", "no mail message"], ["picture.eml", "no mail message"]]
 
 
 def test_archives_that_are_cut_off_or_hostile(tmp_path, capsys):
@@ -477,7 +478,7 @@ def split(tmp_path, rows, *flags):
             for name, date, subject, response, mail in rows)])
     prepare_data.main(["split", str(tmp_path / "in.csv"), "--train", str(tmp_path / "train.csv"),
                        "--test", str(tmp_path / "test.csv"), *flags])
-    return [[row["id"] for row in prepare_data.read_replies(str(tmp_path / f"{side}.csv"))] for side in ("train", "test")]
+    return [list(prepare_data.read_replies(str(tmp_path / f"{side}.csv"))["id"]) for side in ("train", "test")]
 
 
 TEN = [(str(day), f"{day:02}-03-2019 10:00:00", f"Re: day {day}", f"yes {day}", f"now {day}?") for day in range(1, 11)]

@@ -6,6 +6,7 @@ import os
 import stat
 from pathlib import Path
 
+import pandas
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -119,7 +120,7 @@ def test_any_text_splits_without_loss_and_only_once(text):
 def test_known_names_come_from_addresses_and_recipient_lists():
     row = {"From": "maud.okafor@tern.example", "To": "len@tern.example, Wren.Abbott@tern.example",
            "body": "Best, Maud Ana Brandt/Sales/TT To: Joss Whitfield/Ops/TT@TT, Duncan P Frey@TT cc: Priya Raman/TT"}
-    assert prepare_data.known_names([row]) == {
+    assert prepare_data.known_names(pandas.DataFrame([row])) == {
         "maud okafor", "wren abbott", "joss whitfield", "duncan p frey", "priya raman"}
 
 
@@ -198,7 +199,7 @@ def test_filters_drop_and_count(tmp_path, capsys):
     assert [row["id"] for row in kept] == ["1", "8", "10", "11"]
     dropped = [line.split(maxsplit=1)[1] for line in capsys.readouterr().out.splitlines() if line.startswith("dropped")]
     assert dropped == ["1: sent by the left-out address", "2: no word of the author's own", "1: empty mail",
-                       "1: mail stands in the held-out file", "1: reply stands in the held-out file",
+                       "1: mail is in the held-out file", "1: reply is in the held-out file",
                        "1: same mail and reply as an earlier row"]
     shipped = format_rows(tmp_path, rows, "--holdout", test, "--without-sender", "len@tern.example", "--as-shipped")
     assert [(row["id"], row["completion"][0]["content"], row["prompt"][1]["content"]) for row in shipped] == [
@@ -289,7 +290,7 @@ def test_hand_marked_boundaries(half):
         marks = [mark for mark in csv.DictReader(file) if mark["half"] == half]
     tables = {name: prepare_data.read_replies(Path(folder, name)) for name in {mark["file"] for mark in marks}}
     names = {name: prepare_data.known_names(rows) for name, rows in tables.items()}
-    replies = {(name, row["id"]): row for name, rows in tables.items() for row in rows}
+    replies = {(name, row["id"]): row for name, rows in tables.items() for row in rows.to_dict("records")}
     exact, total = collections.Counter(), collections.Counter()
     for mark in marks:
         row = replies[mark["file"], mark["id"]]
