@@ -101,73 +101,44 @@ def parse_arguments(argv):
     authors = {"metavar": "AUTHOR", "nargs": "+", "action": "extend"}
 
     add = add_command("extract", extract, "archive of mail to reply CSV")
-    add(
-        "source",
-        metavar="SOURCE",
-        help="mbox, Maildir, folder of .eml or .emlx, tree, .zip or "
-        ".tar.gz of any of these such as Takeout's or the Enron corpus, or Enron's emails.csv",
-    )
+    add("source", metavar="SOURCE", help="mbox, Maildir, folder of .eml or .emlx, tree, .zip or "
+        ".tar.gz of any of these such as Takeout's or the Enron corpus, or Enron's emails.csv")
     add("output", metavar="OUT.csv", help=f"a row a reply: {columns}")
     add("--author", **authors, required=True, help="the addresses or names the author writes by")
-    add(
-        "--keep-signature",
-        action="store_true",
-        help="keep a signature, a device's line or a disclaimer below the own words",
-    )
+    add("--keep-signature", action="store_true",
+        help="keep a signature, a device's line or a disclaimer below the own words")
 
     add = add_command("own-words", print_own_words, "a mail's body in, its author's own words out")
     add("--keep-signature", action="store_true", help="cut quoted mail only")
 
     add = add_command("split", split_replies, "reply CSV to a training and a test CSV")
     add("source", metavar="IN.csv", help=f"a reply CSV with the columns {columns}")
-    add(
-        "--train",
-        metavar="OUT.csv",
-        required=True,
-        help="in random order: its first rows are a sample",
-    )
+    add("--train", metavar="OUT.csv", required=True,
+        help="in random order: its first rows are a sample")
     add("--test", metavar="OUT.csv", required=True, help="the latest threads")
-    add(
-        "--test-fraction",
-        metavar="F",
-        type=fraction,
-        default=0.2,
-        help="of the rows (default: %(default)s)",
-    )
+    add("--test-fraction", metavar="F", type=fraction, default=0.2,
+        help="of the rows (default: %(default)s)")
     add("--random", action="store_true", help="draw the test's threads at random, not the latest")
     add("--seed", metavar="N", type=int, default=1, help="of the shuffles (default: %(default)s)")
 
     add = add_command("format", format_replies, "reply CSV to prompt/completion JSONL")
     add("source", metavar="IN.csv", help=f"a reply CSV with the columns {columns}")
     add("output", metavar="OUT.jsonl", help="one example a line: id, prompt, completion")
-    add(
-        "--holdout",
-        metavar="TEST.csv",
-        nargs="+",
-        action="extend",
-        default=[],
-        help="drop rows whose mail, or whose reply of eight words or more, is in these files",
-    )
+    add("--holdout", metavar="TEST.csv", nargs="+", action="extend", default=[],
+        help="drop rows whose mail, or whose reply of eight words or more, is in these files")
     add("--author-name", metavar="NAME", help="ask in the instruction for the style of NAME")
     add("--instruction", metavar="TEXT", help=f"another instruction than {INSTRUCTION!r}")
     add("--without-sender", metavar="ADDRESS", default="", help="drop rows that this address sent")
     add("--limit", metavar="N", type=row_count, help="only the first N rows that are kept")
-    add(
-        "--as-shipped",
-        action="store_true",
-        help="cut and drop nothing (overrides --holdout and --without-sender)",
-    )
+    add("--as-shipped", action="store_true",
+        help="cut and drop nothing (overrides --holdout and --without-sender)")
     add_examples(add)
 
     add = add_command("inbox", read_inbox, "mail that wants a reply, to prompts")
     add("source", metavar="SOURCE", help="an archive as for extract, or a single .eml")
     add("output", metavar="OUT.jsonl", help="a row a mail, the newest first")
-    add(
-        "--author",
-        **authors,
-        default=[],
-        help="who answers: own mail is left out, and drafts answer all recipients but these",
-    )
+    add("--author", **authors, default=[],
+        help="who answers: own mail is left out, and drafts answer all recipients but these")
     add("--archive", metavar="SENT", help="mail that was sent: what it answers is left out")
     add_examples(add)
 
@@ -176,27 +147,17 @@ def parse_arguments(argv):
 
     add = add_command("drafts", write_drafts, "answered mail to a mailbox of drafts")
     add("source", metavar="PREDICTIONS.jsonl", help="what generate.py made of inbox's rows")
-    add(
-        "output",
-        metavar="OUT",
-        help="an mbox, or a Maildir if it ends in / or is a folder; drafts are added",
-    )
+    add("output", metavar="OUT",
+        help="an mbox, or a Maildir if it ends in / or is a folder; drafts are added")
     return parser.parse_args(argv)
 
 
 def add_examples(add):
-    add(
-        "--examples",
-        metavar="K",
-        type=row_count,
+    add("--examples", metavar="K", type=row_count,
         help="put the K most similar earlier mails and the author's replies to them in front of "
-        f"each mail, {EXAMPLE_WORDS} words of each",
-    )
-    add(
-        "--memory",
-        metavar="TRAIN.jsonl",
-        help="where they come from, a file that format wrote (format's default: its own rows)",
-    )
+        f"each mail, {EXAMPLE_WORDS} words of each")
+    add("--memory", metavar="TRAIN.jsonl",
+        help="where they come from, a file that format wrote (format's default: its own rows)")
 
 
 def row_count(text):
@@ -251,6 +212,9 @@ with open(os.path.join(os.path.dirname(__file__), "data", "mail_phrases.toml"), 
     PHRASES = tomllib.load(phrases)
 
 
+INVISIBLE = re.compile(r"[\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff]")
+
+
 def phrases_of(*keys):
     """What mail programs write, in all languages, the longest phrase first."""
     lists = (table.get(key, []) for table in PHRASES.values() for key in keys)
@@ -262,7 +226,7 @@ def one_of(*keys, without="\0"):
 
     A blank is any white space, ' any apostrophe, … any words, * up to three.
     """
-    phrases = (phrase for phrase in phrases_of(*keys) if without not in phrase)
+    phrases = (INVISIBLE.sub("", text) for text in phrases_of(*keys) if without not in text)
     phrases = "|".join(map(re.escape, phrases)).replace(r"\ ", r"\s+").replace("'", "['’]")
     phrases = phrases.replace("…", ".{1,90}?").replace(r"\*", r"[^\s,]+(?:\s[^\s,]+){0,2}")
     return f"(?:{phrases})"
@@ -414,8 +378,7 @@ def without_sign_off(words, own, address):
         own_initials = len(words) > 2 and (
             first == second
             or len(first) == 1
-            or len(first) < 4
-            and first[0] + first[-1] == initials
+            or len(first) < 4 and first[0] + first[-1] == initials
             or any(len(word) > 2 and word[:3] == first[:3] for word in own)
         )
         if not (parting or own_name or own_initials):
@@ -444,7 +407,6 @@ def known_names(rows):
 
 ON, WROTE = one_of("on"), one_of("wrote")
 TITLE = one_of("original", "forwarded")
-INVISIBLE = re.compile(r"[\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff]")
 HEADER = layout(  # From: Len, *From:* Len, | From | Len |
     rf"""[>\s?]*(?P<bar>\|\s*)?\*{{0,2}}
     (?:(?P<sender>{one_of("from")}) | (?P<sent>{one_of("sent")}) | (?P<date>{one_of("date")})
@@ -491,7 +453,7 @@ BARE_INTRODUCTION = layout(  # Len Corrigan wrote:   Quoting Len (2019-02-06):
     rf"[^:.?!]{{1,60}}[ ]{WROTE}[:：] | {one_of('quoting')}[ ].{{1,120}}[:：]"
 )
 SELF = layout(rf"(?<!\w){one_of('self')}(?!\w)")
-YEAR = re.compile(r"\b(?:19|20)\d\d(?!\d)|[۱۲][۰-۹]{3}|\d{1,2}[./-]\d{1,2}[./-]\d\d\b")
+YEAR = re.compile(r"(?<!\d)(?:19|20)\d\d(?!\d)|[۱۲][۰-۹]{3}|\d{1,2}[./-]\d{1,2}[./-]\d\d\b")
 CLOCK = re.compile(r"\d{1,2}\s?[:.時时h]\s?\d\d|[۰-۹]{1,2}:[۰-۹]{2}")
 QUOTED = re.compile(r"[ \t]{0,4}>(?!.*<<<)")
 DATE_LINE = layout(rf"{DATE}(?:\s+To:.*)?$")
@@ -500,7 +462,7 @@ TWO_COLUMNS = re.compile(r"\s{8,}(?:\S.*?\s{2,})?To:\s")
 SENT_BY = re.compile(r"\s*(?:Sent by|Please respond to)\b")
 LETTERHEAD = layout(rf"\s*{COMPANY}\b[.,]?\s*$")
 TELEPHONE = re.compile(r".{,40}\b\d{3}[-. ]\d{4}\b")
-RULE = re.compile(r"\s*[-_=*#~+⸺—]{3,}\s*")
+RULE = re.compile(r"\s*(?:[-_=*#~+⸺—]\s?){3,}\s*")
 WITHIN_LINE = layout(  # words before quoted text that stand behind own words, on the same line
     r"""(?<=\w[^\s>-])(?<!=09)(?<!=20)[ \t]*(?=-{4,}[ ]?(?:Original[ ]Message|Forwarded[ ]by))
     | (?<=[^\s-])[ \t]*(?=(?:-{2,}|(?<=[ \t])-*)[ ]?On[ ](?=[^\n]{0,40}\d)[^\n]{5,150}
@@ -563,11 +525,7 @@ def split_lines(text):
         ):
             i = content + 1
             content = first_filled(plain, range(i, len(lines)), len(lines))
-        if (
-            not length
-            and i - start < 12
-            and sum(map(bool, map(TELEPHONE.match, plain[start:i]))) > 1
-        ):
+        if not length and i - start < 12 and sum(map(bool, map(TELEPHONE.match, plain[start:i]))) > 1:
             own += lines[start:i]  # the author's signature, which Outlook marked like a quote
             continue
         header = start_of_rule(own, header) if length else header
@@ -637,16 +595,11 @@ def introduction_kind(text, marked):
     """
     match = INTRODUCTION.fullmatch(text)
     address, dated, timed = (bool(form.search(text)) for form in (BRACKETED, YEAR, CLOCK))
-    if match and (marked or address or "@" in text or (dated or timed) and not SELF.search(text)):
+    if match and (marked or address or "@" in text or text[-1] == "-" or (dated or timed) and not SELF.search(text)):
         return "inner" if match["inner"] else "whole"
     if marked and BARE_INTRODUCTION.fullmatch(text):
         return "inner"
-    if (
-        text[-1:] not in (":", "：")
-        or len(text) > 250
-        or SELF.search(text)
-        or re.search("[?!]", text)
-    ):
+    if text[-1:] not in (":", "：") or len(text) > 250 or SELF.search(text) or re.search("[?!]", text):
         return None
     words = re.findall(r"[^\W\d_]{2,}", text)
     named = len(words) < 9 and any(not word.islower() for word in words[1:])
@@ -677,11 +630,8 @@ def header_length(lines, i, above):
     # "From: Leeds, To: York, Date: Monday" is a list of the author's own.
     dated = kinds & {"sent", "date"}
     mail = (
-        "sender" in kinds
-        and ("subject" in kinds or "sent" in kinds or addressed and len(kinds) > 1)
-        or dated
-        and "recipient" in kinds
-        and ("subject" in kinds or addressed)
+        "sender" in kinds and ("subject" in kinds or "sent" in kinds or addressed and len(kinds) > 1)
+        or dated and "recipient" in kinds and ("subject" in kinds or addressed)
     )
     return end - i if mail and not memo else 0
 
@@ -723,7 +673,7 @@ def is_torn_quote(lines, i):
     return bool(link or len(above) > 54 and short and above[-1] not in ".?!:")
 
 
-PROGRAM = layout(rf"(?:\b|(?<=\W)){one_of('program')}")
+PROGRAM = layout(rf"(?<![A-Za-z]){one_of('program')}")
 LINK = r"\W*(?:https?://\S+)?\W*"
 ADDED_BY_PROGRAM = layout(rf"\W*{one_of('added')}{LINK}", re.IGNORECASE)
 ADDED = layout(rf"\W*{one_of('added', without='…')}{LINK}", re.IGNORECASE)
@@ -739,7 +689,7 @@ ADVERTISEMENT = layout(
     | get~(?:your|free|private)\b.{0,60}\b(?:hotmail|msn|yahoo)""",
     re.IGNORECASE | re.DOTALL,
 )
-OUTLOOK = re.compile(r"(?:\S+ ){0,4}\S*Outlook(?: ?\S+){0,6}")
+OUTLOOK = re.compile(r"(?:[^\s?!,;]+ ){0,4}\S*Outlook(?: ?[^\s?!,;]+){0,6}")
 MAIL_NAMED = layout(rf".{{0,80}}?{one_of('mail')}", re.IGNORECASE | re.DOTALL)
 LEGAL = layout(one_of("legal"), re.IGNORECASE)
 NOTICE = layout(rf"\W*{one_of('notice')}(?!\w)", re.IGNORECASE)
@@ -769,6 +719,8 @@ def drop_boilerplate(own):
 def is_boilerplate(paragraph, ruled, first):
     """Whether a program or a company wrote a paragraph; `ruled` if a line of dashes is above it."""
     line, text = INVISIBLE.sub("", paragraph[0]).strip(), "\n".join(paragraph)
+    if len(text) > 4000:
+        return False
     short = " ".join(map(str.strip, paragraph)) if len(paragraph) < 4 else line
     for added in filter(lambda text: len(text) < 160, (line, short)):
         program = PROGRAM.search(added)
@@ -780,14 +732,9 @@ def is_boilerplate(paragraph, ruled, first):
         ADDED_ANYWHERE.fullmatch(line)
         or ADVERTISEMENT.match(text)
         or NOTICE.match(text)
-        or MAIL_NAMED.match(text)
-        and len(set(map(str.casefold, LEGAL.findall(text)))) > 1
-        or SCANNER.search(text)
-        and VIRUS.search(text)
-        and len(text) < 500
-        or LIST.search(text)
-        and re.search(r"https?://|\w@\w|www\.", text)
-        and (ruled or len(text) < 400)
+        or MAIL_NAMED.match(text) and len(set(map(str.casefold, LEGAL.findall(text)))) > 1
+        or SCANNER.search(text) and VIRUS.search(text) and len(text) < 500
+        or LIST.search(text) and re.search(r"https?://|\w@\w|www\.", text) and (ruled or len(text) < 400)
     )
 
 
@@ -809,16 +756,8 @@ UNREADABLE = {  # by how a file begins
     b"Rar!": "a RAR archive: unpack it with `unrar x`",
 }
 COMPRESSED = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
-DAMAGE = (
-    EOFError,
-    tarfile.TarError,
-    zipfile.BadZipFile,
-    gzip.BadGzipFile,
-    zlib.error,
-    csv.Error,
-    lzma.LZMAError,
-    NotImplementedError,
-)  # what reading a damaged archive raises
+DAMAGE = (EOFError, tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, csv.Error,
+          lzma.LZMAError, NotImplementedError)  # what reading a damaged archive raises
 FIELD = re.compile(rb"[!-9;-~]+[ \t]*:")
 SEPARATOR_DATE = layout(  # Wed Feb 06 13:12:05 2019, and in any other order
     r"""(?=.*\d:\d\d)(?=.*\b\d{4})(?=.*(?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec|\d-\d))
@@ -871,9 +810,7 @@ def messages_in(name, file, depth=0):
     """(name, bytes) of every message in an open file of any kind, by how it begins."""
     try:
         start = file.peek(512)
-        opener = next(
-            (opener for magic, opener in COMPRESSED.items() if start.startswith(magic)), None
-        )
+        opener = next((opener for magic, opener in COMPRESSED.items() if start.startswith(magic)), None)
         if advice_on(start):
             yield name, start[:8]
         elif depth > 3:
@@ -895,7 +832,7 @@ def messages_in(name, file, depth=0):
 
 def is_tar(start):
     try:
-        return bool(tarfile.TarInfo.frombuf(start[:512], "utf-8", "surrogateescape"))
+        return b"\0" in start and bool(tarfile.TarInfo.frombuf(start[:512], "utf-8", "surrogateescape"))
     except tarfile.HeaderError:
         return False
 
@@ -989,12 +926,11 @@ def begins_message(line, blank, ahead, file):
     text = line[5:].decode("latin-1").strip()
     if len(text) < 300 and SEPARATOR_DATE.fullmatch(text):
         return bool(FIELD.match(first)) or blank and not first
-    header = itertools.takewhile(
-        bytes.strip, itertools.dropwhile(lambda line: not line.strip(), ahead)
-    )
-    known = {match[0].lower() for line in header if (match := FIRST_FIELDS.match(line))}
-    bare = len(text.split()) < 2
-    return bare and bool(FIRST_FIELDS.match(first)) and len(known - {b"to:", b"date:"}) > 1
+    if len(text.split()) > 1 or not FIRST_FIELDS.match(first):
+        return False
+    header = itertools.takewhile(bytes.strip, itertools.islice(ahead, ahead.index(first), None))
+    names = {match[0].lower() for line in header if (match := FIRST_FIELDS.match(line))}
+    return len(names - {b"to:", b"date:"}) > 1
 
 
 # ---------------------------------------------------------------------------- reading a message
@@ -1009,6 +945,7 @@ ENCODED_WORD = r"=\?([^?*\s]+)(?:\*[^?\s]*)?\?([bBqQ])\?([^?]*)\?="
 ENTRY = layout(  # of an address field: quoted strings, comments and <addresses> hold no comma
     r"""(?:"(?:[^"\\]|\\.)*" | \((?:[^()\\]|\\.)*\) | <[^<>]*> | [^,;])+?(?=[,;]|$)"""
 )
+BARE_ADDRESS = re.compile(r"""(?<![^\s<>"'(),;:])[^\s<>"'(),;:@]+@[^\s<>"'(),;:]+""")
 ADDRESS = re.compile(r"[!-~]+@[\w.-]+", re.ASCII)
 
 
@@ -1022,7 +959,9 @@ codecs.register_error("western", western)
 
 def decode(data, charset=None):
     """Bytes as text, in the charset that mail programs mean by this name."""
-    known = webencodings.lookup(charset or "utf-8")
+    if not charset:
+        return data.decode("utf-8", "western")
+    known = webencodings.lookup(charset)
     try:
         if known and known.name == "windows-1252":  # often said of what is UTF-8
             with contextlib.suppress(UnicodeDecodeError):
@@ -1063,6 +1002,8 @@ def decode_words(field):
         return "".join(decode(b"".join(map(decode_word, run)), charset) for charset, run in runs)
 
     text = decode(field) if isinstance(field, bytes) else field
+    if "=?" not in text:
+        return one_line(text)
     return one_line(re.sub(rf"{ENCODED_WORD}(?:\s*{ENCODED_WORD})*", decode_run, text))
 
 
@@ -1117,10 +1058,9 @@ def addresses_of(field):
 
     A name is decoded last, so that it cannot hold an address. Exchange's /O=… counts as address.
     """
-    pairs, surname = [], ""
+    pairs = []
     for match in ENTRY.finditer(decode(field) if isinstance(field, bytes) else field):
-        entry = surname + match[0].strip()
-        surname = ""
+        entry = match[0].strip()
         bracket = re.search(r"<([^<>]*)>[^<>]*$", entry)
         comments = re.findall(r"\(((?:[^()\\]|\\.)*)\)", entry)
         if bracket:
@@ -1128,14 +1068,14 @@ def addresses_of(field):
             if address[:1] == "/":
                 address = bracket[1].strip()
         else:
-            bare = re.search(r"""[^\s<>"'(),;:]+@[^\s<>"'(),;:]+""", entry)
+            bare = BARE_ADDRESS.search(entry)
             address, name = (bare[0], "") if bare else ("", entry)
-        if not (bracket or address) and re.fullmatch(r"[^\s:]+", name):  # Corrigan, Len <…>
-            surname = f"{name}, "
         name = re.sub(r"""^[^<>"@:]*:|\\(?=.)""", "", name).strip(" \t\"'")
         name = decode_words(name or " ".join(comments))
         name = "" if name.casefold() == address.casefold() else name
         address = address if "@" in address or address[:1] == "/" else ""
+        if bracket and name and pairs and re.fullmatch(r"[^\s:]+", pairs[-1][0]) and not pairs[-1][1]:
+            name = f"{pairs.pop()[0]}, {name}"  # Corrigan, Len <len@tern.example>
         if name or address:
             pairs.append((name, address))
     return pairs
@@ -1178,7 +1118,7 @@ def ids_of(*fields):
     ids = []
     for field in fields:
         text = re.sub(r"(<[^<>]*>)|\([^()]*\)", lambda match: match[1] or " ", decode_words(field))
-        bare = re.findall(r"""[^\s"<>,;]+@[^\s"<>,;]+""", text)
+        bare = [match[0] for match in BARE_ADDRESS.finditer(text)]
         ids += ["".join(name.split()) for name in re.findall("<([^<>]+)>", text)] or bare
     return ids
 
@@ -1198,9 +1138,7 @@ def date_of(fields):
         date = email.utils.parsedate_to_datetime(fields["date"].decode("latin-1"))
     except (KeyError, TypeError, ValueError, IndexError, OverflowError):
         return None
-    return (
-        date.replace(tzinfo=None) if 1980 <= date.year <= datetime.date.today().year + 1 else None
-    )
+    return date.replace(tzinfo=None) if 1980 <= date.year <= datetime.date.today().year + 1 else None
 
 
 # --------------------------------------------------------------------------- text of a message
@@ -1219,7 +1157,9 @@ ARMOUR = layout(  # PGP's signatures, keys and ciphers; uuencoded files
 BLOCKS = set(
     "address blockquote body dd div dl dt h1 h2 h3 h4 h5 h6 hr li ol p pre table tr ul".split()
 )
-TAG = layout(r"""<(/?)([a-zA-Z][^\s/<>]*)((?:[^<>"'] | "[^"<]*" | '[^'<]*')*+> | [^<>]*>)""")
+TAG = layout(
+    r"""<(/?)([a-zA-Z][^\s/<>]*)((?:[^<>"'] | "[^"<]*" | '[^'<]*')*+> | [^<>]*>)"""
+)
 CITED = layout(  # how programs write a <blockquote> that is a quote, and one that only indents
     r"""<blockquote[^<>]*(?:type=["']?cite | class=["'][^"'<>]*quote | border-left:)""",
     re.IGNORECASE,
@@ -1356,7 +1296,7 @@ def clean(text):
 def html_to_text(source):
     """HTML's text, a line a block, with "> " in front of what a quoting <blockquote> holds."""
     *comments, rest = source.split("-->")
-    source = "".join(piece.partition("<!--")[0] for piece in comments) + rest
+    source = "".join(piece.partition("<!--")[0] for piece in comments) + rest.replace("<!--", "")
     source = re.sub(r"<[!?][^<>]*>", "", source)  # <!DOCTYPE html>, <![if !mso]>, <?xml …?>
     cited = bool(CITED.search(source))
     pieces, quotes, hidden, pre, position = ["\n"], [], "", 0, 0
@@ -1364,9 +1304,7 @@ def html_to_text(source):
         data = source[position : match.start() if match else len(source)]
         if data and not hidden:
             data = html.unescape(data)
-            for i, line in enumerate(
-                data.split("\n") if pre else [re.sub(r"[ \t\r\n\f]+", " ", data)]
-            ):
+            for i, line in enumerate(data.split("\n") if pre else [re.sub(r"[ \t\r\n\f]+", " ", data)]):
                 pieces += ["\n"] * bool(i)
                 empty = pieces[-1] == "\n"
                 line = line.lstrip(" ") if empty and not pre else line
@@ -1391,9 +1329,7 @@ def html_to_text(source):
         elif tag == "blockquote":
             indented = INDENTED.search(match[3]) or cited and not CITED.match(match[0])
             quotes.append(not indented)
-    text = "\n".join(
-        re.sub(r" {2,}", " ", line).rstrip(" ") for line in "".join(pieces).split("\n")
-    )
+    text = "\n".join(re.sub(r" {2,}", " ", line).rstrip(" ") for line in "".join(pieces).split("\n"))
     return re.sub(r"\n\s*\n\s*", "\n\n", text).strip("\n")
 
 
@@ -1405,7 +1341,9 @@ OWN_DRAFT = "draft."  # how the ids begin of the drafts that this program writes
 AUTOMATIC_SUBJECT = layout(rf"\W*{one_of('automatic')}", re.IGNORECASE)
 SUBJECT_MARK = r"\s*(?:[\[(^]\d+[\])]?)?\s*[:：]"
 FORWARD_SUBJECT = layout(rf"\s*{one_of('forward')}\.?{SUBJECT_MARK}", re.IGNORECASE)
-REPLY_SUBJECT = layout(rf"\A(?:\s*{one_of('reply', 'forward')}\.?{SUBJECT_MARK})+", re.IGNORECASE)
+REPLY_SUBJECT = layout(
+    rf"\A(?:\s*{one_of('reply', 'forward')}\.?{SUBJECT_MARK})+", re.IGNORECASE
+)
 AMBIGUOUS = set(phrases_of("reply")) & set(phrases_of("forward"))  # "VS": Danish and Finnish
 DISCARDED = {kind: set(map(str.casefold, phrases_of(kind))) for kind in ("drafts", "trash", "spam")}
 
@@ -1470,7 +1408,7 @@ def read_own(name, fields, body, authors, keep_signature, seen):
     if any(part.get_content_type() == "text/calendar" for part in message.walk()):
         return "an invitation or an answer to one"
     text = clean(text_in(message))
-    recipients, links = recipients_of(fields, authors), links_of(fields)
+    links = links_of(fields)
     key = hash((normalise(subject), normalise(text), fields.get("to"), tuple(links)))
     if key in seen and not (date and seen[key] and abs(date - seen[key]) > ONE_DAY):
         return "a copy of an earlier message"
@@ -1488,7 +1426,7 @@ def read_own(name, fields, body, authors, keep_signature, seen):
         "From": address or sender, "To": to_address.casefold() or to,
         "body": text, "length": len(text), "response": own, "mail": quoted,
         "links": links, "names": [*filter(None, [id_of(fields)]), *links],
-        "forward": is_marked_forward(fields, subject, quoted), "recipients": recipients,
+        "forward": is_marked_forward(fields, subject, quoted), "recipients": recipients_of(fields, authors),
     }  # fmt: skip
 
 
@@ -1498,13 +1436,10 @@ def decode_utf7(match):
 
 
 def place_of(name, fields):
-    """ "drafts", "trash" or "spam", where a folder, a label or a flag puts a message; else None."""
+    """"drafts", "trash" or "spam", where a folder, a label or a flag puts a message; else None."""
     flags, status = maildir_flags(name), fields.get("x-status", b"")
-    mozilla = (
-        int(fields.get("x-mozilla-status", b"0")[:4].strip() or b"0", 16)
-        if re.match(rb"[\da-fA-F]+\b", fields.get("x-mozilla-status", b""))
-        else 0
-    )
+    mozilla = int(fields.get("x-mozilla-status", b"0")[:4].strip() or b"0", 16) if re.match(
+        rb"[\da-fA-F]+\b", fields.get("x-mozilla-status", b"")) else 0
     marked = {"x-mozilla-draft-info", "x-unsent"} & fields.keys()
     if marked or "D" in flags or b"T" in status or (id_of(fields) or "").startswith(OWN_DRAFT):
         return "drafts"
@@ -1514,9 +1449,7 @@ def place_of(name, fields):
     folders = re.sub(r", message \d+$", "", name).split("/")
     for folder in itertools.chain(labels, folders):
         folder = re.sub(r"&([^-]*)-", decode_utf7, folder.strip(' "').casefold())
-        folder = re.sub(
-            r"(?:\.(?:mbox|mbx|sbd|gz|bz2|xz|zip|tgz|tar))+$|^\.?inbox\.|^\.", "", folder
-        )
+        folder = re.sub(r"(?:\.(?:mbox|mbx|sbd|gz|bz2|xz|zip|tgz|tar))+$|^\.?inbox\.|^\.", "", folder)
         folder = re.sub(r"^\[?(?:gmail|google mail)\]?[/.]|^inbox\.", "", folder)
         for kind, names in DISCARDED.items():
             if folder in names:
@@ -1547,7 +1480,7 @@ def is_marked_forward(fields, subject, quoted):
     """Whether a program marked a message as a forward; Lotus Notes marks replies so, too."""
     prefix = FORWARD_SUBJECT.match(subject)
     ambiguous = prefix and prefix[0].strip(" :：.") in AMBIGUOUS
-    title = re.match(r"[>\s]*(.*)", quoted)[1]
+    title = re.match(r"[>\s]*(.*)", INVISIBLE.sub("", quoted[:1000]))[1]
     return bool(
         prefix and not ambiguous or FORWARD_TITLE.match(title) or "x-forwarded-message-id" in fields
     )
@@ -1555,15 +1488,17 @@ def is_marked_forward(fields, subject, quoted):
 
 def quoted_senders(quoted):
     """(words with the name of who forwarded a quoted mail, words with the name of its sender)."""
-    forwarder, region = "", []
+    forwarder, region, header = "", [], None
     lines = (re.sub(r"^[>\s?|]+", "", line) for line in plain_lines(quoted[:5000])[:40])
     for line in itertools.islice(filter(None, lines), 16):
-        if header := HEADER.match(line):
-            if header.lastgroup == "sender":
-                return forwarder, line[header.end() :]
-            if region:
-                break
-        elif SEPARATOR.match(line) or RULE.fullmatch(line):
+        inside, header = header, HEADER.match(line)
+        if header and header.lastgroup == "sender":
+            return forwarder, line[header.end() :]
+        if header and region or inside and not header:
+            break
+        if header:
+            continue
+        if SEPARATOR.match(line) or RULE.fullmatch(line):
             forwarder += f" {line}" * bool(FORWARD_TITLE.match(line))
         else:
             region.append(re.split(r"\bTo:", line)[0])
@@ -1615,13 +1550,8 @@ def join_answered(rows, answered, authors):
         goes_back = any(
             is_named(words, *pair) for words in senders if words for pair in row["recipients"]
         )
-        own = (
-            is_author(name, address, authors)
-            if text
-            else any(
-                is_named(quoted_sender, *pair) for pair in author_pairs(authors) if quoted_sender
-            )
-        )
+        own = is_author(name, address, authors) if text else any(
+            is_named(quoted_sender, *pair) for pair in author_pairs(authors) if quoted_sender)
         if row["forward"] and not goes_back:
             left_out["a forward"] += 1
         elif own:
@@ -1730,10 +1660,8 @@ def cut_quotes(rows, names):
         split_own_words(reply) if "\n" in reply else split_quoted(reply, author, names)
         for reply, author in zip(rows["response"], rows["From"], strict=True)
     ]
-    mails = [
-        f"{quoted} {mail}".strip() if quoted else mail
-        for (_, quoted), mail in zip(cut, rows["mail"], strict=True)
-    ]
+    mails = [f"{quoted} {mail}".strip() if quoted else mail
+             for (_, quoted), mail in zip(cut, rows["mail"], strict=True)]
     return rows.assign(response=[own for own, _ in cut], mail=mails)
 
 
@@ -1882,9 +1810,7 @@ def with_examples(rows, memory, count):
         start = [message for message in start if message["role"] == "system"]
         examples = itertools.chain(*(turns[j] for j in best[::-1]))
         rows_with.append(row | {"prompt": [*start, *examples, mail]})
-    print(
-        f"put {count} earlier replies in front of {len(rows) - few} mails, fewer in front of {few}"
-    )
+    print(f"put {count} earlier replies in front of {len(rows) - few} mails, fewer in front of {few}")
     return rows_with
 
 
@@ -2182,9 +2108,7 @@ def write_draft(row):
     row = {name: row[name] if name in texts else one_line(row[name]) for name in DRAFT}
     to, copied, sender = people_to_answer(row, authors)
     reply, date = clean(row["prediction"]).strip(), sent_at(row)
-    written = (
-        f"On {date:%Y-%m-%d at %H:%M}, {sender} wrote:" if date > NO_DATE else f"{sender} wrote:"
-    )
+    written = f"On {date:%Y-%m-%d at %H:%M}, {sender} wrote:" if date > NO_DATE else f"{sender} wrote:"
     lines = clean(row["mail"]).split("\n")
     quoted = "\n".join(f">{'' if line[:1] in ('', '>') else ' '}{line}" for line in lines)
     text = f"{reply}\n\n{written}\n{quoted}\n"
