@@ -97,67 +97,70 @@ def parse_arguments(argv):
         command.set_defaults(run=run)
         return command.add_argument
 
-    columns = ",".join(COLUMNS)
-    authors = {"metavar": "AUTHOR", "nargs": "+", "action": "extend"}
-
-    add = add_command("extract", extract, "archive of mail to reply CSV")
-    add("source", metavar="SOURCE", help="mbox, Maildir, folder of .eml or .emlx, tree, .zip or "
-        ".tar.gz of any of these such as Takeout's or the Enron corpus, or Enron's emails.csv")
-    add("output", metavar="OUT.csv", help=f"a row a reply: {columns}")
-    add("--author", **authors, required=True, help="the addresses or names the author writes by")
-    add("--keep-signature", action="store_true",
-        help="keep a signature, a device's line or a disclaimer below the own words")
-
+    add_extract(add_command("extract", extract, "archive of mail to reply CSV"))
     add = add_command("own-words", print_own_words, "a mail's body in, its author's own words out")
     add("--keep-signature", action="store_true", help="cut quoted mail only")
+    add_split(add_command("split", split_replies, "reply CSV to a training and a test CSV"))
+    add_format(add_command("format", format_replies, "reply CSV to prompt/completion JSONL"))
+    add_inbox(add_command("inbox", read_inbox, "mail that wants a reply, to prompts"))
+    add = add_command("text", print_text, "the text of one mail, as the model reads it")
+    add("source", metavar="MAIL.eml")
+    add = add_command("drafts", write_drafts, "answered mail to a mailbox of drafts")
+    add("source", metavar="PREDICTIONS.jsonl", help="what generate.py made of inbox's rows")
+    add("output", metavar="OUT", help="an mbox, or a Maildir if it is a folder or ends in /")
+    return parser.parse_args(argv)
 
-    add = add_command("split", split_replies, "reply CSV to a training and a test CSV")
-    add("source", metavar="IN.csv", help=f"a reply CSV with the columns {columns}")
-    add("--train", metavar="OUT.csv", required=True,
-        help="in random order: its first rows are a sample")
+
+ARCHIVE = "mbox, Maildir, folder of .eml or .emlx, .zip or .tar.gz of these, Enron's emails.csv"
+REPLY_CSV = f"a reply CSV with the columns {','.join(COLUMNS)}"
+SEVERAL = {"nargs": "+", "action": "extend", "default": []}
+
+
+def add_extract(add):
+    add("source", metavar="SOURCE", help=ARCHIVE)
+    add("output", metavar="OUT.csv", help=f"a row a reply: {','.join(COLUMNS)}")
+    writer = "the addresses or names that the author writes by"
+    add("--author", metavar="AUTHOR", nargs="+", action="extend", required=True, help=writer)
+    kept = "keep a signature, a device's line or a disclaimer below the own words"
+    add("--keep-signature", action="store_true", help=kept)
+
+
+def add_split(add):
+    add("source", metavar="IN.csv", help=REPLY_CSV)
+    add("--train", metavar="OUT.csv", required=True, help="in random order: its start is a sample")
     add("--test", metavar="OUT.csv", required=True, help="the latest threads")
-    add("--test-fraction", metavar="F", type=fraction, default=0.2,
-        help="of the rows (default: %(default)s)")
+    add("--test-fraction", metavar="F", type=fraction, default=0.2, help="default: %(default)s")
     add("--random", action="store_true", help="draw the test's threads at random, not the latest")
     add("--seed", metavar="N", type=int, default=1, help="of the shuffles (default: %(default)s)")
 
-    add = add_command("format", format_replies, "reply CSV to prompt/completion JSONL")
-    add("source", metavar="IN.csv", help=f"a reply CSV with the columns {columns}")
+
+def add_format(add):
+    add("source", metavar="IN.csv", help=REPLY_CSV)
     add("output", metavar="OUT.jsonl", help="one example a line: id, prompt, completion")
-    add("--holdout", metavar="TEST.csv", nargs="+", action="extend", default=[],
-        help="drop rows whose mail, or whose reply of eight words or more, is in these files")
+    held_out = "drop rows whose mail, or whose reply of eight words or more, is in these files"
+    add("--holdout", metavar="TEST.csv", **SEVERAL, help=held_out)
     add("--author-name", metavar="NAME", help="ask in the instruction for the style of NAME")
     add("--instruction", metavar="TEXT", help=f"another instruction than {INSTRUCTION!r}")
     add("--without-sender", metavar="ADDRESS", default="", help="drop rows that this address sent")
     add("--limit", metavar="N", type=row_count, help="only the first N rows that are kept")
-    add("--as-shipped", action="store_true",
-        help="cut and drop nothing (overrides --holdout and --without-sender)")
+    shipped = "cut and drop nothing (overrides --holdout and --without-sender)"
+    add("--as-shipped", action="store_true", help=shipped)
     add_examples(add)
 
-    add = add_command("inbox", read_inbox, "mail that wants a reply, to prompts")
-    add("source", metavar="SOURCE", help="an archive as for extract, or a single .eml")
+
+def add_inbox(add):
+    add("source", metavar="SOURCE", help=f"{ARCHIVE}, or a single .eml")
     add("output", metavar="OUT.jsonl", help="a row a mail, the newest first")
-    add("--author", **authors, default=[],
-        help="who answers: own mail is left out, and drafts answer all recipients but these")
+    writer = "who answers: own mail is left out, and drafts answer all recipients but these"
+    add("--author", metavar="AUTHOR", **SEVERAL, help=writer)
     add("--archive", metavar="SENT", help="mail that was sent: what it answers is left out")
     add_examples(add)
 
-    add = add_command("text", print_text, "the text of one mail, as the model reads it")
-    add("source", metavar="MAIL.eml")
-
-    add = add_command("drafts", write_drafts, "answered mail to a mailbox of drafts")
-    add("source", metavar="PREDICTIONS.jsonl", help="what generate.py made of inbox's rows")
-    add("output", metavar="OUT",
-        help="an mbox, or a Maildir if it ends in / or is a folder; drafts are added")
-    return parser.parse_args(argv)
-
 
 def add_examples(add):
-    add("--examples", metavar="K", type=row_count,
-        help="put the K most similar earlier mails and the author's replies to them in front of "
-        f"each mail, {EXAMPLE_WORDS} words of each")
-    add("--memory", metavar="TRAIN.jsonl",
-        help="where they come from, a file that format wrote (format's default: its own rows)")
+    similar = "put the K most similar earlier mails and their replies in front of each mail"
+    add("--examples", metavar="K", type=row_count, help=f"{similar}, {EXAMPLE_WORDS} words of each")
+    add("--memory", metavar="TRAIN.jsonl", help="where they come from (format: its own rows)")
 
 
 def row_count(text):
@@ -378,7 +381,8 @@ def without_sign_off(words, own, address):
         own_initials = len(words) > 2 and (
             first == second
             or len(first) == 1
-            or len(first) < 4 and first[0] + first[-1] == initials
+            or len(first) < 4
+            and first[0] + first[-1] == initials
             or any(len(word) > 2 and word[:3] == first[:3] for word in own)
         )
         if not (parting or own_name or own_initials):
@@ -481,7 +485,7 @@ def own_words(body, keep_signature=False):
 
 
 def split_own_words(text):
-    """(own words, quoted text) of any mail; only white space is lost, own words stay as they are."""
+    """(own words, quoted text) of any mail; only white space is lost."""
     quoted = []
     while True:
         own, more = split_lines(WITHIN_LINE.sub("\n", text))
@@ -525,7 +529,11 @@ def split_lines(text):
         ):
             i = content + 1
             content = first_filled(plain, range(i, len(lines)), len(lines))
-        if not length and i - start < 12 and sum(map(bool, map(TELEPHONE.match, plain[start:i]))) > 1:
+        if (
+            not length
+            and i - start < 12
+            and sum(map(bool, map(TELEPHONE.match, plain[start:i]))) > 1
+        ):
             own += lines[start:i]  # the author's signature, which Outlook marked like a quote
             continue
         header = start_of_rule(own, header) if length else header
@@ -595,11 +603,23 @@ def introduction_kind(text, marked):
     """
     match = INTRODUCTION.fullmatch(text)
     address, dated, timed = (bool(form.search(text)) for form in (BRACKETED, YEAR, CLOCK))
-    if match and (marked or address or "@" in text or text[-1] == "-" or (dated or timed) and not SELF.search(text)):
+    if match and (
+        marked
+        or address
+        or "@" in text
+        or text[-1] == "-"
+        or (dated or timed)
+        and not SELF.search(text)
+    ):
         return "inner" if match["inner"] else "whole"
     if marked and BARE_INTRODUCTION.fullmatch(text):
         return "inner"
-    if text[-1:] not in (":", "：") or len(text) > 250 or SELF.search(text) or re.search("[?!]", text):
+    if (
+        text[-1:] not in (":", "：")
+        or len(text) > 250
+        or SELF.search(text)
+        or re.search("[?!]", text)
+    ):
         return None
     words = re.findall(r"[^\W\d_]{2,}", text)
     named = len(words) < 9 and any(not word.islower() for word in words[1:])
@@ -630,8 +650,11 @@ def header_length(lines, i, above):
     # "From: Leeds, To: York, Date: Monday" is a list of the author's own.
     dated = kinds & {"sent", "date"}
     mail = (
-        "sender" in kinds and ("subject" in kinds or "sent" in kinds or addressed and len(kinds) > 1)
-        or dated and "recipient" in kinds and ("subject" in kinds or addressed)
+        "sender" in kinds
+        and ("subject" in kinds or "sent" in kinds or addressed and len(kinds) > 1)
+        or dated
+        and "recipient" in kinds
+        and ("subject" in kinds or addressed)
     )
     return end - i if mail and not memo else 0
 
@@ -732,9 +755,14 @@ def is_boilerplate(paragraph, ruled, first):
         ADDED_ANYWHERE.fullmatch(line)
         or ADVERTISEMENT.match(text)
         or NOTICE.match(text)
-        or MAIL_NAMED.match(text) and len(set(map(str.casefold, LEGAL.findall(text)))) > 1
-        or SCANNER.search(text) and VIRUS.search(text) and len(text) < 500
-        or LIST.search(text) and re.search(r"https?://|\w@\w|www\.", text) and (ruled or len(text) < 400)
+        or MAIL_NAMED.match(text)
+        and len(set(map(str.casefold, LEGAL.findall(text)))) > 1
+        or SCANNER.search(text)
+        and VIRUS.search(text)
+        and len(text) < 500
+        or LIST.search(text)
+        and re.search(r"https?://|\w@\w|www\.", text)
+        and (ruled or len(text) < 400)
     )
 
 
@@ -756,8 +784,16 @@ UNREADABLE = {  # by how a file begins
     b"Rar!": "a RAR archive: unpack it with `unrar x`",
 }
 COMPRESSED = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
-DAMAGE = (EOFError, tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, csv.Error,
-          lzma.LZMAError, NotImplementedError)  # what reading a damaged archive raises
+DAMAGE = (
+    EOFError,
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    gzip.BadGzipFile,
+    zlib.error,
+    csv.Error,
+    lzma.LZMAError,
+    NotImplementedError,
+)  # what reading a damaged archive raises
 FIELD = re.compile(rb"[!-9;-~]+[ \t]*:")
 SEPARATOR_DATE = layout(  # Wed Feb 06 13:12:05 2019, and in any other order
     r"""(?=.*\d:\d\d)(?=.*\b\d{4})(?=.*(?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec|\d-\d))
@@ -810,7 +846,9 @@ def messages_in(name, file, depth=0):
     """(name, bytes) of every message in an open file of any kind, by how it begins."""
     try:
         start = file.peek(512)
-        opener = next((opener for magic, opener in COMPRESSED.items() if start.startswith(magic)), None)
+        opener = next(
+            (opener for magic, opener in COMPRESSED.items() if start.startswith(magic)), None
+        )
         if advice_on(start):
             yield name, start[:8]
         elif depth > 3:
@@ -832,7 +870,9 @@ def messages_in(name, file, depth=0):
 
 def is_tar(start):
     try:
-        return b"\0" in start and bool(tarfile.TarInfo.frombuf(start[:512], "utf-8", "surrogateescape"))
+        return b"\0" in start and bool(
+            tarfile.TarInfo.frombuf(start[:512], "utf-8", "surrogateescape")
+        )
     except tarfile.HeaderError:
         return False
 
@@ -936,15 +976,19 @@ def begins_message(line, blank, ahead, file):
 # ---------------------------------------------------------------------------- reading a message
 
 STUFFED = "\ufdd0"  # stands before a line of the author's own that begins with >
-CODECS = {  # Python's codecs that know the letters which mail programs write under other names
-    "ascii": "cp1252", "iso8859-1": "cp1252", "gb2312": "gb18030", "gbk": "gb18030",
-    "euc_kr": "cp949", "shift_jis": "cp932", "euc_jp": "euc_jis_2004", "big5": "big5hkscs",
-    "utf-16-le": "utf-16", "iso2022_jp": "cp932",
-}  # fmt: skip
+CODECS = dict(  # Python's codecs that know the letters which mail programs write by other names
+    pair.split(":")
+    for pair in (
+        "ascii:cp1252 iso8859-1:cp1252 gb2312:gb18030 gbk:gb18030 euc_kr:cp949 shift_jis:cp932 "
+        "euc_jp:euc_jis_2004 big5:big5hkscs utf-16-le:utf-16 iso2022_jp:cp932"
+    ).split()
+)
 ENCODED_WORD = r"=\?([^?*\s]+)(?:\*[^?\s]*)?\?([bBqQ])\?([^?]*)\?="
 ENTRY = layout(  # of an address field: quoted strings, comments and <addresses> hold no comma
     r"""(?:"(?:[^"\\]|\\.)*" | \((?:[^()\\]|\\.)*\) | <[^<>]*> | [^,;])+?(?=[,;]|$)"""
 )
+PLAIN_ADDRESS = re.compile(rb"[\w.+-]+@[\w.-]+", re.ASCII)
+PLAIN_IDS = re.compile(rb"<[\w.+=$@-]+>(?: <[\w.+=$@-]+>)*", re.ASCII)
 BARE_ADDRESS = re.compile(r"""(?<![^\s<>"'(),;:])[^\s<>"'(),;:@]+@[^\s<>"'(),;:]+""")
 ADDRESS = re.compile(r"[!-~]+@[\w.-]+", re.ASCII)
 
@@ -1058,6 +1102,8 @@ def addresses_of(field):
 
     A name is decoded last, so that it cannot hold an address. Exchange's /O=… counts as address.
     """
+    if isinstance(field, bytes) and PLAIN_ADDRESS.fullmatch(field):  # most of all, and fast
+        return [("", field.decode())]
     pairs = []
     for match in ENTRY.finditer(decode(field) if isinstance(field, bytes) else field):
         entry = match[0].strip()
@@ -1074,7 +1120,13 @@ def addresses_of(field):
         name = decode_words(name or " ".join(comments))
         name = "" if name.casefold() == address.casefold() else name
         address = address if "@" in address or address[:1] == "/" else ""
-        if bracket and name and pairs and re.fullmatch(r"[^\s:]+", pairs[-1][0]) and not pairs[-1][1]:
+        if (
+            bracket
+            and name
+            and pairs
+            and re.fullmatch(r"[^\s:]+", pairs[-1][0])
+            and not pairs[-1][1]
+        ):
             name = f"{pairs.pop()[0]}, {name}"  # Corrigan, Len <len@tern.example>
         if name or address:
             pairs.append((name, address))
@@ -1117,6 +1169,9 @@ def ids_of(*fields):
     """The message ids in fields, bare, however they are written: encoded, folded, with comments."""
     ids = []
     for field in fields:
+        if PLAIN_IDS.fullmatch(field):  # most of all, and fast
+            ids += field.decode()[1:-1].split("> <")
+            continue
         text = re.sub(r"(<[^<>]*>)|\([^()]*\)", lambda match: match[1] or " ", decode_words(field))
         bare = [match[0] for match in BARE_ADDRESS.finditer(text)]
         ids += ["".join(name.split()) for name in re.findall("<([^<>]+)>", text)] or bare
@@ -1138,7 +1193,9 @@ def date_of(fields):
         date = email.utils.parsedate_to_datetime(fields["date"].decode("latin-1"))
     except (KeyError, TypeError, ValueError, IndexError, OverflowError):
         return None
-    return date.replace(tzinfo=None) if 1980 <= date.year <= datetime.date.today().year + 1 else None
+    return (
+        date.replace(tzinfo=None) if 1980 <= date.year <= datetime.date.today().year + 1 else None
+    )
 
 
 # --------------------------------------------------------------------------- text of a message
@@ -1157,9 +1214,7 @@ ARMOUR = layout(  # PGP's signatures, keys and ciphers; uuencoded files
 BLOCKS = set(
     "address blockquote body dd div dl dt h1 h2 h3 h4 h5 h6 hr li ol p pre table tr ul".split()
 )
-TAG = layout(
-    r"""<(/?)([a-zA-Z][^\s/<>]*)((?:[^<>"'] | "[^"<]*" | '[^'<]*')*+> | [^<>]*>)"""
-)
+TAG = layout(r"""<(/?)([a-zA-Z][^\s/<>]*)((?:[^<>"'] | "[^"<]*" | '[^'<]*')*+> | [^<>]*>)""")
 CITED = layout(  # how programs write a <blockquote> that is a quote, and one that only indents
     r"""<blockquote[^<>]*(?:type=["']?cite | class=["'][^"'<>]*quote | border-left:)""",
     re.IGNORECASE,
@@ -1304,7 +1359,9 @@ def html_to_text(source):
         data = source[position : match.start() if match else len(source)]
         if data and not hidden:
             data = html.unescape(data)
-            for i, line in enumerate(data.split("\n") if pre else [re.sub(r"[ \t\r\n\f]+", " ", data)]):
+            for i, line in enumerate(
+                data.split("\n") if pre else [re.sub(r"[ \t\r\n\f]+", " ", data)]
+            ):
                 pieces += ["\n"] * bool(i)
                 empty = pieces[-1] == "\n"
                 line = line.lstrip(" ") if empty and not pre else line
@@ -1329,7 +1386,9 @@ def html_to_text(source):
         elif tag == "blockquote":
             indented = INDENTED.search(match[3]) or cited and not CITED.match(match[0])
             quotes.append(not indented)
-    text = "\n".join(re.sub(r" {2,}", " ", line).rstrip(" ") for line in "".join(pieces).split("\n"))
+    text = "\n".join(
+        re.sub(r" {2,}", " ", line).rstrip(" ") for line in "".join(pieces).split("\n")
+    )
     return re.sub(r"\n\s*\n\s*", "\n\n", text).strip("\n")
 
 
@@ -1341,9 +1400,7 @@ OWN_DRAFT = "draft."  # how the ids begin of the drafts that this program writes
 AUTOMATIC_SUBJECT = layout(rf"\W*{one_of('automatic')}", re.IGNORECASE)
 SUBJECT_MARK = r"\s*(?:[\[(^]\d+[\])]?)?\s*[:：]"
 FORWARD_SUBJECT = layout(rf"\s*{one_of('forward')}\.?{SUBJECT_MARK}", re.IGNORECASE)
-REPLY_SUBJECT = layout(
-    rf"\A(?:\s*{one_of('reply', 'forward')}\.?{SUBJECT_MARK})+", re.IGNORECASE
-)
+REPLY_SUBJECT = layout(rf"\A(?:\s*{one_of('reply', 'forward')}\.?{SUBJECT_MARK})+", re.IGNORECASE)
 AMBIGUOUS = set(phrases_of("reply")) & set(phrases_of("forward"))  # "VS": Danish and Finnish
 DISCARDED = {kind: set(map(str.casefold, phrases_of(kind))) for kind in ("drafts", "trash", "spam")}
 
@@ -1351,11 +1408,12 @@ DISCARDED = {kind: set(map(str.casefold, phrases_of(kind))) for kind in ("drafts
 def extract(args):
     authors = keys_of_authors(args.author)
     rows, ids, seen = [], set(), {}
-    senders, names, left_out = collections.Counter(), {}, collections.Counter()
+    senders, names, left_out, written = collections.Counter(), {}, collections.Counter(), 0
     for name, raw in messages(args.source):
         fields, body = open_message(raw)
         sender, address = sender_of(fields)
         own = is_author(sender, address, authors)
+        written += own
         senders[address or sender] += 1
         names.setdefault(address or sender, sender)
         ids.add(id_of(fields))
@@ -1370,7 +1428,6 @@ def extract(args):
             rows.append(found)
         else:
             left_out[found] += 1
-    written = sum(is_author(name, key, authors) * senders[key] for key, name in names.items())
     shown = ", ".join(sorted(args.author))
     print(f"read {senders.total()} messages from {args.source}\n{written} of them are by {shown}")
     if not written:
@@ -1421,13 +1478,12 @@ def read_own(name, fields, body, authors, keep_signature, seen):
     sender, address = sender_of(fields)
     to, to_address = (addresses_of(fields.get("to", b"")) or [("", "")])[0]
     text, own, quoted = (part.replace(STUFFED, "") for part in (text, own, quoted))
-    return {
-        "date": f"{date:{DATE_FORMAT}}" if date else "", "subject": subject,
-        "From": address or sender, "To": to_address.casefold() or to,
-        "body": text, "length": len(text), "response": own, "mail": quoted,
-        "links": links, "names": [*filter(None, [id_of(fields)]), *links],
-        "forward": is_marked_forward(fields, subject, quoted), "recipients": recipients_of(fields, authors),
-    }  # fmt: skip
+    row = {"date": f"{date:{DATE_FORMAT}}" if date else "", "subject": subject, "links": links}
+    row |= {"From": address or sender, "To": to_address.casefold() or to}
+    row |= {"body": text, "length": len(text), "response": own, "mail": quoted}
+    row |= {"names": [*filter(None, [id_of(fields)]), *links]}
+    row |= {"forward": is_marked_forward(fields, subject, quoted)}
+    return row | {"recipients": recipients_of(fields, authors)}
 
 
 def decode_utf7(match):
@@ -1436,20 +1492,21 @@ def decode_utf7(match):
 
 
 def place_of(name, fields):
-    """"drafts", "trash" or "spam", where a folder, a label or a flag puts a message; else None."""
+    """ "drafts", "trash" or "spam", where a folder, a label or a flag puts a message; else None."""
     flags, status = maildir_flags(name), fields.get("x-status", b"")
-    mozilla = int(fields.get("x-mozilla-status", b"0")[:4].strip() or b"0", 16) if re.match(
-        rb"[\da-fA-F]+\b", fields.get("x-mozilla-status", b"")) else 0
+    mozilla = fields.get("x-mozilla-status", b"")
     marked = {"x-mozilla-draft-info", "x-unsent"} & fields.keys()
     if marked or "D" in flags or b"T" in status or (id_of(fields) or "").startswith(OWN_DRAFT):
         return "drafts"
-    if "T" in flags or b"D" in status or mozilla & 8:
+    if "T" in flags or b"D" in status or re.match(rb"[\da-fA-F]{3}[89a-fA-F]", mozilla):
         return "trash"
     labels = decode_words(fields.get("x-gmail-labels", b"")).split(",")
     folders = re.sub(r", message \d+$", "", name).split("/")
     for folder in itertools.chain(labels, folders):
         folder = re.sub(r"&([^-]*)-", decode_utf7, folder.strip(' "').casefold())
-        folder = re.sub(r"(?:\.(?:mbox|mbx|sbd|gz|bz2|xz|zip|tgz|tar))+$|^\.?inbox\.|^\.", "", folder)
+        folder = re.sub(
+            r"(?:\.(?:mbox|mbx|sbd|gz|bz2|xz|zip|tgz|tar))+$|^\.?inbox\.|^\.", "", folder
+        )
         folder = re.sub(r"^\[?(?:gmail|google mail)\]?[/.]|^inbox\.", "", folder)
         for kind, names in DISCARDED.items():
             if folder in names:
@@ -1550,8 +1607,9 @@ def join_answered(rows, answered, authors):
         goes_back = any(
             is_named(words, *pair) for words in senders if words for pair in row["recipients"]
         )
-        own = is_author(name, address, authors) if text else any(
-            is_named(quoted_sender, *pair) for pair in author_pairs(authors) if quoted_sender)
+        own = is_author(name, address, authors)
+        if not text and quoted_sender:
+            own = any(is_named(quoted_sender, *pair) for pair in author_pairs(authors))
         if row["forward"] and not goes_back:
             left_out["a forward"] += 1
         elif own:
@@ -1617,11 +1675,11 @@ def read_replies(path):
     except pandas.errors.EmptyDataError:
         rows = pandas.DataFrame()
     except pandas.errors.ParserError as error:
-        number = -1
+        number, lines = 0, csv.reader(io.StringIO(text, newline=""), strict=True)
         with contextlib.suppress(csv.Error):
-            for number, _ in enumerate(csv.reader(io.StringIO(text, newline=""), strict=True)):
-                pass
-        stop(f"{path}: row {number + 1}: {error}; is a quotation mark lost?")
+            number = sum(1 for _ in lines)
+        number = number or lines.line_num - 1
+        stop(f"{path}: row {number}: {error}; is a quotation mark lost?")
     if missing := [name for name in COLUMNS if name not in rows]:
         stop(f"{path}: no column {', '.join(missing)}; a reply CSV begins with {','.join(COLUMNS)}")
     for number, count in enumerate(rows.notna().sum(axis=1), 1):
@@ -1660,8 +1718,10 @@ def cut_quotes(rows, names):
         split_own_words(reply) if "\n" in reply else split_quoted(reply, author, names)
         for reply, author in zip(rows["response"], rows["From"], strict=True)
     ]
-    mails = [f"{quoted} {mail}".strip() if quoted else mail
-             for (_, quoted), mail in zip(cut, rows["mail"], strict=True)]
+    mails = [
+        f"{quoted} {mail}".strip() if quoted else mail
+        for (_, quoted), mail in zip(cut, rows["mail"], strict=True)
+    ]
     return rows.assign(response=[own for own, _ in cut], mail=mails)
 
 
@@ -1810,7 +1870,9 @@ def with_examples(rows, memory, count):
         start = [message for message in start if message["role"] == "system"]
         examples = itertools.chain(*(turns[j] for j in best[::-1]))
         rows_with.append(row | {"prompt": [*start, *examples, mail]})
-    print(f"put {count} earlier replies in front of {len(rows) - few} mails, fewer in front of {few}")
+    print(
+        f"put {count} earlier replies in front of {len(rows) - few} mails, fewer in front of {few}"
+    )
     return rows_with
 
 
@@ -1998,13 +2060,11 @@ def read_mail(fields, body, subject, authors):
         for name, pairs in people.items()
     }
     before = ids_of(fields.get("references", b"")) or ids_of(fields.get("in-reply-to", b""))
-    return {
-        "id": "", "date": f"{date:{DATE_FORMAT}}" if date else "", "subject": subject, **lines,
-        "Message-ID": bracketed(filter(None, [id_of(fields)])),
-        "References": bracketed(before[-20:]),
-        "author": sorted(authors, key=lambda author: author not in reached),
-        "prompt": [{"role": "user", "content": text}],
-    }  # fmt: skip
+    row = {"id": "", "date": f"{date:{DATE_FORMAT}}" if date else "", "subject": subject, **lines}
+    row |= {"Message-ID": bracketed(filter(None, [id_of(fields)]))}
+    row |= {"References": bracketed(before[-20:])}
+    row |= {"author": sorted(authors, key=lambda author: author not in reached)}
+    return row | {"prompt": [{"role": "user", "content": text}]}
 
 
 def bracketed(ids):
@@ -2108,7 +2168,9 @@ def write_draft(row):
     row = {name: row[name] if name in texts else one_line(row[name]) for name in DRAFT}
     to, copied, sender = people_to_answer(row, authors)
     reply, date = clean(row["prediction"]).strip(), sent_at(row)
-    written = f"On {date:%Y-%m-%d at %H:%M}, {sender} wrote:" if date > NO_DATE else f"{sender} wrote:"
+    written = (
+        f"On {date:%Y-%m-%d at %H:%M}, {sender} wrote:" if date > NO_DATE else f"{sender} wrote:"
+    )
     lines = clean(row["mail"]).split("\n")
     quoted = "\n".join(f">{'' if line[:1] in ('', '>') else ' '}{line}" for line in lines)
     text = f"{reply}\n\n{written}\n{quoted}\n"
