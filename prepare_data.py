@@ -53,6 +53,7 @@ import sys
 import tarfile
 import tempfile
 import tomllib
+import warnings
 import zipfile
 import zlib
 
@@ -447,7 +448,7 @@ INTRODUCTION = layout(
         # --- Len wrote ---
         | -{{2,}}.{{1,80}}[ ]{WROTE}\s?-{{2,}}
         # ons. 6. feb. 2019 kl. 13:12 skrev Len <len@tern.example>:
-        | .{{0,60}}\d.{{0,60}}\W{WROTE}[ ].{{1,120}}@.{{1,80}}[:：]
+        | (?=.{{0,60}}\d).{{0,120}}?\W{WROTE}[ ].{{1,120}}@.{{1,80}}[:：]
         # 2019-02-06 13:12 Len <len@tern.example>
         | \d{{4}}(?:[-/.]\d|年).{{0,100}}<[^<>]+@[^<>]+>\s?[:：]?
     )
@@ -592,6 +593,8 @@ def introduction_length(lines, i):
         kind = introduction_kind(joined, marked)
         if kind == "whole" or kind and (part or not introduction_kind(shorter, marked)):
             return n
+        if joined.endswith((":", "：")):
+            break
     return 0
 
 
@@ -1401,7 +1404,8 @@ AUTOMATIC_SUBJECT = layout(rf"\W*{one_of('automatic')}", re.IGNORECASE)
 SUBJECT_MARK = r"\s*(?:[\[(^]\d+[\])]?)?\s*[:：]"
 FORWARD_SUBJECT = layout(rf"\s*{one_of('forward')}\.?{SUBJECT_MARK}", re.IGNORECASE)
 REPLY_SUBJECT = layout(rf"\A(?:\s*{one_of('reply', 'forward')}\.?{SUBJECT_MARK})+", re.IGNORECASE)
-AMBIGUOUS = set(phrases_of("reply")) & set(phrases_of("forward"))  # "VS": Danish and Finnish
+# "VS" marks a forward in Danish and a reply in Finnish: a quoted sender tells which it is.
+AMBIGUOUS = set(phrases_of("reply")) & set(phrases_of("forward"))
 DISCARDED = {kind: set(map(str.casefold, phrases_of(kind))) for kind in ("drafts", "trash", "spam")}
 
 
@@ -1539,7 +1543,10 @@ def is_marked_forward(fields, subject, quoted):
     ambiguous = prefix and prefix[0].strip(" :：.") in AMBIGUOUS
     title = re.match(r"[>\s]*(.*)", INVISIBLE.sub("", quoted[:1000]))[1]
     return bool(
-        prefix and not ambiguous or FORWARD_TITLE.match(title) or "x-forwarded-message-id" in fields
+        prefix
+        and (quoted or not ambiguous)
+        or FORWARD_TITLE.match(title)
+        or "x-forwarded-message-id" in fields
     )
 
 
@@ -1671,13 +1678,16 @@ def read_replies(path):
         stop(f"{path}: line {line} holds a NUL byte; remove it, for example: tr -d '\\000'")
     try:  # Python's engine: it refuses a lost quotation mark, and shows which fields are missing
         source, options = io.StringIO(text, newline=""), {"dtype": object, "keep_default_na": False}
-        rows = pandas.read_csv(source, engine="python", index_col=False, **options)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pandas.errors.ParserWarning)  # of a field too many
+            rows = pandas.read_csv(source, engine="python", index_col=False, **options)
     except pandas.errors.EmptyDataError:
         rows = pandas.DataFrame()
-    except pandas.errors.ParserError as error:
+    except (pandas.errors.ParserError, pandas.errors.ParserWarning) as error:
         number, lines = 0, csv.reader(io.StringIO(text, newline=""), strict=True)
         with contextlib.suppress(csv.Error):
-            number = sum(1 for _ in lines)
+            width = len(next(lines, []))
+            number = next((n for n, fields in enumerate(lines, 1) if len(fields) > width), 0)
         number = number or lines.line_num - 1
         stop(f"{path}: row {number}: {error}; is a quotation mark lost?")
     if missing := [name for name in COLUMNS if name not in rows]:
