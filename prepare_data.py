@@ -36,6 +36,7 @@ import email.header
 import email.mime.text
 import email.utils
 import fcntl
+import functools
 import gzip
 import hashlib
 import html
@@ -633,23 +634,30 @@ def introduction_kind(text, marked):
     return "inner" if formal else None
 
 
+@functools.lru_cache(4096)
+def header_kind(line):
+    """Which header line this is: sender, sent, date, recipient or subject; else None."""
+    match = HEADER.match(line)
+    return match and match.lastgroup
+
+
 def header_length(lines, i, above):
     """How many lines a quoted header takes from line i on; `above` is the last own line."""
-    if not (first := HEADER.match(lines[i])):
+    if not (first := header_kind(lines[i])):
         return 0
     kinds, end, addressed = set(), i, False
     for j in range(i, min(i + 60, len(lines))):
-        if match := HEADER.match(lines[j]):
-            kinds.add(match.lastgroup)
+        if kind := header_kind(lines[j]):
+            kinds.add(kind)
             addressed |= "@" in lines[j]
             end = j + 1
         elif j - end > 1 and not lines[j].startswith(("\t", " ")):
             break
-    if first.lastgroup == "recipient":  # a memo of the author's own begins so, but names its sender
+    if first == "recipient":  # a memo of the author's own begins so, but names its sender
         copied = any(re.match(r"\s*[Cc]c:", line) for line in lines[i:end])
         lotus = above and copied and "subject" in kinds and "sender" not in kinds
         return end - i if lotus else 0
-    memo = (match := HEADER.match(above)) and match.lastgroup == "recipient"
+    memo = header_kind(above) == "recipient"
     # "From: Leeds, To: York, Date: Monday" is a list of the author's own.
     dated = kinds & {"sent", "date"}
     mail = (
@@ -1411,16 +1419,16 @@ DISCARDED = {kind: set(map(str.casefold, phrases_of(kind))) for kind in ("drafts
 
 def extract(args):
     authors = keys_of_authors(args.author)
-    rows, ids, seen = [], set(), {}
+    rows, ids, seen = [], {}, {}
     senders, names, left_out, written = collections.Counter(), {}, collections.Counter(), 0
-    for name, raw in messages(args.source):
+    for number, (name, raw) in enumerate(messages(args.source)):
         fields, body = open_message(raw)
         sender, address = sender_of(fields)
         own = is_author(sender, address, authors)
         written += own
         senders[address or sender] += 1
         names.setdefault(address or sender, sender)
-        ids.add(id_of(fields))
+        ids.setdefault(id_of(fields), number)
         if not fields.keys() & {"from", "date"}:
             found = f"no mail message{'; ' + advice if (advice := advice_on(raw)) else ''}"
             print(f"{args.source}: {name}: {found}", file=sys.stderr)
@@ -1588,15 +1596,19 @@ def is_named(words, name, address):
 
 
 def find_answered(source, rows, ids):
-    """{message id: (name, address, text, ids)} of the mails that the rows answer, read again."""
+    """{message id: (name, address, text, ids)} of the mails that the rows answer, read again.
+
+    `ids` gives the number in the archive of the message with an id.
+    """
     for row in rows:
         row["answers"] = next((name for name in reversed(row["links"]) if name in ids), None)
-    wanted, answered = {row["answers"] for row in rows} - {None}, {}
-    for _, raw in messages(source) if wanted else ():
-        fields, body = open_message(raw)
-        name = id_of(fields)
-        if name in wanted and name not in answered:
-            answered[name] = *sender_of(fields), text_of(fields, body), links_of(fields)
+    wanted = {ids[row["answers"]]: row["answers"] for row in rows if row["answers"]}
+    answered = {}
+    for number, (_, raw) in enumerate(messages(source) if wanted else ()):
+        if number in wanted:
+            fields, body = open_message(raw)
+            links = links_of(fields)
+            answered[wanted[number]] = *sender_of(fields), text_of(fields, body), links
     return answered
 
 
