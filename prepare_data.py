@@ -1090,13 +1090,12 @@ def open_message(raw, again=True):
     head, body = (raw[: end.start()], raw[end.end() :]) if end else (raw[:1_000_000], b"")
     fields, values, lines = {}, [], head.split(b"\n")
     for i, line in enumerate(lines):
-        line = line.rstrip()
-        if values and line[:1] in (b" ", b"\t"):
+        if line[:1] in (b" ", b"\t") and values:
             values.append(line.strip())
         elif match := FIELD.match(line):
-            name = match[0][:-1].rstrip().lower().decode("ascii")
-            values = fields.setdefault(name, []) if name not in fields else [b""]
-            values.append(line[match.end() :].strip())
+            name = match[0][:-1].rstrip().lower().decode()
+            values = [line[match.end() :].strip()]
+            fields.setdefault(name, values)
         elif not fields or not any(map(FIRST_FIELDS.match, lines[i + 1 : i + 3])):
             body = b"\n".join(lines[i:]) + b"\n\n" + body  # the blank line is missing
             break
