@@ -795,16 +795,8 @@ UNREADABLE = {  # by how a file begins
     b"Rar!": "a RAR archive: unpack it with `unrar x`",
 }
 COMPRESSED = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
-DAMAGE = (
-    EOFError,
-    tarfile.TarError,
-    zipfile.BadZipFile,
-    gzip.BadGzipFile,
-    zlib.error,
-    csv.Error,
-    lzma.LZMAError,
-    NotImplementedError,
-)  # what reading a damaged archive raises
+UNPACKING = (EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError, NotImplementedError)
+DAMAGE = (*UNPACKING, csv.Error, tarfile.TarError, zipfile.BadZipFile)  # what reading it raises
 FIELD = re.compile(rb"[!-9;-~]+[ \t]*:")
 SEPARATOR_DATE = layout(  # Wed Feb 06 13:12:05 2019, and in any other order
     r"""(?=.*\d:\d\d)(?=.*\b\d{4})(?=.*(?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec|\d-\d))
@@ -839,7 +831,7 @@ def messages(source):
     bar = tqdm.tqdm(total=size, desc="reading", unit="B", unit_scale=True, disable=None)
     with open(source, "rb") as file, bar:
         start = file.peek(8)
-        if advice := advice_on(start):
+        if advice := beginning(UNREADABLE, start):
             stop(f"{source}: {advice}")
         if source.endswith(".csv") and not start.startswith(b"From "):
             check_columns(source)
@@ -848,44 +840,32 @@ def messages(source):
             bar.update(file.tell() - bar.n)
 
 
-def advice_on(start):
-    """What to do with a file that begins so, if it is mail that only other programs read."""
-    return next((advice for magic, advice in UNREADABLE.items() if start.startswith(magic)), None)
+def beginning(table, start):
+    """What a table by the first bytes of a file says of one that begins so, if anything."""
+    return next((value for magic, value in table.items() if start.startswith(magic)), None)
 
 
 def messages_in(name, file, depth=0):
     """(name, bytes) of every message in an open file of any kind, by how it begins."""
     try:
         start = file.peek(512)
-        opener = next(
-            (opener for magic, opener in COMPRESSED.items() if start.startswith(magic)), None
-        )
-        if advice_on(start):
+        if beginning(UNREADABLE, start) or depth > 3:
             yield name, start[:8]
-        elif depth > 3:
-            yield name, b""
-        elif opener:
+        elif opener := beginning(COMPRESSED, start):
             with opener(file) as unpacked:
                 yield from messages_in(name, unpacked, depth + 1)
         elif start.startswith(b"PK\3\4") and file.seekable():
             yield from messages_in_zip(name, file, depth)
-        elif is_tar(start):
-            yield from messages_in_tar(name, file, depth)
+        elif start[257:262] == b"ustar":
+            yield from messages_in_tar(file, depth)
         elif name.endswith(".csv"):
-            yield from messages_in_csv(name, file)
+            for row in csv_rows(file):
+                text = row.get("message") or ""
+                yield row.get("file") or name, text.encode("utf-8", "surrogateescape")
         else:
             yield from messages_in_text(name, file)
     except DAMAGE as error:
         print(f"{name}: ends early: {error}; what comes before counts", file=sys.stderr)
-
-
-def is_tar(start):
-    try:
-        return b"\0" in start and bool(
-            tarfile.TarInfo.frombuf(start[:512], "utf-8", "surrogateescape")
-        )
-    except tarfile.HeaderError:
-        return False
 
 
 def messages_in_zip(name, file, depth):
@@ -909,20 +889,20 @@ class BoundedTarInfo(tarfile.TarInfo):
         return member
 
 
-def messages_in_tar(_, file, depth):
+def messages_in_tar(file, depth):
     """Nothing is unpacked, no link followed, and no hole (of a sparse file) filled."""
     with tarfile.open(fileobj=file, mode="r|", tarinfo=BoundedTarInfo) as archive:
         for member in archive:
             archive.members.clear()  # a stream remembers each member, which would fill the memory
             outside = member.name.startswith("/") or ".." in member.name.split("/")
-            if member.isfile() and not member.issparse() and not outside:
-                if not SKIPPED.fullmatch(member.name):
-                    yield from messages_in(member.name, archive.extractfile(member), depth + 1)
-            elif not member.isdir():
-                yield member.name, b""
+            if not member.isfile() or member.issparse() or outside:
+                yield from [] if member.isdir() else [(member.name, b"")]
+            elif not SKIPPED.fullmatch(member.name):
+                yield from messages_in(member.name, archive.extractfile(member), depth + 1)
 
 
 def csv_rows(file):
+    """The rows of a table such as the Enron corpus's emails.csv, with the columns file, message."""
     lines = io.TextIOWrapper(file, "utf-8", "surrogateescape", newline="")
     return csv.DictReader((line.replace("\0", "") for line in lines), strict=True)
 
@@ -930,29 +910,20 @@ def csv_rows(file):
 def check_columns(source):
     with open(source, "rb") as file:
         if not {"file", "message"} <= set(csv_rows(file).fieldnames or []):
-            stop(
-                f"{source}: no columns file, message; to cut and filter a reply CSV use: "
-                "prepare_data.py format"
-            )
-
-
-def messages_in_csv(name, file):
-    """The columns file and message of the Enron corpus's emails.csv."""
-    for row in csv_rows(file):
-        text = row.get("message") or ""
-        yield row.get("file") or name, text.encode("utf-8", "surrogateescape")
+            advice = "to cut and filter a reply CSV use: prepare_data.py format"
+            stop(f"{source}: no columns file, message; {advice}")
 
 
 def messages_in_text(name, file):
     """The one message in a file, or each in an mbox, in which ">From " stands for "From "."""
-    ahead = collections.deque(iter([file.readline(1_000_000)]))
-    while ahead[0] and not ahead[0].strip(b"\xef\xbb\xbf\r\n \t"):
-        ahead[0] = file.readline(1_000_000)
-    ahead[0] = ahead[0].removeprefix(b"\xef\xbb\xbf")
-    if not ahead[0].startswith(b"From "):
-        yield name, ahead[0] + file.read(LARGEST)
+    first = file.readline(1_000_000)
+    while first and not first.strip(b"\xef\xbb\xbf\r\n \t"):
+        first = file.readline(1_000_000)
+    first = first.removeprefix(codecs.BOM_UTF8)
+    if not first.startswith(b"From "):
+        yield name, first + file.read(LARGEST)
         return
-    number, lines, size, blank = 0, [], 0, True
+    ahead, number, lines, size, blank = collections.deque([first]), 0, [], 0, True
     while line := ahead.popleft() if ahead else file.readline(1_000_000):
         if line.startswith(b"From ") and (not number or begins_message(line, blank, ahead, file)):
             if number:
@@ -998,10 +969,12 @@ ENCODED_WORD = r"=\?([^?*\s]+)(?:\*[^?\s]*)?\?([bBqQ])\?([^?]*)\?="
 ENTRY = layout(  # of an address field: quoted strings, comments and <addresses> hold no comma
     r"""(?:"(?:[^"\\]|\\.)*" | \((?:[^()\\]|\\.)*\) | <[^<>]*> | [^,;])+?(?=[,;]|$)"""
 )
+HEADER_END = re.compile(rb"\n\r?\n")
 PLAIN_ADDRESS = re.compile(rb"[\w.+-]+@[\w.-]+", re.ASCII)
 PLAIN_IDS = re.compile(rb"<[\w.+=$@-]+>(?: <[\w.+=$@-]+>)*", re.ASCII)
 BARE_ADDRESS = re.compile(r"""(?<![^\s<>"'(),;:])[^\s<>"'(),;:@]+@[^\s<>"'(),;:]+""")
 ADDRESS = re.compile(r"[!-~]+@[\w.-]+", re.ASCII)
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")
 
 
 def western(error):
@@ -1014,9 +987,7 @@ codecs.register_error("western", western)
 
 def decode(data, charset=None):
     """Bytes as text, in the charset that mail programs mean by this name."""
-    if not charset:
-        return data.decode("utf-8", "western")
-    known = webencodings.lookup(charset)
+    known = webencodings.lookup(charset or "utf-8")
     try:
         if known and known.name == "windows-1252":  # often said of what is UTF-8
             with contextlib.suppress(UnicodeDecodeError):
@@ -1035,8 +1006,8 @@ def shift_jis(data):
     def convert(match):
         row, cell = match[0]
         lead = (row - 0x21 >> 1) + 0x81
-        odd = cell + 0x1F + (cell >= 0x60)
-        return bytes([lead + 0x40 * (lead > 0x9F), odd if row & 1 else cell + 0x7E])
+        trail = cell + 0x1F + (cell >= 0x60) if row & 1 else cell + 0x7E
+        return bytes([lead + 0x40 * (lead > 0x9F), trail])
 
     first, *pieces = re.split(rb"\x1b(\$[@B]|\([BJI])", data)
     for escape, piece in zip(pieces[::2], pieces[1::2], strict=True):
@@ -1057,9 +1028,9 @@ def decode_words(field):
         return "".join(decode(b"".join(map(decode_word, run)), charset) for charset, run in runs)
 
     text = decode(field) if isinstance(field, bytes) else field
-    if "=?" not in text:
-        return one_line(text)
-    return one_line(re.sub(rf"{ENCODED_WORD}(?:\s*{ENCODED_WORD})*", decode_run, text))
+    if "=?" in text:
+        text = re.sub(rf"{ENCODED_WORD}(?:\s*{ENCODED_WORD})*", decode_run, text)
+    return one_line(text)
 
 
 def decode_word(word):
@@ -1086,16 +1057,15 @@ def open_message(raw, again=True):
     if emlx := re.match(rb"\s*(\d{1,9})[ \t]*\r?\n", raw):
         raw = raw[emlx.end() :][: int(emlx[1])]
     raw = raw.lstrip()
-    end = re.compile(rb"\n\r?\n").search(raw, 0, 1_000_000)
+    end = HEADER_END.search(raw, 0, 1_000_000)
     head, body = (raw[: end.start()], raw[end.end() :]) if end else (raw[:1_000_000], b"")
     fields, values, lines = {}, [], head.split(b"\n")
     for i, line in enumerate(lines):
         if line[:1] in (b" ", b"\t") and values:
             values.append(line.strip())
         elif match := FIELD.match(line):
-            name = match[0][:-1].rstrip().lower().decode()
             values = [line[match.end() :].strip()]
-            fields.setdefault(name, values)
+            fields.setdefault(match[0][:-1].rstrip().lower().decode(), values)
         elif not fields or not any(map(FIRST_FIELDS.match, lines[i + 1 : i + 3])):
             body = b"\n".join(lines[i:]) + b"\n\n" + body  # the blank line is missing
             break
@@ -1117,44 +1087,38 @@ def addresses_of(field):
     pairs = []
     for match in ENTRY.finditer(decode(field) if isinstance(field, bytes) else field):
         entry = match[0].strip()
-        bracket = re.search(r"<([^<>]*)>[^<>]*$", entry)
-        comments = re.findall(r"\(((?:[^()\\]|\\.)*)\)", entry)
-        if bracket:
-            address, name = "".join(bracket[1].split()), entry[: bracket.start()].strip()
-            if address[:1] == "/":
-                address = bracket[1].strip()
+        bare = BARE_ADDRESS.search(entry)
+        if bracket := re.search(r"<([^<>]*)>[^<>]*$", entry):
+            name, address = entry[: bracket.start()], bracket[1].strip()
+            address = address if address[:1] == "/" else "".join(address.split())
         else:
-            bare = BARE_ADDRESS.search(entry)
-            address, name = (bare[0], "") if bare else ("", entry)
-        name = re.sub(r"""^[^<>"@:]*:|\\(?=.)""", "", name).strip(" \t\"'")
+            name, address = ("", bare[0]) if bare else (entry, "")
+        comments = re.findall(r"\(((?:[^()\\]|\\.)*)\)", entry)
+        name = re.sub(r"""^[^<>"@:]*:|\\(?=.)""", "", name.strip()).strip(" \t\"'")
         name = decode_words(name or " ".join(comments))
         name = "" if name.casefold() == address.casefold() else name
         address = address if "@" in address or address[:1] == "/" else ""
-        if (
-            bracket
-            and name
-            and pairs
-            and re.fullmatch(r"[^\s:]+", pairs[-1][0])
-            and not pairs[-1][1]
-        ):
+        before, at = pairs[-1] if pairs else ("", "")
+        if bracket and name and not at and re.fullmatch(r"[^\s:]+", before):
             name = f"{pairs.pop()[0]}, {name}"  # Corrigan, Len <len@tern.example>
         if name or address:
             pairs.append((name, address))
     return pairs
 
 
+def first_address(field):
+    return (addresses_of(field) or [("", "")])[0]
+
+
 def sender_of(fields):
     """(name, address in lower case) of who wrote a message; X-From is what Enron's mail names."""
-    name, address = (addresses_of(fields.get("from", b"")) or [("", "")])[0]
-    if not name and "x-from" in fields:
-        name = (addresses_of(fields["x-from"]) or [("", "")])[0][0]
-    return name, address.casefold()
+    name, address = first_address(fields.get("from", b""))
+    return name or first_address(fields.get("x-from", b""))[0], address.casefold()
 
 
 def words_of_name(text):
     """The words of a person's name or address, in lower case, without initials and domain."""
-    text = re.split(r"[<@/]", text)[0] or text
-    return {word for word in re.findall(r"[^\W\d_]{2,}", text.casefold())}
+    return set(re.findall(r"[^\W\d_]{2,}", (re.split(r"[<@/]", text)[0] or text).casefold()))
 
 
 def name_key(name):
@@ -1166,7 +1130,7 @@ def keys_of_authors(texts):
     """The keys of `is_author` for what --author gives: addresses, names, or Name <address>."""
     keys = []
     for text in texts:
-        address = text.strip() if text[:1] == "/" else (addresses_of(text) or [("", "")])[0][1]
+        address = text.strip() if text[:1] == "/" else first_address(text)[1]
         keys.append(address.casefold() or name_key(text) or text.casefold())
     return list(dict.fromkeys(keys))
 
@@ -1175,22 +1139,18 @@ def is_author(name, address, authors):
     return address.casefold() in authors or bool(name) and name_key(name) in authors
 
 
-def ids_of(*fields):
-    """The message ids in fields, bare, however they are written: encoded, folded, with comments."""
-    ids = []
-    for field in fields:
-        if PLAIN_IDS.fullmatch(field):  # most of all, and fast
-            ids += field.decode()[1:-1].split("> <")
-            continue
-        text = re.sub(r"(<[^<>]*>)|\([^()]*\)", lambda match: match[1] or " ", decode_words(field))
-        bare = [match[0] for match in BARE_ADDRESS.finditer(text)]
-        ids += ["".join(name.split()) for name in re.findall("<([^<>]+)>", text)] or bare
-    return ids
+def ids_of(field):
+    """The message ids in a field, bare, however they are written: encoded, with comments."""
+    if PLAIN_IDS.fullmatch(field):  # most of all, and fast
+        return field.decode()[1:-1].split("> <")
+    text = re.sub(r"(<[^<>]*>)|\([^()]*\)", lambda match: match[1] or " ", decode_words(field))
+    bracketed = ["".join(name.split()) for name in re.findall("<([^<>]+)>", text)]
+    return bracketed or [match[0] for match in BARE_ADDRESS.finditer(text)]
 
 
 def links_of(fields):
     """The ids of the messages that a message refers to; the one it answers is the last."""
-    return ids_of(fields.get("references", b""), fields.get("in-reply-to", b""))
+    return ids_of(fields.get("references", b"")) + ids_of(fields.get("in-reply-to", b""))
 
 
 def id_of(fields):
@@ -1203,14 +1163,12 @@ def date_of(fields):
         date = email.utils.parsedate_to_datetime(fields["date"].decode("latin-1"))
     except (KeyError, TypeError, ValueError, IndexError, OverflowError):
         return None
-    return (
-        date.replace(tzinfo=None) if 1980 <= date.year <= datetime.date.today().year + 1 else None
-    )
+    plausible = 1980 <= date.year <= datetime.date.today().year + 1
+    return date.replace(tzinfo=None) if plausible else None
 
 
 # --------------------------------------------------------------------------- text of a message
 
-CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")
 ARMOUR = layout(  # PGP's signatures, keys and ciphers; uuencoded files
     r"""
     ^-----BEGIN[ ]PGP[ ]SIGNED[ ]MESSAGE-----\n(?:\w[\w-]*:.*\n)*\n?
@@ -1306,17 +1264,13 @@ def text_of_part(part, subtype):
     if subtype == "html":
         meta = re.search(rb"<meta[^<>]*charset=[\"']?([\w-]+)", data[:2000])
         return html_to_text(decode(data, charset or meta and meta[1].decode("ascii")))
-    text = line_ends(decode(data, charset))
+    text = decode(data, charset).replace("\r\n", "\n").replace("\r", "\n")
     encoding = str(part.get("content-transfer-encoding", "")).strip().lower()
     if encoding not in ("quoted-printable", "base64"):
         text = decode_left_over(text)
     if str(part.get_param("format", "")).lower() == "flowed":
         return unflow(text, str(part.get_param("delsp", "")).lower() == "yes")
     return text
-
-
-def line_ends(text):
-    return re.sub(r"\r\n?", "\n", text)
 
 
 def decode_left_over(text):
@@ -1354,10 +1308,13 @@ def unflow(text, delete_space):
 
 def clean(text):
     """Text with \\n at line ends, no control characters, no armour of PGP, no uuencoded file."""
-    text = CONTROL.sub("", line_ends(text)).replace("\ufeff", "")
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    text = CONTROL.sub("", text).replace("\ufeff", "")
     if "-----BEGIN PGP SIGNED" in text:
         text = re.sub(r"^- (?=-)", "", text, flags=re.MULTILINE)
-    return ARMOUR.sub("", text).strip("\n").rstrip()
+    if any(mark in text for mark in ("-----BEGIN PGP ", "begin ", "=ybegin ")):
+        text = ARMOUR.sub("", text)
+    return text.strip("\n").rstrip()
 
 
 def html_to_text(source):
@@ -1431,7 +1388,9 @@ def extract(args):
         names.setdefault(address or sender, sender)
         ids.setdefault(id_of(fields), number)
         if not fields.keys() & {"from", "date"}:
-            found = f"no mail message{'; ' + advice if (advice := advice_on(raw)) else ''}"
+            found = (
+                f"no mail message{'; ' + advice if (advice := beginning(UNREADABLE, raw)) else ''}"
+            )
             print(f"{args.source}: {name}: {found}", file=sys.stderr)
         elif own:
             found = read_own(name, fields, body, authors, args.keep_signature, seen)
@@ -1489,7 +1448,7 @@ def read_own(name, fields, body, authors, keep_signature, seen):
     if not links and not quoted:
         return "answers no mail"
     sender, address = sender_of(fields)
-    to, to_address = (addresses_of(fields.get("to", b"")) or [("", "")])[0]
+    to, to_address = first_address(fields.get("to", b""))
     text, own, quoted = (part.replace(STUFFED, "") for part in (text, own, quoted))
     row = {"date": f"{date:{DATE_FORMAT}}" if date else "", "subject": subject, "links": links}
     row |= {"From": address or sender, "To": to_address.casefold() or to}
@@ -2082,7 +2041,7 @@ def read_mail(fields, body, subject, authors):
         )
         for name, pairs in people.items()
     }
-    before = ids_of(fields.get("references", b"")) or ids_of(fields.get("in-reply-to", b""))
+    before = ids_of(fields.get("references") or fields.get("in-reply-to", b""))
     row = {"id": "", "date": f"{date:{DATE_FORMAT}}" if date else "", "subject": subject, **lines}
     row |= {"Message-ID": bracketed(filter(None, [id_of(fields)]))}
     row |= {"References": bracketed(before[-20:])}
