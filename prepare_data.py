@@ -7,16 +7,24 @@
     python prepare_data.py inbox inbox.mbox inbox.jsonl --author me@example.org --archive Sent.mbox
     python prepare_data.py drafts answers.jsonl drafts.mbox
 
-extract finds what the author answered, in an archive of any size at some 2,000 messages a second, and prints how many
-messages it read and left out, and why. split puts whole threads on one side, the latest into the test. format cuts
-quoted text off the replies and prints how many rows each rule dropped. own-words shows the cut on the body of one mail.
-inbox finds the mails that want a reply, and drafts puts what generate.py answered into a mailbox, as drafts to look over.
+extract finds what the author answered, in an archive of any size at some 1,500 messages a second,
+and prints how many messages it read and left out, and why. split puts whole threads on one side,
+the latest into the test. format cuts quoted text off the replies and prints how many rows each rule
+dropped. own-words shows the cut on the body of one mail. inbox finds the mails that want a reply,
+and drafts puts what generate.py answered into a mailbox, as drafts to look over.
 
-Two mails or two replies count as the same if their letters and digits are the same, in whatever case. Of a mail only
-what follows its first "Subject:" is compared, if that is eight words or more, because one and the same mail stands
-behind a different header when it was answered, forwarded or sent by another program.
+What mail programs write, in some forty languages, is in data/mail_phrases.toml.
+
+Two mails or two replies count as the same if their letters and digits are the same, in whatever
+case. Of a mail only what follows its first "Subject:" is compared, if that is eight words or more,
+because the same mail has another header when it was answered, forwarded or sent by another program.
 """
+
 import argparse
+import base64
+import binascii
+import bz2
+import codecs
 import collections
 import contextlib
 import csv
@@ -28,11 +36,14 @@ import email.header
 import email.mime.text
 import email.utils
 import fcntl
+import functools
+import gzip
 import hashlib
-import html.parser
+import html
 import io
 import itertools
 import json
+import lzma
 import mailbox
 import os
 import random
@@ -42,17 +53,129 @@ import signal
 import sys
 import tarfile
 import tempfile
+import tomllib
+import warnings
+import zipfile
 import zlib
 
-LARGEST = 50_000_000  # bytes of a message that are read: an archive may unpack to more than the memory holds
-EXAMPLE_WORDS = 60  # of an earlier mail, and of the reply to it: few enough that three examples leave room, more than half of all
+import webencodings
+
+LARGEST = 50_000_000  # bytes of a message that are read: an archive may unpack to more than memory
+EXAMPLE_WORDS = 60  # of an earlier mail, and of the reply to it: three examples still leave room
 COLUMNS = ["id", "date", "subject", "From", "To", "body", "length", "response", "mail"]
 DATE_FORMAT = "%d-%m-%Y %H:%M:%S"
 NO_DATE = datetime.datetime(1981, 1, 1)
 INSTRUCTION = "Respond to the given email"
-INSTRUCTION_BY_NAME = "Respond to the given email addressed to {name}, by using the style of {name}"
+INSTRUCTION_BY_NAME = f"{INSTRUCTION} addressed to {{name}}, by using the style of {{name}}"
 
 csv.field_size_limit(sys.maxsize)  # else a long mail is refused
+
+
+def main(argv=None):
+    os.umask(0o077)  # private mail is for its owner only
+    args = parse_arguments(argv)
+    try:
+        if "output" in args and os.path.exists(args.output):
+            if os.path.samefile(args.source, args.output):
+                stop(f"{args.output}: is the input; name another output")
+        args.run(args)
+    except OSError as error:
+        place = error.filename or vars(args).get("output", "standard output")
+        stop(f"{place}: {error.strerror}")
+
+
+def parse_arguments(argv):
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.error = stop  # one line, without the usage
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add_command(name, run, text):
+        command = commands.add_parser(name, help=text, allow_abbrev=False)
+        command.error = stop
+        command.set_defaults(run=run)
+        return command.add_argument
+
+    add_extract(add_command("extract", extract, "archive of mail to reply CSV"))
+    add = add_command("own-words", print_own_words, "a mail's body in, its author's own words out")
+    add("--keep-signature", action="store_true", help="cut quoted mail only")
+    add_split(add_command("split", split_replies, "reply CSV to a training and a test CSV"))
+    add_format(add_command("format", format_replies, "reply CSV to prompt/completion JSONL"))
+    add_inbox(add_command("inbox", read_inbox, "mail that wants a reply, to prompts"))
+    add = add_command("text", print_text, "the text of one mail, as the model reads it")
+    add("source", metavar="MAIL.eml")
+    add = add_command("drafts", write_drafts, "answered mail to a mailbox of drafts")
+    add("source", metavar="PREDICTIONS.jsonl", help="what generate.py made of inbox's rows")
+    add("output", metavar="OUT", help="an mbox, or a Maildir if it is a folder or ends in /")
+    return parser.parse_args(argv)
+
+
+ARCHIVE = "mbox, Maildir, folder of .eml or .emlx, .zip or .tar.gz of these, Enron's emails.csv"
+REPLY_CSV = f"a reply CSV with the columns {','.join(COLUMNS)}"
+SEVERAL = {"nargs": "+", "action": "extend", "default": []}
+
+
+def add_extract(add):
+    add("source", metavar="SOURCE", help=ARCHIVE)
+    add("output", metavar="OUT.csv", help=f"a row a reply: {','.join(COLUMNS)}")
+    writer = "the addresses or names that the author writes by"
+    add("--author", metavar="AUTHOR", nargs="+", action="extend", required=True, help=writer)
+    kept = "keep a signature, a device's line or a disclaimer below the own words"
+    add("--keep-signature", action="store_true", help=kept)
+
+
+def add_split(add):
+    add("source", metavar="IN.csv", help=REPLY_CSV)
+    add("--train", metavar="OUT.csv", required=True, help="in random order: its start is a sample")
+    add("--test", metavar="OUT.csv", required=True, help="the latest threads")
+    add("--test-fraction", metavar="F", type=fraction, default=0.2, help="default: %(default)s")
+    add("--random", action="store_true", help="draw the test's threads at random, not the latest")
+    add("--seed", metavar="N", type=int, default=1, help="of the shuffles (default: %(default)s)")
+
+
+def add_format(add):
+    add("source", metavar="IN.csv", help=REPLY_CSV)
+    add("output", metavar="OUT.jsonl", help="one example a line: id, prompt, completion")
+    held_out = "drop rows whose mail, or whose reply of eight words or more, is in these files"
+    add("--holdout", metavar="TEST.csv", **SEVERAL, help=held_out)
+    add("--author-name", metavar="NAME", help="ask in the instruction for the style of NAME")
+    add("--instruction", metavar="TEXT", help=f"another instruction than {INSTRUCTION!r}")
+    add("--without-sender", metavar="ADDRESS", default="", help="drop rows that this address sent")
+    add("--limit", metavar="N", type=row_count, help="only the first N rows that are kept")
+    shipped = "cut and drop nothing (overrides --holdout and --without-sender)"
+    add("--as-shipped", action="store_true", help=shipped)
+    add_examples(add)
+
+
+def add_inbox(add):
+    add("source", metavar="SOURCE", help=f"{ARCHIVE}, or a single .eml")
+    add("output", metavar="OUT.jsonl", help="a row a mail, the newest first")
+    writer = "who answers: own mail is left out, and drafts answer all recipients but these"
+    add("--author", metavar="AUTHOR", **SEVERAL, help=writer)
+    add("--archive", metavar="SENT", help="mail that was sent: what it answers is left out")
+    add_examples(add)
+
+
+def add_examples(add):
+    similar = "put the K most similar earlier mails and their replies in front of each mail"
+    add("--examples", metavar="K", type=row_count, help=f"{similar}, {EXAMPLE_WORDS} words of each")
+    add("--memory", metavar="TRAIN.jsonl", help="where they come from (format: its own rows)")
+
+
+def row_count(text):
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of rows, such as 100")
+    return int(text)
+
+
+def fraction(text):
+    with contextlib.suppress(ValueError):
+        if 0 < float(text) < 1:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is no fraction between 0 and 1, such as 0.2")
 
 
 def stop(message):
@@ -61,92 +184,123 @@ def stop(message):
     raise SystemExit(2)
 
 
-def first_that_holds(reasons):
-    return next((reason for reason, holds in reasons.items() if holds), None)
+def write_whole(contents):
+    """Write {path: text} to side files, which only their owner may read; move all when whole."""
+    sides = {}
+    try:
+        for path, text in contents.items():
+            folder, name = os.path.split(path)
+            handle, sides[path] = tempfile.mkstemp(".part", f"{name}.", folder or ".")
+            with open(handle, "w", encoding="utf-8", newline="") as file:
+                file.write(text)
+        for path in contents:
+            os.replace(sides[path], path)
+            del sides[path]
+    except OSError as error:
+        stop(f"{path}: {error.strerror}")
+    finally:
+        for side in sides.values():
+            os.unlink(side)
 
 
-# ---------------------------------------------------------------------------------------------- where own words end
+def json_lines(rows):
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
-def pattern(text, flags=0):
-    """Compile `text`, in which a blank stands for any white space."""
-    return re.compile(text.replace(" ", r"\s+"), flags)
 
+def csv_text(rows):
+    return rows.to_csv(columns=COLUMNS, index=False, lineterminator="\r\n")
+
+
+# ------------------------------------------------------------------------- phrases and patterns
+
+with open(os.path.join(os.path.dirname(__file__), "data", "mail_phrases.toml"), "rb") as phrases:
+    PHRASES = tomllib.load(phrases)
+
+
+INVISIBLE = re.compile(r"[\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff]")
+
+
+def phrases_of(*keys):
+    """What mail programs write, in all languages, the longest phrase first."""
+    lists = (table.get(key, []) for table in PHRASES.values() for key in keys)
+    return sorted(set(itertools.chain(*lists)), key=lambda phrase: (-len(phrase), phrase))
+
+
+def one_of(*keys, without="\0"):
+    """A pattern of the phrases, those with `without` left out.
+
+    A blank is any white space, ' any apostrophe, … any words, * up to three.
+    """
+    phrases = (INVISIBLE.sub("", text) for text in phrases_of(*keys) if without not in text)
+    phrases = "|".join(map(re.escape, phrases)).replace(r"\ ", r"\s+").replace("'", "['’]")
+    phrases = phrases.replace("…", ".{1,90}?").replace(r"\*", r"[^\s,]+(?:\s[^\s,]+){0,2}")
+    return f"(?:{phrases})"
+
+
+def layout(text, flags=0):
+    """Compile a verbose pattern, in which ~ is any white space."""
+    return re.compile(text.replace("~", r"\s+"), flags | re.VERBOSE)
+
+
+# ------------------------------------------- where own words end, in text without its line breaks
 
 DAY = r"(?:\d{1,2}[/-]\d{1,2}[/-]\d{2,4}|\d{2,4}[/-]\d\d[/-]\d\d)"
-DATE = DAY + r",? \d{1,2}:\d\d(?::\d\d)?(?:\s*[AP]M)?(?: [A-Z]{3,4}\b)?"
-QUOTE = pattern(  # the first match is where quoted text begins (line), or it stands behind its sender (date, wrote, to)
-    r"(?P<line>(?:(?<!\S)>[>\s]{0,20})?(?<![-_=*])[-_=*]{3,}\s*"
-    r"(?:Forwarded by|Original|Reply Separator|Inline attachment follows)"
-    rf"|Original Message[\s-]*From:|-- Original Message|Forwarded by [^:]{{1,80}} on {DATE}|Begin forwarded message:"
-    r"|>>> .{1,100}? >>>|(?<!\S)From: (?:(?!From:).){1,200}? (?:Sent|Date): .{1,100}? (?:To|Subject):"
-    r"|(?<!\S)(?:At|On) (?=.{0,60}?(?:\d/\d+/\d|\b(?:19|20)\d\d\b))(?:(?!\b(?:At|On)\b)[^?!]){5,150}? wrote:)"
-    rf"|(?P<date>{DATE})(?: (?:Please respond to|Sent by:|Phone|Extn:) \S.{{0,100}}?)? To:"
-    r"|(?P<wrote>(?<=>) wrote:|(?<!\s) wrote:(?=\s*>))"
-    r"|(?<!\S)(?P<to>To: (?:(?!Subject:|To:).){0,5000}?\b[Cc]c: (?:(?!Subject:|To:).){0,5000}?Subject:)", re.DOTALL)
-SENDER = pattern(  # a sender whose first letter shows: letterhead, From:, a quoted name, a bare address
-    r"(?:Enron(?: [A-Z&][\w&-]*){0,6} (?:Corp|Inc|Ltd|Co|LLC|Services|Company|Group)[.,]? )?From: [^:]{1,120}$"
-    r"""|"[^"]{1,100}"\s*<[^<>]*>?$|"[A-Z][\w'-]*,? [A-Z][^"]{0,60}"$|[^\s<>"]+@[\w-]+\.[\w.-]+$""")
-TORN_ADDRESS = pattern(  # Lotus printed long addresses in two columns: Jane.Roe@tern.c om To: ...
-    r"\S+@(?!\S+\.(?:com|net|org|edu|gov)\s)\S* [a-z-]{0,12}\.?[a-z]{1,3}$|\S+\.\S+ @\S+\.[a-z]{2,3}$")
-ORGANISATION = pattern(
-    r"(?:/[A-Z][\w&=-]*(?: [A-Z][\w&-]*){0,3})*\s*@\s*(?:[A-Za-z][\w-]*(?: [A-Z]\w+)?)?$|(?:/[A-Z][\w-]*)+$")
+DATE = rf"{DAY},?~\d{{1,2}}:\d\d(?::\d\d)?(?:\s*[AP]M)?(?:~[A-Z]{{3,4}}\b)?"
+COMPANY = r"Enron(?:~[A-Z&][\w&-]*){0,6}~(?:Corp|Inc|Ltd|Co|LLC|Services|Company|Group)"
+QUOTE = layout(
+    rf"""
+    (?P<line>  # the match is where quoted text begins
+        # ----- Forwarded by Maud Okafor on 02/06/2019 -----, -----Original Message-----
+        (?:(?<!\S)>[>\s]{{0,20}})?(?<![-_=*])[-_=*]{{3,}}\s*
+        (?:Forwarded~by|Original|Reply~Separator|Inline~attachment~follows)
+        | Original~Message[\s-]*From: | --~Original~Message
+        | Forwarded~by~[^:]{{1,80}}~on~{DATE} | Begin~forwarded~message:
+        # >>> "Len Corrigan" <len@tern.example> 02/06/19 03:50PM >>>
+        | >>>~.{{1,100}}?~>>>
+        # From: Len Sent: Monday To: Maud Subject: kiln
+        | (?<!\S)From:~(?:(?!From:).){{1,200}}?~(?:Sent|Date):~.{{1,100}}?~(?:To|Subject):
+        # On Wed, 6 Feb 2019, Len wrote:
+        | (?<!\S)(?:At|On)~(?=.{{0,60}}?(?:\d/\d+/\d|\b(?:19|20)\d\d\b))
+          (?:(?!\b(?:At|On)\b)[^?!]){{5,150}}?~wrote:
+    )
+    # Len Corrigan 02/06/2019 01:49 PM To: Maud: quoted text begins with the name before the date
+    | (?P<date>{DATE})(?:~(?:Please~respond~to|Sent~by:|Phone|Extn:)~\S.{{0,100}}?)?~To:
+    # len@tern.example wrote: > When?
+    | (?P<wrote>(?<=>)~wrote:|(?<!\s)~wrote:(?=\s*>))
+    # To: Maud cc: Joss Subject: kiln, mostly without a sender
+    | (?<!\S)(?P<to>To:~(?:(?!Subject:|To:).){{0,5000}}?\b[Cc]c:
+      ~(?:(?!Subject:|To:).){{0,5000}}?Subject:)
+    """,
+    re.DOTALL,
+)
+SENDER = layout(
+    rf"""
+    # Enron North America Corp. From: Joss Whitfield
+    (?:{COMPANY}[.,]?~)?From:~[^:]{{1,120}}$
+    # "Corrigan, Len" <len@tern.example>, "Corrigan, Len"
+    | "[^"]{{1,100}}"\s*<[^<>]*>?$ | "[A-Z][\w'-]*,?~[A-Z][^"]{{0,60}}"$
+    # len@tern.example
+    | [^\s<>"]+@[\w-]+\.[\w.-]+$
+    """
+)
+TORN_ADDRESS = layout(  # Lotus printed long addresses in two columns: Jane.Roe@tern.c om To: ...
+    r"""\S+@(?!\S+\.(?:com|net|org|edu|gov)\s)\S*~[a-z-]{0,12}\.?[a-z]{1,3}$
+    | \S+\.\S+~@\S+\.[a-z]{2,3}$"""
+)
+ORGANISATION = layout(  # the end of Joss Whitfield/HOU/ECT@ECT, of Joss Whitfield@TT
+    r"""(?:/[A-Z][\w&=-]*(?:~[A-Z][\w&-]*){0,3})*\s*@\s*(?:[A-Za-z][\w-]*(?:~[A-Z]\w+)?)?$
+    | (?:/[A-Z][\w-]*)+$"""
+)
 SENTENCE_END = re.compile(r"(?!(?:Jr|Dr|St|Co|Corp|Inc|Ltd)\.).*(?:[!?;:)>]|[^A-Z.]\.|\.\.)")
 NAME = re.compile(r"[A-Z][\w.'’&-]*,?|\(?[A-Z]+\)?|de|van|der|von|la|del|&")
 MIDDLE = re.compile(r"[A-Z]{1,2}\.?|[Dd]e|[Vv]an|der|[Vv]on|[Ll]a|del")
-SIGN_OFF = set("thanks thank thx best regards cheers love later sincerely bye adios fyi yes no ok okay".split())
-
-
-def start_of_sender(text, author, names, only_known=False):
-    """Where the name of a quoted mail's sender begins, if `text` ends with it; else where its own words end.
-
-    A sign-off may stand right before that name (Best, Jane John Q Public 07/30/2001). So a bare name is looked up in
-    `names` ("first last", lower case), or else the author's own name and parting words are taken off its front.
-    `only_known` takes a bare name only if it is among `names`, for headers that often stand without a sender.
-    """
-    text = re.sub(r"\s+(?:on|Sent by:[^:]{1,60})$", "", text.rstrip())
-    if (match := SENDER.search(text)) and match.group() != author:
-        return match.start()
-    only_known = only_known and not (ORGANISATION.search(text) or re.search(r"@[^<>]*>?$", text))
-    bare = re.sub(r"(?:\s*(?:<[^<>]*>?|[(\[][^()\[\]]*[)\]]))+$", "", text)  # Name <address>, Name (E-mail)
-    bare = ORGANISATION.sub("", bare).rstrip()
-    address = text[len(bare):].casefold()
-    words, sentence_end = [], None  # up to five words before the header: (lower case, offset, as written)
-    for match in reversed(list(re.finditer(r"\S+", bare))):
-        word = match.group()
-        sentence_end = SENTENCE_END.fullmatch(word)
-        if sentence_end or len(words) == 5 or len(words) > 1 and word[-1] == ",":
-            break
-        words.insert(0, (word.casefold().strip(".,"), match.start(), word))
-    own = re.split(r"\W+", author.casefold().partition("@")[0])
-    for i in range(len(words) - 1):
-        full = [key for key, _, _ in words[i:]]
-        first_last = f"{full[0]} {full[-1]}" if all(len(word) < 3 for word in full[1:-1]) else ""
-        if (first_last in names or " ".join(full) in names) and not (only_known and {full[0], full[-1]} <= set(own)):
-            return words[i][1]
-    if only_known:
-        return len(text)
-    if words and not NAME.fullmatch(words[-1][2]):
-        words = words[-1:] if words[-1][0] in address or "@" in words[-1][0] else []
-    # not in the lists: take off what cannot be a name, then what may be the author's sign-off, and keep First M Last
-    initials = own[0][:1] + own[-1][:1]
-    while not all(NAME.fullmatch(word) for _, _, word in words[:-1]):
-        words.pop(0)
-    while len(words) > 1:
-        first, second = words[0][0], words[1][0]
-        if (first in SIGN_OFF or first in own and second not in own and len(second) > 1 or len(words) > 2 and (
-                first == second or len(first) == 1 or len(first) < 4 and first[0] + first[-1] == initials
-                or any(len(word) > 2 and word[:3] == first[:3] for word in own))):
-            words.pop(0)
-        else:
-            break
-    # a display name of three words after a full stop, such as a company's, is whole
-    if len(words) > 3 or len(words) == 3 and not ("<" in address and sentence_end):
-        words = words[-3 if MIDDLE.fullmatch(words[-2][2]) or words[-1][0] in ("jr", "ii", "iii") else -2:]
-    return words[0][1] if words else len(bare)
+SIGN_OFF = set(
+    "thanks thank thx best regards cheers love later sincerely bye adios fyi yes no ok okay".split()
+)
 
 
 def split_quoted(text, author="", names=frozenset()):
-    """(own words, quoted text): the first is an unaltered prefix of `text`, and together they lose only white space.
+    """(own words, quoted text): the first is a prefix of `text`, and only white space is lost.
 
     `author` is the address of the person who wrote `text`, `names` what known_names returns.
     """
@@ -167,200 +321,173 @@ def split_quoted(text, author="", names=frozenset()):
     return text[:end].rstrip(), text[end:].strip()
 
 
+def start_of_sender(text, author, names, only_known=False):
+    """Where the name of a quoted mail's sender begins, if `text` ends with it; else its length.
+
+    A sign-off may stand right before that name (Best, Jane John Q Public 07/30/2001). So a bare
+    name is looked up in `names` ("first last", lower case), or else the author's own name and
+    parting words are taken off its front. `only_known` takes a bare name only if it is among
+    `names`, for headers that often stand without a sender.
+    """
+    text = re.sub(r"\s+(?:on|Sent by:[^:]{1,60})$", "", text.rstrip())
+    if (match := SENDER.search(text)) and match.group() != author:
+        return match.start()
+    only_known = only_known and not (ORGANISATION.search(text) or re.search(r"@[^<>]*>?$", text))
+    # Name <address>, Name (E-mail), Name/Org@Org
+    bare = re.sub(r"(?:\s*(?:<[^<>]*>?|[(\[][^()\[\]]*[)\]]))+$", "", text)
+    bare = ORGANISATION.sub("", bare).rstrip()
+    words, sentence_end = last_words(bare)
+    own = re.split(r"\W+", author.casefold().partition("@")[0])
+    for i in range(len(words) - 1):
+        full = [key for key, _, _ in words[i:]]
+        short_middle = all(len(word) < 3 for word in full[1:-1])
+        first_last = f"{full[0]} {full[-1]}" if short_middle else ""
+        by_author = only_known and {full[0], full[-1]} <= set(own)
+        if (first_last in names or " ".join(full) in names) and not by_author:
+            return words[i][1]
+    if only_known:
+        return len(text)
+    address = text[len(bare) :].casefold()
+    words = without_sign_off(words, own, address)
+    # A display name of three words after a full stop, such as a company's, is whole.
+    if len(words) > 3 or len(words) == 3 and not ("<" in address and sentence_end):
+        middle = MIDDLE.fullmatch(words[-2][2]) or words[-1][0] in ("jr", "ii", "iii")
+        words = words[-3 if middle else -2 :]
+    return words[0][1] if words else len(bare)
+
+
+def last_words(text):
+    """(up to five words at the end of a text, as (lower case, offset, as written); the end of
+    the sentence before them, if that is what stops them)."""
+    words, sentence_end = [], None
+    for match in reversed(list(re.finditer(r"\S+", text))):
+        word = match.group()
+        sentence_end = SENTENCE_END.fullmatch(word)
+        if sentence_end or len(words) == 5 or len(words) > 1 and word[-1] == ",":
+            break
+        words.insert(0, (word.casefold().strip(".,"), match.start(), word))
+    return words, sentence_end
+
+
+def without_sign_off(words, own, address):
+    """The words without what cannot be a name and what may be the author's parting words."""
+    if words and not NAME.fullmatch(words[-1][2]):
+        words = words[-1:] if words[-1][0] in address or "@" in words[-1][0] else []
+    while not all(NAME.fullmatch(word) for _, _, word in words[:-1]):
+        words.pop(0)
+    initials = own[0][:1] + own[-1][:1]
+    while len(words) > 1:
+        first, second = words[0][0], words[1][0]
+        parting = first in SIGN_OFF
+        own_name = first in own and second not in own and len(second) > 1
+        own_initials = len(words) > 2 and (
+            first == second
+            or len(first) == 1
+            or len(first) < 4
+            and first[0] + first[-1] == initials
+            or any(len(word) > 2 and word[:3] == first[:3] for word in own)
+        )
+        if not (parting or own_name or own_initials):
+            break
+        words.pop(0)
+    return words
+
+
 def known_names(rows):
-    """Full names (lower case) out of addresses, and out of recipient lists, where a slash or @ shows where they end."""
-    entry = pattern(r"(?:To:|cc:|[/@][\w-]+,) ([A-Z][\w.'-]*(?: [A-Z][\w.'-]*){1,3})(?=/[A-Z]|@[A-Z])")
+    """Full names (lower case) out of addresses and out of recipient lists, where / or @ ends them.
+
+    `rows` is a frame with the columns From, To and body.
+    """
+    entry = layout(
+        r"""(?:To:|cc:|[/@][\w-]+,)~([A-Z][\w.'-]*(?:~[A-Z][\w.'-]*){1,3})(?=/[A-Z]|@[A-Z])"""
+    )
     names = set()
-    for row in rows:
-        names |= {" ".join(name.split()).casefold() for name in entry.findall(row["body"])}
-        addresses = f"{row['From']} {row['To']}".casefold()
-        names |= {" ".join(pair) for pair in re.findall(r"\b(\w{2,})\.(\w{2,})@", addresses)}
+    for body, sender, recipient in zip(rows["body"], rows["From"], rows["To"], strict=True):
+        names |= {" ".join(name.split()).casefold() for name in entry.findall(body)}
+        pairs = re.findall(r"\b(\w{2,})\.(\w{2,})@", f"{sender} {recipient}".casefold())
+        names |= {" ".join(pair) for pair in pairs}
     return names
 
 
-def cut_quotes(rows, names):
-    """The rows with the quoted text moved from the end of `response` to the front of `mail`."""
-    cut = []
-    for row in rows:
-        lines = "\n" in row["response"]  # else all white space was folded
-        own, quoted = split_own_words(row["response"]) if lines else split_quoted(row["response"], row["From"], names)
-        cut.append(row | {"response": own, "mail": f"{quoted} {row['mail']}".strip() if quoted else row["mail"]})
-    return cut
+# ----------------------------------------------------- where own words end, in mail with lines
 
-
-# ------------------------------------------------------------------------------------- own words in mail with lines
-
-ON = r"[Oo]n|At|In a message dated|Am|Le|El|Il(?: giorno)?|Den|Em|Op|På|Dne|Dnia|W dniu|Vào|Ngày|Kl|Pe"
-WROTE = (r"wrote|writes|sent|schrieb|geschrieben|geschreven|a écrit|escribió|escreveu|ha scritto|scrisse|schreef|skrev|"
-         r"написала?(?:\(а\))?|пишет|napisała?(?:\(a\))?|pisze|napsala?(?:\(a\))?|kirjoitti|(?:ezt )?írta|yazdı|"
-         r"a scris|написав|пише|έγραψε|đã viết|写道|寫道|さんは書きました|님이 작성")
-ANOTHER_MAIL = (
-    r"Begin (?:Included|Forwarded) [Mm]essage|Original (?:[Mm]essage|Appointment)|"
-    r"Reply [Mm]essage|Forwarded [Mm]essage|Begin forwarded message|"
-    r"Ursprüngliche (?:Nachricht|E-Mail)|Antwort Nachricht|(?:Anfang der w|W)eitergeleiteten? (?:Nachricht|E-Mail)|"
-    r"(?:Début du m|M)essage (?:d['’]origine|original|transféré|réexpédié)|"
-    r"(?:Inicio del m|M)ensaje (?:[oO]riginal|reenviado)|(?:Inizio m|M)essaggio (?:originale|inoltrato)|"
-    r"Mensagem (?:[oO]riginal|encaminhada)|(?:Oorspronkelijk|Origineel|(?:Begin )?[dD]oorgestuurd) [bB]ericht|"
-    r"Oprindelig [mM]eddelelse|Opprinnelig melding|Videresendt (?:meddelelse|melding)|"
-    r"(?:Originalm|Ursprungligt m|Vidarebefordrat m)eddelande|Alkuperäinen viesti|Oryginalna wiadomość|"
-    r"Wiadomość oryginalna|Przekazana wiadomość|Původní zpráva|Eredeti üzenet|Orijinal Mesaj|"
-    r"(?:Исходное|Пересылаемое|Пересланное) сообщение|原始邮件|原始郵件|元のメッセージ")
-HEADER = re.compile(
-    r"[>\s]*\*{0,2}(?:(?P<sender>From|Von|De|От(?: кого)?|Från|Fra|Van|Da|Od|Feladó|Lähettäjä|Kimden|Author|发件人|"
-    r"寄件者|差出人)|"
-    r"(?P<date>Sent|Date|Gesendet|Datum|Envoyé(?: le)?|Enviad[oa]s?(?: el| em)?|Fecha|Data|Inviato|Verzonden|"
-    r"Skickat|Sendt|Dato|Дата|Отправлено|Wysłan[oy]|Odesláno|Elküldve|Lähetetty|发送时间|日期|送信日時)|"
-    r"(?P<recipient>To|An|À|A|Para|Pour|Кому|Till|Til|Aan|Do|Komu|Címzett|Vastaanottaja|Kime|[CcBb]cc?|CC|Kopi[ea]?|"
-    r"Reply-[Tt]o|Antwort an|Répondre à|Responder a|收件人|宛先)|"
-    r"(?P<subject>Subject|Betreff|Objet|Sujet|Asunto|Assunto|Oggetto|Тема|Ämne|Emne|Onderwerp|Temat|Předmět|Tárgy|"
-    r"Aihe|Konu|主题|主旨|件名))\*{0,2}\s?[:：]")
-SEPARATOR = re.compile(
-    rf"[\s?|]*[-_=*‐–—]{{2,}}\s*(?:{ANOTHER_MAIL})|\s*(?:{ANOTHER_MAIL})\s?[:：]\s*$"
-    r"|\s*>>> .{1,100} >>>\s*$|\s*From: \S+@\S+\s*$|\s*Message-ID: <"
-    r"|[\s?|]*[-_=*]{3,}[\s(]*(?:Forwarded (?:by|letter)|Original|Reply Separator)|[-_=*\s]*Inline attachment follows")
-SEPARATOR_WRAPPED = re.compile(r"\s*(?:>>> .{1,100} >>>\s*$|[-_=*]{3,}\s*(?:Forwarded by|Original [Mm]essage))")
-INTRODUCTION = re.compile(  # one to six lines, joined; an `inner` one may begin later than where it matches
-    rf"(?:[-*_=]{{2,}}\s?)?(?:(?:{ON})\b|[在於于]) ?(?=.*\d)(?:(?![?!] | (?:On|Am|Le|Den) ).){{5,250}}?[^\w]"
-    rf"(?:{WROTE})(?!\w)(?:.{{0,80}}[:：](?:\s?={{2,}})?|\s?-{{2,}})"
-    rf"|(?P<inner>(?:(?! On \w).){{0,120}}\w@\w.{{0,80}}?\W(?:{WROTE})(?:\s?\([^()]*\))?\s?[:：]"
-    rf"|-{{2,}}.{{1,80}} (?:{WROTE})\s?-{{2,}}"
-    r"|.{0,60}\d.{0,60}\W(?:skrev|schrieb|schreef) .{1,120}@.{1,80}[:：]"
-    r"|.{0,40}\d{4}.{0,60}\d[:.]\d\d.{0,100}<[^<>]+@[^<>]+>\s?[:：]|\d{4}(?:[-/.]\d|年).{0,100}<[^<>]+@[^<>]+>\s?[:：]?)")
-BARE_INTRODUCTION = re.compile(rf"[^:.?!]{{1,60}} (?:{WROTE}):")  # counts only in front of quoted lines
+ON, WROTE = one_of("on"), one_of("wrote")
+TITLE = one_of("original", "forwarded")
+HEADER = layout(  # From: Len, *From:* Len, | From | Len |
+    rf"""[>\s?]*(?P<bar>\|\s*)?\*{{0,2}}
+    (?:(?P<sender>{one_of("from")}) | (?P<sent>{one_of("sent")}) | (?P<date>{one_of("date")})
+    | (?P<recipient>{one_of("to", "cc")}) | (?P<subject>{one_of("subject")}))
+    \*{{0,2}}\s?(?(bar)\s*\||[:：])"""
+)
+SEPARATOR = layout(
+    rf"""
+    # -----Original Message-----
+    [\s?|]*[-_=*‐–—]{{2,}}[\s(]*(?:{TITLE}|Original)
+    # Begin forwarded message:
+    | \s*{TITLE}\s?[:：]\s*$
+    # >>> Len 02/06/19 03:50PM >>>
+    | \s*>>>[ ].{{1,100}}[ ]>>>\s*$
+    | \s*From:[ ]\S+@\S+\s*$
+    | \s*Message-ID:[ ]<
+    | [-_=*\s]*Inline[ ]attachment[ ]follows
+    """
+)
+SEPARATOR_WRAPPED = layout(
+    r"\s*(?:>>>[ ].{1,100}[ ]>>>\s*$|[-_=*]{3,}\s*(?:Forwarded[ ]by|Original[ ][Mm]essage))"
+)
+FORWARD_TITLE = layout(rf"[\s\-_=*‐–—(]*{one_of('forwarded')}", re.IGNORECASE)
+BRACKETED = re.compile(r"[<(\[](?:mailto:)?[^\s<>()\[\]@]+@[^<>()\[\]@]+[>)\]]")
+INTRODUCTION = layout(
+    rf"""
+    # On Wed, 6 Feb 2019 at 13:12, Len wrote:   Am 06.02.2019 schrieb Len:   == At … wrote: ==
+    (?:[-*_=]{{2,}}\s?)?{ON}(?!\w)[ ]?(?=.*\d)
+    (?:(?![?!][ ]|[ ](?:On|Am|Le|Den)[ ]).){{5,250}}?[^\w]{WROTE}(?!\w)
+    (?:.{{0,80}}[:：](?:\s?={{2,}})?|\s?-{{2,}})
+    | (?P<inner>  # what may begin on a later line than where it matches
+        # Len <len@tern.example> wrote:
+        (?:(?![ ]On[ ]\w).){{0,120}}\w@\w.{{0,80}}?\W{WROTE}(?:\s?\([^()]*\))?\s?[:：]
+        # --- Len wrote ---
+        | -{{2,}}.{{1,80}}[ ]{WROTE}\s?-{{2,}}
+        # ons. 6. feb. 2019 kl. 13:12 skrev Len <len@tern.example>:
+        | (?=.{{0,60}}\d).{{0,120}}?\W{WROTE}[ ].{{1,120}}@.{{1,80}}[:：]
+        # 2019-02-06 13:12 Len <len@tern.example>
+        | \d{{4}}(?:[-/.]\d|年).{{0,100}}<[^<>]+@[^<>]+>\s?[:：]?
+    )
+    """
+)
+BARE_INTRODUCTION = layout(  # Len Corrigan wrote:   Quoting Len (2019-02-06):
+    rf"[^:.?!]{{1,60}}[ ]{WROTE}[:：] | {one_of('quoting')}[ ].{{1,120}}[:：]"
+)
+SELF = layout(rf"(?<!\w){one_of('self')}(?!\w)")
+YEAR = re.compile(r"(?<!\d)(?:19|20)\d\d(?!\d)|[۱۲][۰-۹]{3}|\d{1,2}[./-]\d{1,2}[./-]\d\d\b")
+CLOCK = re.compile(r"\d{1,2}\s?[:.時时h]\s?\d\d|[۰-۹]{1,2}:[۰-۹]{2}")
 QUOTED = re.compile(r"[ \t]{0,4}>(?!.*<<<)")
-DATE_LINE = pattern(rf"{DATE}(?:\s+To:.*)?$")
-TWO_COLUMNS = re.compile(r"\s{8,}(?:\S.*?\s{2,})?To:\s")  # sender and date on the left, To:, cc:, Subject: on the right
+DATE_LINE = layout(rf"{DATE}(?:\s+To:.*)?$")
+# Sender and date on the left, To:, cc: and Subject: on the right
+TWO_COLUMNS = re.compile(r"\s{8,}(?:\S.*?\s{2,})?To:\s")
 SENT_BY = re.compile(r"\s*(?:Sent by|Please respond to)\b")
-LETTERHEAD = pattern(r"\s*Enron(?: [A-Z&][\w&-]*){0,6} (?:Corp|Inc|Ltd|Co|LLC|Services|Company|Group)\b[.,]?\s*$")
+LETTERHEAD = layout(rf"\s*{COMPANY}\b[.,]?\s*$")
 TELEPHONE = re.compile(r".{,40}\b\d{3}[-. ]\d{4}\b")
-RULE = re.compile(r"\s*[-_=*]{5,}\s*")
-WITHIN_LINE = re.compile(  # words before quoted text that stand behind own words, on the same line
-    r"(?<=\w[^\s>-])(?<!=09)(?<!=20)[ \t]*(?=-{4,} ?(?:Original Message|Forwarded by))|"
-    r"(?<=[^\s-])[ \t]*(?=(?:-{2,}|(?<=[ \t])-*) ?On (?=[^\n]{0,40}\d)[^\n]{5,150} wrote:[ \t]*$)", re.MULTILINE)
-MARK = re.compile(r"[:：@]|--|__|==|\*\*|>>>")  # no words before quoted text are without one
+RULE = re.compile(r"\s*(?:[-_=*#~+⸺—]\s?){3,}\s*")
+WITHIN_LINE = layout(  # words before quoted text that stand behind own words, on the same line
+    r"""(?<=\w[^\s>-])(?<!=09)(?<!=20)[ \t]*(?=-{4,}[ ]?(?:Original[ ]Message|Forwarded[ ]by))
+    | (?<=[^\s-])[ \t]*(?=(?:-{2,}|(?<=[ \t])-*)[ ]?On[ ](?=[^\n]{0,40}\d)[^\n]{5,150}
+    [ ]wrote:[ \t]*$)""",
+    re.MULTILINE,
+)
+MARK = re.compile(r"[:：@|]|--|__|==|\*\*|>>>|—")  # no words before quoted text are without one
 
 
-def first_filled(lines, numbers, otherwise):
-    """The first of these line numbers whose line is not blank."""
-    return next((i for i in numbers if lines[i].strip()), otherwise)
-
-
-def introduction_length(lines, i):
-    """How many lines the words before another person's text take, if a separator or "On … wrote:" begins at line i."""
-    if not lines[i].strip() or not MARK.search("\n".join(lines[i:i + 6])):
-        return 0
-    ahead = [line for line in lines[i + 1:i + 8] if line.strip()]
-    if SEPARATOR.match(lines[i]) or ahead and SEPARATOR_WRAPPED.match(f"{lines[i]} {ahead[0]}"):
-        return 1
-    for n in (1, 2):  # a date and "To:", as Lotus Notes quotes; a long sender wraps the date
-        below = next((line for line in lines[i + n:i + n + 8] if line.strip() and not SENT_BY.match(line)), "")
-        match = DATE_LINE.search(" ".join(lines[i:i + n]))
-        if match and (below.lstrip().startswith("To:") or "To:" in match.group()):
-            return n
-    if TWO_COLUMNS.match(lines[i]) and any(re.match(r"\s{8,}(?:\S.*?\s{2,})?Subject:", line) for line in ahead):
-        return 1
-    joined = ""
-    for n, line in enumerate(lines[i:i + 6], 1):
-        bracket = "".join(lines[i + n:i + n + 1]).lstrip().startswith("<")
-        if n > 1 and (not line.strip() and not bracket or QUOTED.match(line) and not line.endswith(":")):
-            break
-        joined = f"{joined} {line.strip()}".strip()
-        if len(joined) > 400:
-            break
-        if not joined.endswith((":", "：", "-", "=", ">")):
-            continue
-        shorter = " ".join(line.strip() for line in lines[i + 1:i + n])  # one that begins on the next line
-        match = INTRODUCTION.fullmatch(joined)
-        own_line = match and match["inner"] and not lines[i].endswith("<") and INTRODUCTION.fullmatch(shorter)
-        bare = n == 1 and ahead and QUOTED.match(ahead[0]) and BARE_INTRODUCTION.fullmatch(joined)
-        if bare or match and not own_line:
-            return n
-    return 0
-
-
-def header_length(lines, i, above):
-    """How many lines a quoted header takes, if one begins at line i; `above` is the last line of own words before it."""
-    kinds, end = set(), i
-    if not (first := HEADER.match(lines[i])):
-        return 0
-    for j in range(i, min(i + 60, len(lines))):
-        if match := HEADER.match(lines[j]):
-            kinds.add(match.lastgroup)
-            end = j + 1
-        elif j - end > 1 and not lines[j].startswith(("\t", " ")):
-            break
-    if first.lastgroup == "recipient":  # a memo of the author's own begins so too, but then names its sender
-        copied = any(re.match(r"\s*[Cc]c:", line) for line in lines[i:end])
-        return end - i if above and copied and "subject" in kinds and "sender" not in kinds else 0
-    memo = (match := HEADER.match(above)) and match.lastgroup == "recipient"
-    return end - i if not memo and ("sender" in kinds and len(kinds) > 1 or {"date", "recipient"} <= kinds) else 0
-
-
-def start_of_lotus_header(lines, i):
-    """Where the header begins whose date stands on line i: at the sender's name, or the letterhead above it."""
-    start = i
-    if TWO_COLUMNS.match(lines[i]):
-        while start and re.match(r"\s{8,}\S", lines[start - 1]):
-            start -= 1
-        return start
-    if SENT_BY.match(lines[i]) or re.fullmatch(r"\s*(?:on|<\S*>)?\s*(?:on)?\s*", DATE_LINE.sub("", lines[i])):
-        while start and SENT_BY.match(lines[start - 1]):
-            start -= 1
-        above = first_filled(lines, range(start - 1, max(-1, start - 4), -1), start)
-        start = above if above == start - 1 or ORGANISATION.search(lines[above][-200:]) else start
-    above = first_filled(lines, range(start - 1, max(-1, start - 5), -1), start)
-    return above if LETTERHEAD.match(lines[above]) and "From:" in lines[start] else start
-
-
-def split_lines(text):
-    """(own words, quoted text) of a mail whose lines are intact; own lines between quoted ones stay own words."""
-    lines = text.split("\n")
-    plain = [line.rstrip() for line in re.sub(r"=20|=09|[\xa0\u200b\u202f\ufeff]", " ", text).split("\n")]
-    own, quoted, above, i = [], [], "", 0
-    while i < len(lines):
-        length = introduction_length(plain, i) or header_length(plain, i, above)
-        if not length and not (QUOTED.match(plain[i]) and not is_escaped(plain, i)):
-            own.append(lines[i])
-            above = plain[i] if plain[i].strip() else above
-            i += 1
-            continue
-        start, i = i, i + length
-        header = len(own)
-        if length and (TWO_COLUMNS.match(plain[start]) or DATE_LINE.search(" ".join(plain[start:i]))):
-            header = len(own) - min(start - start_of_lotus_header(plain, start), len(own))
-        content = first_filled(plain, range(i, len(lines)), len(lines))
-        if length and not (content < len(lines) and QUOTED.match(plain[content])):
-            content = i = len(lines)
-        while content < len(lines) and (QUOTED.match(plain[content]) or is_torn_quote(plain, content)):
-            i = content + 1
-            content = first_filled(plain, range(i, len(lines)), len(lines))
-        if not length and i - start < 12 and sum(map(bool, map(TELEPHONE.match, plain[start:i]))) > 1:
-            own += lines[start:i]  # the author's signature, which Outlook marked like a quote
-            continue
-        while header and RULE.fullmatch(own[header - 1]):
-            header -= 1
-        quoted += own[header:] + lines[start:i]
-        own[header:] = [""]
-    return "\n".join(own).strip(), "\n".join(quoted).strip("\n").rstrip()
-
-
-def is_escaped(lines, i):
-    """Whether line i begins with ">From " because it was "From " before an mbox, and not in quoted text."""
-    return lines[i].startswith(">From ") and ":" not in lines[i] and not any(
-        map(QUOTED.match, lines[max(i - 1, 0):i] + lines[i + 1:i + 2]))
-
-
-def is_torn_quote(lines, i):
-    """Whether line i is the end of a quoted line that was too long, and lost its mark when it was wrapped."""
-    if not (i + 1 < len(lines) and QUOTED.match(lines[i - 1]) and QUOTED.match(lines[i + 1])):
-        return False
-    link = re.match(r"\s*[(<]https?://", lines[i]) or re.search(r"[(<]https?://[^)>]*$", lines[i - 1])
-    short = len(lines[i]) < 40 or lines[i][0].islower() and len(lines[i]) < 60
-    return bool(link or len(lines[i - 1]) > 54 and short and lines[i - 1][-1] not in ".?!:")
+def own_words(body, keep_signature=False):
+    """(own words, quoted text) of a mail; trailing boilerplate is in neither, unless kept."""
+    own, quoted = split_own_words(body)
+    while not keep_signature and (signed := drop_boilerplate(own)) != own:
+        own = split_own_words(signed)[0]
+    return own, quoted
 
 
 def split_own_words(text):
-    """(own words, quoted text) of any mail; together they lose only white space, and own words stay as they are."""
+    """(own words, quoted text) of any mail; only white space is lost."""
     quoted = []
     while True:
         own, more = split_lines(WITHIN_LINE.sub("\n", text))
@@ -373,23 +500,240 @@ def split_own_words(text):
         text = own
 
 
-BOILERPLATE_LINE = re.compile(  # Sent from my iPhone, Von meinem iPad gesendet, Get Outlook for iOS, attachments
-    r"(?:sent|gesendet|envoyé|enviado|inviato|verzonden|verstuurd|skickat|sendt|wysłane|отправлено|von)\b"
-    r"(?:(?! \w+ \w+ \w+ \w+ \w+ \w+ )[^,.;!?])*\b(?:i?phone|i?pad|ipod|android|blackberry|handheld|mobil\w*|outlook|"
-    r"windows|samsung|galaxy|nokia|yahoo|sparrow|телефона|устройства|device|thunderbird|mailbox|acompli)\b[^,;!?]*"
-    r"|(?:get|download|holen sie sich|télécharger) outlook\b.*|sent (?:from|via|with|using) [^\s,]+(?: [^\s,]+){0,2}"
-    r"|- \S[^.]*\.[a-z]{3,4}|\(see attached file: .*\)|<< (?:ole object|file): .* >>", re.IGNORECASE)
-BOILERPLATE = re.compile(
-    r"do you yahoo|get (?:your|free|private)\b.{0,60}\b(?:hotmail|msn|yahoo)|join the world|chat with friends online"
-    r"|\W*(?:this|the|diese|ce|este|questo)\b.{0,40}\b(?:e-?mail|message|transmission|communication|information|nachricht|"
-    r"courriel|correo|mensaje|messaggio)\b(?=.*(?:confidential|privileged|intended (?:only|solely|for)|property of|"
-    r"unauthori[sz]ed|vertraulich|confidentiel|confidencial|riservat))(?=.*(?:attach|contain|recipient|addressee|intended|"
-    r"affiliate|property|delet|lösch|destinat))|\W*(?:confidentiality (?:notice|note)|disclaimer|important notice)\b",
-    re.IGNORECASE | re.DOTALL)
+def plain_lines(text):
+    """Lines to match patterns on: with plain blanks, without marks that nobody sees."""
+    text = INVISIBLE.sub("", re.sub(r"=20|=09|[\xa0\u202f\u3000]", " ", text))
+    return [line.rstrip() for line in text.split("\n")]
+
+
+def split_lines(text):
+    """(own words, quoted text) of a mail with its lines; own lines between quoted ones stay."""
+    lines, plain = text.split("\n"), plain_lines(text)
+    own, quoted, above, i = [], [], "", 0
+    while i < len(lines):
+        length = introduction_length(plain, i) or header_length(plain, i, above)
+        if not length and not (QUOTED.match(plain[i]) and not is_escaped(plain, i)):
+            own.append(lines[i])
+            above = plain[i] if plain[i].strip() else above
+            i += 1
+            continue
+        start, i = i, i + length
+        header = len(own)
+        if length and (
+            TWO_COLUMNS.match(plain[start]) or DATE_LINE.search(" ".join(plain[start:i]))
+        ):
+            header -= min(start - start_of_lotus_header(plain, start), len(own))
+        content = first_filled(plain, range(i, len(lines)), len(lines))
+        if length and not (content < len(lines) and QUOTED.match(plain[content])):
+            content = i = len(lines)
+        while content < len(lines) and (
+            QUOTED.match(plain[content]) or is_torn_quote(plain, content)
+        ):
+            i = content + 1
+            content = first_filled(plain, range(i, len(lines)), len(lines))
+        if (
+            not length
+            and i - start < 12
+            and sum(map(bool, map(TELEPHONE.match, plain[start:i]))) > 1
+        ):
+            own += lines[start:i]  # the author's signature, which Outlook marked like a quote
+            continue
+        header = start_of_rule(own, header) if length else header
+        quoted += own[header:] + lines[start:i]
+        own[header:] = [""]
+    return "\n".join(own).strip(), "\n".join(quoted).strip("\n").rstrip()
+
+
+def start_of_rule(lines, end):
+    """Where a line of dashes that leads to line `end` begins; `end` if there is none."""
+    last = first_filled(lines, range(end - 1, max(-1, end - 4), -1), end)
+    while last < end and RULE.fullmatch(lines[last]):
+        end, last = last, last - 1 if last else last
+    return end
+
+
+def first_filled(lines, numbers, otherwise):
+    """The first of these line numbers whose line is not blank."""
+    return next((i for i in numbers if lines[i].strip()), otherwise)
+
+
+def introduction_length(lines, i):
+    """How many lines introduce another person's text, such as "On … wrote:", from line i on."""
+    if not lines[i].strip() or not MARK.search("\n".join(lines[i : i + 6])):
+        return 0
+    ahead = [line for line in lines[i + 1 : i + 8] if line.strip()]
+    if SEPARATOR.match(lines[i]) or ahead and SEPARATOR_WRAPPED.match(f"{lines[i]} {ahead[0]}"):
+        return 1
+    for n in (1, 2):  # a date and "To:", as Lotus Notes quotes; a long sender wraps the date
+        below = lines[i + n : i + n + 8]
+        below = next((line for line in below if line.strip() and not SENT_BY.match(line)), "")
+        match = DATE_LINE.search(" ".join(lines[i : i + n]))
+        if match and (below.lstrip().startswith("To:") or "To:" in match.group()):
+            return n
+    if TWO_COLUMNS.match(lines[i]) and any(
+        re.match(r"\s{8,}(?:\S.*?\s{2,})?Subject:", line) for line in ahead
+    ):
+        return 1
+    joined = ""
+    for n, line in enumerate(lines[i : i + 6], 1):
+        bracket = "".join(lines[i + n : i + n + 1]).lstrip().startswith("<")
+        if n > 1 and (
+            not line.strip() and not bracket or QUOTED.match(line) and not line.endswith(":")
+        ):
+            break
+        joined = f"{joined} {line.strip()}".strip()
+        if len(joined) > 400:
+            break
+        if not joined.endswith((":", "：", "-", "=", ">", ")")):
+            continue
+        below = first_filled(lines, range(i + n, min(i + n + 4, len(lines))), 0)
+        marked = bool(below and QUOTED.match(lines[below]))
+        # One that begins on the next line has own words above it.
+        shorter = " ".join(line.strip() for line in lines[i + 1 : i + n])
+        part = lines[i].endswith("<") or BRACKETED.search(lines[i]) or YEAR.search(lines[i])
+        kind = introduction_kind(joined, marked)
+        if kind == "whole" or kind and (part or not introduction_kind(shorter, marked)):
+            return n
+        if joined.endswith((":", "：")):
+            break
+    return 0
+
+
+def introduction_kind(text, marked):
+    """How a line introduces quoted text: "whole" or "inner", if own words may precede; else None.
+
+    It does so by its words or by its form, in any language: a date, a name or an address, a word
+    and a colon. `marked` tells whether lines with > follow.
+    """
+    match = INTRODUCTION.fullmatch(text)
+    address, dated, timed = (bool(form.search(text)) for form in (BRACKETED, YEAR, CLOCK))
+    if match and (
+        marked
+        or address
+        or "@" in text
+        or text[-1] == "-"
+        or (dated or timed)
+        and not SELF.search(text)
+    ):
+        return "inner" if match["inner"] else "whole"
+    if marked and BARE_INTRODUCTION.fullmatch(text):
+        return "inner"
+    if (
+        text[-1:] not in (":", "：")
+        or len(text) > 250
+        or SELF.search(text)
+        or re.search("[?!]", text)
+    ):
+        return None
+    words = re.findall(r"[^\W\d_]{2,}", text)
+    named = len(words) < 9 and any(not word.islower() for word in words[1:])
+    if marked:
+        formal = len(words) > 1 and (address or dated and (timed or named))
+    else:
+        formal = address and dated and timed
+    return "inner" if formal else None
+
+
+@functools.lru_cache(4096)
+def header_kind(line):
+    """Which header line this is: sender, sent, date, recipient or subject; else None."""
+    match = HEADER.match(line)
+    return match and match.lastgroup
+
+
+def header_length(lines, i, above):
+    """How many lines a quoted header takes from line i on; `above` is the last own line."""
+    if not (first := header_kind(lines[i])):
+        return 0
+    kinds, end, addressed = set(), i, False
+    for j in range(i, min(i + 60, len(lines))):
+        if kind := header_kind(lines[j]):
+            kinds.add(kind)
+            addressed |= "@" in lines[j]
+            end = j + 1
+        elif j - end > 1 and not lines[j].startswith(("\t", " ")):
+            break
+    if first == "recipient":  # a memo of the author's own begins so, but names its sender
+        copied = any(re.match(r"\s*[Cc]c:", line) for line in lines[i:end])
+        lotus = above and copied and "subject" in kinds and "sender" not in kinds
+        return end - i if lotus else 0
+    memo = header_kind(above) == "recipient"
+    # "From: Leeds, To: York, Date: Monday" is a list of the author's own.
+    dated = kinds & {"sent", "date"}
+    mail = (
+        "sender" in kinds
+        and ("subject" in kinds or "sent" in kinds or addressed and len(kinds) > 1)
+        or dated
+        and "recipient" in kinds
+        and ("subject" in kinds or addressed)
+    )
+    return end - i if mail and not memo else 0
+
+
+def start_of_lotus_header(lines, i):
+    """Where the header begins whose date is on line i: at the sender's name or a letterhead."""
+    start = i
+    if TWO_COLUMNS.match(lines[i]):
+        while start and re.match(r"\s{8,}\S", lines[start - 1]):
+            start -= 1
+        return start
+    date_only = re.fullmatch(r"\s*(?:on|<\S*>)?\s*(?:on)?\s*", DATE_LINE.sub("", lines[i]))
+    if SENT_BY.match(lines[i]) or date_only:
+        while start and SENT_BY.match(lines[start - 1]):
+            start -= 1
+        above = first_filled(lines, range(start - 1, max(-1, start - 4), -1), start)
+        if above == start - 1 or ORGANISATION.search(lines[above][-200:]):
+            start = above
+    above = first_filled(lines, range(start - 1, max(-1, start - 5), -1), start)
+    return above if LETTERHEAD.match(lines[above]) and "From:" in lines[start] else start
+
+
+def is_escaped(lines, i):
+    """Whether line i begins with ">From " only because it was "From " before an mbox."""
+    return (
+        lines[i].startswith(">From ")
+        and ":" not in lines[i]
+        and not any(map(QUOTED.match, lines[max(i - 1, 0) : i] + lines[i + 1 : i + 2]))
+    )
+
+
+def is_torn_quote(lines, i):
+    """Whether line i is the end of a long quoted line, which lost its mark when it was wrapped."""
+    if not (i + 1 < len(lines) and QUOTED.match(lines[i - 1]) and QUOTED.match(lines[i + 1])):
+        return False
+    above, line = lines[i - 1], lines[i]
+    link = re.match(r"\s*[(<]https?://", line) or re.search(r"[(<]https?://[^)>]*$", above)
+    short = len(line) < 40 or line[0].islower() and len(line) < 60
+    return bool(link or len(above) > 54 and short and above[-1] not in ".?!:")
+
+
+PROGRAM = layout(rf"(?<![A-Za-z]){one_of('program')}")
+LINK = r"\W*(?:https?://\S+)?\W*"
+ADDED_BY_PROGRAM = layout(rf"\W*{one_of('added')}{LINK}", re.IGNORECASE)
+ADDED = layout(rf"\W*{one_of('added', without='…')}{LINK}", re.IGNORECASE)
+ADDED_ANYWHERE = layout(  # without the name of a program
+    r"""
+    - [ ]\S[^.]*\.[a-z]{3,4} | \(see[ ]attached[ ]file:[ ].*\)
+    | <<[ ](?:ole[ ]object|file):[ ].*[ ]>>
+    """,
+    re.IGNORECASE,
+)
+ADVERTISEMENT = layout(
+    r"""do~you~yahoo | join~the~world | chat~with~friends~online
+    | get~(?:your|free|private)\b.{0,60}\b(?:hotmail|msn|yahoo)""",
+    re.IGNORECASE | re.DOTALL,
+)
+OUTLOOK = re.compile(r"(?:[^\s?!,;]+ ){0,4}\S*Outlook(?: ?[^\s?!,;]+){0,6}")
+MAIL_NAMED = layout(rf".{{0,80}}?{one_of('mail')}", re.IGNORECASE | re.DOTALL)
+LEGAL = layout(one_of("legal"), re.IGNORECASE)
+NOTICE = layout(rf"\W*{one_of('notice')}(?!\w)", re.IGNORECASE)
+LIST = layout(one_of("list"), re.IGNORECASE)
+SCANNER = layout(rf"\b{one_of('scanner')}\b", re.IGNORECASE)
+VIRUS = layout(one_of("virus"), re.IGNORECASE)
 
 
 def drop_boilerplate(own):
-    """Own words without a signature behind "-- ", a device's line, an advertisement or a disclaimer at their end."""
+    """Own words without what follows "-- ", and without lines that programs put at their end."""
     lines = own.split("\n")
     end = len(lines)
     for i in range(len(lines) - 1, -1, -1):
@@ -397,67 +741,145 @@ def drop_boilerplate(own):
             end = i
         elif lines[i].rstrip() == "--" and end - i <= 20:
             end = i
-        elif lines[i].strip() and end - i <= 40 and (
-                i in (0, end - 1) or not lines[i - 1].strip() or RULE.fullmatch(lines[i - 1])):
-            paragraph = itertools.takewhile(str.strip, lines[i:i + 12])
-            line = lines[i].strip()
-            if len(line) < 120 and BOILERPLATE_LINE.fullmatch(line) or BOILERPLATE.match("\n".join(paragraph)):
-                end = i
+        elif lines[i].strip() and end - i <= 40:
+            ruled = i > 0 and bool(RULE.fullmatch(lines[i - 1]))
+            if ruled or i in (0, end - 1) or not lines[i - 1].strip():
+                paragraph = list(itertools.takewhile(str.strip, lines[i : min(i + 12, len(lines))]))
+                if is_boilerplate(paragraph, ruled, i == 0):
+                    end = i
     return "\n".join(lines[:end]).rstrip()
 
 
-def own_words(body, keep_signature=False):
-    """(own words, quoted text) of a mail's body; unless `keep_signature`, trailing boilerplate is in neither."""
-    own, quoted = split_own_words(body)
-    while not keep_signature and (signed := drop_boilerplate(own)) != own:
-        own = split_own_words(signed)[0]
-    return own, quoted
+def is_boilerplate(paragraph, ruled, first):
+    """Whether a program or a company wrote a paragraph; `ruled` if a line of dashes is above it."""
+    line, text = INVISIBLE.sub("", paragraph[0]).strip(), "\n".join(paragraph)
+    if len(text) > 4000:
+        return False
+    short = " ".join(map(str.strip, paragraph)) if len(paragraph) < 4 else line
+    for added in filter(lambda text: len(text) < 160, (line, short)):
+        program = PROGRAM.search(added)
+        if program and ADDED_BY_PROGRAM.fullmatch(added) or ADDED.fullmatch(added) and not first:
+            return True
+        if program and OUTLOOK.fullmatch(added) and not SELF.search(added):
+            return bool(re.search(r"iOS|Android|Mac\b|aka\.ms", added))
+    return bool(
+        ADDED_ANYWHERE.fullmatch(line)
+        or ADVERTISEMENT.match(text)
+        or NOTICE.match(text)
+        or MAIL_NAMED.match(text)
+        and len(set(map(str.casefold, LEGAL.findall(text)))) > 1
+        or SCANNER.search(text)
+        and VIRUS.search(text)
+        and len(text) < 500
+        or LIST.search(text)
+        and re.search(r"https?://|\w@\w|www\.", text)
+        and (ruled or len(text) < 400)
+    )
 
 
 def print_own_words(args):
-    print(own_words(re.sub(r"\r\n?", "\n", decode(sys.stdin.buffer.read(), "utf-8")), args.keep_signature)[0])
+    text = clean(decode(sys.stdin.buffer.read(), "utf-8"))
+    print(own_words(text, args.keep_signature)[0].replace(STUFFED, ""))
 
 
-# ---------------------------------------------------------------------------------------------------- extract
+# ---------------------------------------------------------------------------- reading archives
 
-SENT_FOLDERS = {"sent", "sent_items", "_sent_mail", "sent_mail"}  # of the Enron corpus; its others are copies
-FIELD = re.compile(rb"^([!-9;-~]+)[ \t]*:(.*(?:\n[ \t].*)*)", re.MULTILINE)
-MBOX_FROM = re.compile(rb"From .*\d\d:\d\d.*\d{4}")
-AUTOMATIC_SUBJECT = re.compile(
-    r"auto(?:matic)?[- ]?(?:re(?:ply|sponse)|antwort|sva)|out of (?:the )?office|abwesenheit|réponse automatique|"
-    r"(?:respuesta|risposta|resposta) autom[aá]tica|automati\w+ (?:antwo\w+|svar)|自动回复|自動回覆|自動応答|автоответ", re.IGNORECASE)
-FORWARD_SUBJECT = re.compile(r"(?:fwd?|wg|tr|rv|i|doorst)\s*(?:\[\d+\])?\s*:", re.IGNORECASE)
-DAMAGE = (  # what the email package and the HTML parser raise on damaged messages
-    ValueError, LookupError, TypeError, AttributeError, AssertionError, RecursionError, email.errors.MessageError)
-FORWARD = re.compile(r"\W*(?:Forwarded|Begin forwarded|Weitergeleitet|Message transféré|Mensaje reenviado)")
+SKIPPED = re.compile(  # what mail programs keep beside mail: indexes, and what is half delivered
+    r"(?:.*/)?(?:\.[^/]*|dovecot[^/]*|maildirfolder|subscriptions|[^/]*\.msf|__MACOSX/.*|tmp/[^/]*)"
+)
+UNREADABLE = {  # by how a file begins
+    b"!BDN": "an Outlook archive: convert it with `readpst -D -M -o FOLDER`",
+    b"\xd0\xcf\x11\xe0": "an Outlook message: convert it with `msgconvert`",
+    b"\xcf\xad\x12\xfe": "an Outlook Express folder: convert it with `readdbx`",
+    b"7z\xbc\xaf": "a 7-Zip archive: unpack it with `7z x`",
+    b"Rar!": "a RAR archive: unpack it with `unrar x`",
+}
+COMPRESSED = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
+UNPACKING = (EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError, NotImplementedError)
+DAMAGE = (*UNPACKING, csv.Error, tarfile.TarError, zipfile.BadZipFile)  # what reading it raises
+FIELD = re.compile(rb"[!-9;-~]+[ \t]*:")
+SEPARATOR_DATE = layout(  # Wed Feb 06 13:12:05 2019, and in any other order
+    r"""(?=.*\d:\d\d)(?=.*\b\d{4})(?=.*(?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec|\d-\d))
+    (?:\S+[ ]+){0,4}?
+    (?:(?:[A-Z][a-z]{2,8}|\d{1,4}|\d\d?:\d\d(?::\d\d)?|[+-]\d{4}|[A-Z]{1,5}(?:\d[A-Z]{3})?
+    |\(\w+\)|\d{4}-\d\d-\d\d(?:T[\d:.]+(?:Z|[+-][\d:]+)?)?)[,\s]*){2,9}
+    (?:remote[ ]from[ ]\S+)?"""
+)
+FIRST_FIELDS = re.compile(
+    rb"(?:from|to|subject|date|received|return-path|message-id|mime-version|x-[\w-]+|delivered-to"
+    rb"|content-[\w-]+|reply-to|cc|bcc|status|user-agent|references|in-reply-to|fcc):",
+    re.IGNORECASE,
+)
 
 
 def messages(source):
     """(name, bytes) of every message in an archive, in its order, behind a progress bar."""
     import tqdm
+
     if os.path.isdir(source):
-        paths = sorted(os.path.join(folder, name) for folder, _, names in os.walk(source) for name in names)
+        walk = os.walk(source)
+        paths = sorted(os.path.join(folder, name) for folder, _, names in walk for name in names)
         for path in tqdm.tqdm(paths, desc="reading", disable=None):
-            name = os.path.relpath(path, os.path.dirname(os.path.abspath(source)))
-            if os.path.islink(path) or not os.path.isfile(path):  # it could lead out of the archive, or never end
-                yield name, b""
-                continue
-            with open(path, "rb") as file:
-                yield from messages_in(name, file)
+            name = os.path.relpath(path, source)
+            if os.path.islink(path) or not os.path.isfile(path):
+                yield name, b""  # it could lead out of the archive, or never end
+            elif not SKIPPED.fullmatch(name):
+                with open(path, "rb") as file:
+                    yield from messages_in(name, file)
         return
-    read = messages_in_tar if tarfile.is_tarfile(source) else messages_in_csv if source.endswith(".csv") else messages_in
-    bar = tqdm.tqdm(total=os.path.getsize(source), desc="reading", unit="B", unit_scale=True, disable=None)
+    size = os.path.getsize(source)
+    bar = tqdm.tqdm(total=size, desc="reading", unit="B", unit_scale=True, disable=None)
     with open(source, "rb") as file, bar:
-        try:
-            for message in read(os.path.basename(source), file):
-                yield message
-                bar.update(file.tell() - bar.n)
-        except (EOFError, tarfile.TarError, zlib.error, csv.Error) as error:
-            print(f"{source}: ends early: {error}; what stands before counts", file=sys.stderr)
+        start = file.peek(8)
+        if advice := beginning(UNREADABLE, start):
+            stop(f"{source}: {advice}")
+        if source.endswith(".csv") and not start.startswith(b"From "):
+            check_columns(source)
+        for message in messages_in(os.path.basename(source), file):
+            yield message
+            bar.update(file.tell() - bar.n)
+
+
+def beginning(table, start):
+    """What a table by the first bytes of a file says of one that begins so, if anything."""
+    return next((value for magic, value in table.items() if start.startswith(magic)), None)
+
+
+def messages_in(name, file, depth=0):
+    """(name, bytes) of every message in an open file of any kind, by how it begins."""
+    try:
+        start = file.peek(512)
+        if beginning(UNREADABLE, start) or depth > 3:
+            yield name, start[:8]
+        elif opener := beginning(COMPRESSED, start):
+            with opener(file) as unpacked:
+                yield from messages_in(name, unpacked, depth + 1)
+        elif start.startswith(b"PK\3\4") and file.seekable():
+            yield from messages_in_zip(name, file, depth)
+        elif start[257:262] == b"ustar":
+            yield from messages_in_tar(file, depth)
+        elif name.endswith(".csv"):
+            for row in csv_rows(file):
+                text = row.get("message") or ""
+                yield row.get("file") or name, text.encode("utf-8", "surrogateescape")
+        else:
+            yield from messages_in_text(name, file)
+    except DAMAGE as error:
+        print(f"{name}: ends early: {error}; what comes before counts", file=sys.stderr)
+
+
+def messages_in_zip(name, file, depth):
+    with zipfile.ZipFile(file) as archive:
+        for member in archive.infolist():
+            if member.flag_bits & 1:
+                print(f"{name}: {member.filename} is encrypted; unpack it first", file=sys.stderr)
+            elif not member.is_dir() and not SKIPPED.fullmatch(member.filename):
+                with archive.open(member) as unpacked:
+                    yield from messages_in(member.filename, unpacked, depth + 1)
 
 
 class BoundedTarInfo(tarfile.TarInfo):
-    """A tar header that refuses a name or attributes of any size, which tarfile would read into memory."""
+    """A tar header that refuses a name of any size, which tarfile would read into memory."""
 
     @classmethod
     def frombuf(cls, *args):
@@ -467,254 +889,730 @@ class BoundedTarInfo(tarfile.TarInfo):
         return member
 
 
-def messages_in_tar(_, file):
-    """(name, bytes) as messages_in; nothing is unpacked, no link followed, and no hole (of a sparse file) filled."""
-    with tarfile.open(fileobj=file, mode="r|*", tarinfo=BoundedTarInfo) as archive:
+def messages_in_tar(file, depth):
+    """Nothing is unpacked, no link followed, and no hole (of a sparse file) filled."""
+    with tarfile.open(fileobj=file, mode="r|", tarinfo=BoundedTarInfo) as archive:
         for member in archive:
             archive.members.clear()  # a stream remembers each member, which would fill the memory
-            if (member.isfile() and not member.issparse() and not member.name.startswith("/")
-                    and ".." not in member.name.split("/")):
-                yield from messages_in(member.name, archive.extractfile(member))
-            elif not member.isdir():
-                yield member.name, b""
+            outside = member.name.startswith("/") or ".." in member.name.split("/")
+            if not member.isfile() or member.issparse() or outside:
+                yield from [] if member.isdir() else [(member.name, b"")]
+            elif not SKIPPED.fullmatch(member.name):
+                yield from messages_in(member.name, archive.extractfile(member), depth + 1)
 
 
-def messages_in_csv(_, file):
-    lines = (line.replace("\0", "") for line in io.TextIOWrapper(file, "utf-8", "surrogateescape", newline=""))
-    reader = csv.DictReader(lines, strict=True)
-    if not {"file", "message"} <= set(reader.fieldnames or []):
-        stop(f"{file.name}: no columns file, message; to cut and filter a reply CSV use: prepare_data.py format")
-    for row in reader:
-        yield row["file"] or "", (row["message"] or "").encode("utf-8", "surrogateescape")
+def csv_rows(file):
+    """The rows of a table such as the Enron corpus's emails.csv, with the columns file, message."""
+    lines = io.TextIOWrapper(file, "utf-8", "surrogateescape", newline="")
+    return csv.DictReader((line.replace("\0", "") for line in lines), strict=True)
 
 
-def messages_in(name, file):
-    """(name, bytes) of the one message in a file, or of each in an mbox, in which ">From " stands for "From "."""
-    line = file.readline(LARGEST)
-    if not line.startswith(b"From "):
-        yield name, line + file.read(LARGEST)
+def check_columns(source):
+    with open(source, "rb") as file:
+        if not {"file", "message"} <= set(csv_rows(file).fieldnames or []):
+            advice = "to cut and filter a reply CSV use: prepare_data.py format"
+            stop(f"{source}: no columns file, message; {advice}")
+
+
+def messages_in_text(name, file):
+    """The one message in a file, or each in an mbox, in which ">From " stands for "From "."""
+    first = file.readline(1_000_000)
+    while first and not first.strip(b"\xef\xbb\xbf\r\n \t"):
+        first = file.readline(1_000_000)
+    first = first.removeprefix(codecs.BOM_UTF8)
+    if not first.startswith(b"From "):
+        yield name, first + file.read(LARGEST)
         return
-    number, lines, size, blank = 1, [], 0, True
-    for line in iter(lambda: file.readline(LARGEST), b""):
-        if blank and MBOX_FROM.match(line):
-            yield f"{name}, message {number}", b"".join(lines)
+    ahead, number, lines, size, blank = collections.deque([first]), 0, [], 0, True
+    while line := ahead.popleft() if ahead else file.readline(1_000_000):
+        if line.startswith(b"From ") and (not number or begins_message(line, blank, ahead, file)):
+            if number:
+                yield f"{name}, message {number}", b"".join(lines)
             number, lines, size = number + 1, [], 0
         elif size < LARGEST:
             size += len(line)
-            lines.append(line[1:] if line.startswith(b">") and line.lstrip(b">").startswith(b"From ") else line)
+            escaped = line.startswith(b">") and line.lstrip(b">").startswith(b"From ")
+            lines.append(line[1:] if escaped else line)
         blank = not line.strip()
     yield f"{name}, message {number}", b"".join(lines)
 
 
-def header_fields(raw):
-    """The header fields of a message by name (lower case), undecoded; found without parsing all of it."""
-    raw = raw[:100_000].replace(b"\r\n", b"\n")
-    fields = {}
-    for name, value in FIELD.findall(raw.partition(b"\n\n")[0]):
-        fields.setdefault(name.decode().lower(), b" ".join(value.split()))
-    return fields
+def begins_message(line, blank, ahead, file):
+    """Whether a line "From …" separates messages, by its form and by the lines that follow.
+
+    Thunderbird writes a bare "From " and "From - DATE"; others lack the blank line above it.
+    """
+    while len(ahead) < 20 and (more := file.readline(1_000_000)):
+        ahead.append(more)
+    first = next((line for line in itertools.islice(ahead, 2) if line.strip()), b"")
+    text = line[5:].decode("latin-1").strip()
+    if len(text) < 300 and SEPARATOR_DATE.fullmatch(text):
+        return bool(FIELD.match(first)) or blank and not first
+    if len(text.split()) > 1 or not FIRST_FIELDS.match(first):
+        return False
+    header = itertools.takewhile(bytes.strip, itertools.islice(ahead, ahead.index(first), None))
+    names = {match[0].lower() for line in header if (match := FIRST_FIELDS.match(line))}
+    return len(names - {b"to:", b"date:"}) > 1
 
 
-def address_of(field):
-    """The first address (lower case) of an undecoded address field, or ""."""
-    text = clean(field.decode("latin-1").lower())
-    match = re.search(r"<([^<>@\s]+@[^<>\s]+)>", text) or re.search(r"([^\s<>\"'(),;:]+@[^\s<>\"'(),;:]+)", text)
-    return match[1] if match else ""
+# ---------------------------------------------------------------------------- reading a message
+
+STUFFED = "\ufdd0"  # stands before a line of the author's own that begins with >
+CODECS = dict(  # Python's codecs that know the letters which mail programs write by other names
+    pair.split(":")
+    for pair in (
+        "ascii:cp1252 iso8859-1:cp1252 gb2312:gb18030 gbk:gb18030 euc_kr:cp949 shift_jis:cp932 "
+        "euc_jp:euc_jis_2004 big5:big5hkscs utf-16-le:utf-16 iso2022_jp:cp932"
+    ).split()
+)
+ENCODED_WORD = r"=\?([^?*\s]+)(?:\*[^?\s]*)?\?([bBqQ])\?([^?]*)\?="
+ENTRY = layout(  # of an address field: quoted strings, comments and <addresses> hold no comma
+    r"""(?:"(?:[^"\\]|\\.)*" | \((?:[^()\\]|\\.)*\) | <[^<>]*> | [^,;])+?(?=[,;]|$)"""
+)
+HEADER_END = re.compile(rb"\n\r?\n")
+PLAIN_ADDRESS = re.compile(rb"[\w.+-]+@[\w.-]+", re.ASCII)
+PLAIN_IDS = re.compile(rb"<[\w.+=$@-]+>(?: <[\w.+=$@-]+>)*", re.ASCII)
+BARE_ADDRESS = re.compile(r"""(?<![^\s<>"'(),;:])[^\s<>"'(),;:@]+@[^\s<>"'(),;:]+""")
+ADDRESS = re.compile(r"[!-~]+@[\w.-]+", re.ASCII)
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")
+
+
+def western(error):
+    """A byte that its charset lacks is read as Windows' Western European one: one letter wrong."""
+    return error.object[error.start : error.end].decode("cp1252", "replace"), error.end
+
+
+codecs.register_error("western", western)
+
+
+def decode(data, charset=None):
+    """Bytes as text, in the charset that mail programs mean by this name."""
+    known = webencodings.lookup(charset or "utf-8")
+    try:
+        if known and known.name == "windows-1252":  # often said of what is UTF-8
+            with contextlib.suppress(UnicodeDecodeError):
+                return data.decode()
+        known = known if known and known.name != "replacement" else codecs.lookup(charset)
+        codec = getattr(known, "codec_info", known).name
+        data = shift_jis(data) if codec == "iso2022_jp" else data
+        return data.decode(CODECS.get(codec, codec), "western")
+    except (LookupError, ValueError):  # no charset, or one that its own decoder refuses
+        return data.decode("utf-8", "western")
+
+
+def shift_jis(data):
+    """ISO-2022-JP as Shift_JIS, whose codec cp932 also has the letters of NEC and IBM."""
+
+    def convert(match):
+        row, cell = match[0]
+        lead = (row - 0x21 >> 1) + 0x81
+        trail = cell + 0x1F + (cell >= 0x60) if row & 1 else cell + 0x7E
+        return bytes([lead + 0x40 * (lead > 0x9F), trail])
+
+    first, *pieces = re.split(rb"\x1b(\$[@B]|\([BJI])", data)
+    for escape, piece in zip(pieces[::2], pieces[1::2], strict=True):
+        if escape.startswith(b"$"):
+            piece = re.sub(rb"[\x21-\x7e]{2}", convert, piece)
+        elif escape == b"(I":  # katakana of half the width
+            piece = bytes(byte | 0x80 if byte > 0x20 else byte for byte in piece)
+        first += piece
+    return first
+
+
+def decode_words(field):
+    """The text of a header field with =?encoded words?=, on one line."""
+
+    def decode_run(match):  # letters may be torn between words, so those of a charset are joined
+        words = re.findall(ENCODED_WORD, match[0])
+        runs = itertools.groupby(words, key=lambda word: word[0].casefold())
+        return "".join(decode(b"".join(map(decode_word, run)), charset) for charset, run in runs)
+
+    text = decode(field) if isinstance(field, bytes) else field
+    if "=?" in text:
+        text = re.sub(rf"{ENCODED_WORD}(?:\s*{ENCODED_WORD})*", decode_run, text)
+    return one_line(text)
+
+
+def decode_word(word):
+    _, encoding, text = word
+    if encoding in "qQ":
+        return binascii.a2b_qp(text.encode("utf-8", "replace"), header=True)
+    text = re.sub("[^A-Za-z0-9+/]", "", text)
+    return base64.b64decode(text[: len(text) - (len(text) % 4 == 1)] + "==")
+
+
+def one_line(text):
+    return " ".join(CONTROL.sub("", text).split())
+
+
+def open_message(raw, again=True):
+    """({name in lower case: value}, body) of a message, in bytes, whatever is wrong with its start.
+
+    Skipped are a byte order mark, the length and the properties of an .emlx, blank lines in front
+    of the header, and lines in it that are no field.
+    """
+    if raw[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+        raw = raw.decode("utf-16", "replace").encode()
+    raw = raw.removeprefix(codecs.BOM_UTF8)
+    if emlx := re.match(rb"\s*(\d{1,9})[ \t]*\r?\n", raw):
+        raw = raw[emlx.end() :][: int(emlx[1])]
+    raw = raw.lstrip()
+    end = HEADER_END.search(raw, 0, 1_000_000)
+    head, body = (raw[: end.start()], raw[end.end() :]) if end else (raw[:1_000_000], b"")
+    fields, values, lines = {}, [], head.split(b"\n")
+    for i, line in enumerate(lines):
+        if line[:1] in (b" ", b"\t") and values:
+            values.append(line.strip())
+        elif match := FIELD.match(line):
+            values = [line[match.end() :].strip()]
+            fields.setdefault(match[0][:-1].rstrip().lower().decode(), values)
+        elif not fields or not any(map(FIRST_FIELDS.match, lines[i + 1 : i + 3])):
+            body = b"\n".join(lines[i:]) + b"\n\n" + body  # the blank line is missing
+            break
+    fields = {name: b" ".join(values) for name, values in fields.items()}
+    if again and fields and not {"from", "to", "subject", "date"} & set(fields):
+        if FIRST_FIELDS.match(body.lstrip()):  # a blank line tore the header
+            more, body = open_message(body, again=False)
+            fields = more | fields
+    return fields, body
+
+
+def addresses_of(field):
+    """[(name, address)] of an undecoded address field; "" stands for what is not given.
+
+    A name is decoded last, so that it cannot hold an address. Exchange's /O=… counts as address.
+    """
+    if isinstance(field, bytes) and PLAIN_ADDRESS.fullmatch(field):  # most of all, and fast
+        return [("", field.decode())]
+    pairs = []
+    for match in ENTRY.finditer(decode(field) if isinstance(field, bytes) else field):
+        entry = match[0].strip()
+        bare = BARE_ADDRESS.search(entry)
+        if bracket := re.search(r"<([^<>]*)>[^<>]*$", entry):
+            name, address = entry[: bracket.start()], bracket[1].strip()
+            address = address if address[:1] == "/" else "".join(address.split())
+        else:
+            name, address = ("", bare[0]) if bare else (entry, "")
+        comments = re.findall(r"\(((?:[^()\\]|\\.)*)\)", entry)
+        name = re.sub(r"""^[^<>"@:]*:|\\(?=.)""", "", name.strip()).strip(" \t\"'")
+        name = decode_words(name or " ".join(comments))
+        name = "" if name.casefold() == address.casefold() else name
+        address = address if "@" in address or address[:1] == "/" else ""
+        before, at = pairs[-1] if pairs else ("", "")
+        if bracket and name and not at and re.fullmatch(r"[^\s:]+", before):
+            name = f"{pairs.pop()[0]}, {name}"  # Corrigan, Len <len@tern.example>
+        if name or address:
+            pairs.append((name, address))
+    return pairs
+
+
+def first_address(field):
+    return (addresses_of(field) or [("", "")])[0]
+
+
+def sender_of(fields):
+    """(name, address in lower case) of who wrote a message; X-From is what Enron's mail names."""
+    name, address = first_address(fields.get("from", b""))
+    return name or first_address(fields.get("x-from", b""))[0], address.casefold()
+
+
+def words_of_name(text):
+    """The words of a person's name or address, in lower case, without initials and domain."""
+    return set(re.findall(r"[^\W\d_]{2,}", (re.split(r"[<@/]", text)[0] or text).casefold()))
+
+
+def name_key(name):
+    """One key for Maud Okafor, "Okafor, Maud" and MAUD OKAFOR; no address is one."""
+    return " ".join(sorted(words_of_name(name)))
+
+
+def keys_of_authors(texts):
+    """The keys of `is_author` for what --author gives: addresses, names, or Name <address>."""
+    keys = []
+    for text in texts:
+        address = text.strip() if text[:1] == "/" else first_address(text)[1]
+        keys.append(address.casefold() or name_key(text) or text.casefold())
+    return list(dict.fromkeys(keys))
+
+
+def is_author(name, address, authors):
+    return address.casefold() in authors or bool(name) and name_key(name) in authors
+
+
+def ids_of(field):
+    """The message ids in a field, bare, however they are written: encoded, with comments."""
+    if PLAIN_IDS.fullmatch(field):  # most of all, and fast
+        return field.decode()[1:-1].split("> <")
+    text = re.sub(r"(<[^<>]*>)|\([^()]*\)", lambda match: match[1] or " ", decode_words(field))
+    bracketed = ["".join(name.split()) for name in re.findall("<([^<>]+)>", text)]
+    return bracketed or [match[0] for match in BARE_ADDRESS.finditer(text)]
 
 
 def links_of(fields):
-    """The message ids that a message refers to; the one it answers is the last."""
-    return re.findall(rb"<[^<>\s]+>", fields.get("references", b"") + fields.get("in-reply-to", b""))
+    """The ids of the messages that a message refers to; the one it answers is the last."""
+    return ids_of(fields.get("references", b"")) + ids_of(fields.get("in-reply-to", b""))
+
+
+def id_of(fields):
+    return (ids_of(fields.get("message-id", b"")) or [None])[0]
 
 
 def date_of(fields):
     """A message's date in its sender's time zone; None if it is missing or absurd."""
     try:
-        date = email.utils.parsedate_to_datetime(fields["date"].decode("latin-1")).replace(tzinfo=None)
+        date = email.utils.parsedate_to_datetime(fields["date"].decode("latin-1"))
     except (KeyError, TypeError, ValueError, IndexError, OverflowError):
         return None
-    return date if 1980 <= date.year <= datetime.date.today().year + 1 else None
+    plausible = 1980 <= date.year <= datetime.date.today().year + 1
+    return date.replace(tzinfo=None) if plausible else None
 
 
-def decode(data, charset):
-    """Bytes as text: in the declared charset, else UTF-8, else Windows' Western European one."""
-    for name in (charset or "ascii", "utf-8"):
-        try:
-            return data.decode(name)
-        except (LookupError, ValueError):
-            continue
-    return data.decode("cp1252", "replace")
+# --------------------------------------------------------------------------- text of a message
+
+ARMOUR = layout(  # PGP's signatures, keys and ciphers; uuencoded files
+    r"""
+    ^-----BEGIN[ ]PGP[ ]SIGNED[ ]MESSAGE-----\n(?:\w[\w-]*:.*\n)*\n?
+    | ^-----BEGIN[ ]PGP[ ](?:SIGNATURE|MESSAGE|PUBLIC[ ]KEY[ ]BLOCK)[^\n]*-----\n
+      (?:(?!-----)[^\n]*\n?)*+(?:-----END[ ]PGP[^\n]*)?
+    | ^begin[ ][0-7]{3,4}[ ]\S[^\n]*\n(?:[!-`][ -`]{1,62}\n)++(?:[` ]?[ ]*\n)?(?:end[ \t]*$)?
+    | ^=ybegin[ ][^\n]*\n(?:(?!=yend)[^\n]*\n)*+=yend[^\n]*
+    """,
+    re.MULTILINE,
+)
+BLOCKS = set(
+    "address blockquote body dd div dl dt h1 h2 h3 h4 h5 h6 hr li ol p pre table tr ul".split()
+)
+TAG = layout(r"""<(/?)([a-zA-Z][^\s/<>]*)((?:[^<>"'] | "[^"<]*" | '[^'<]*')*+> | [^<>]*>)""")
+CITED = layout(  # how programs write a <blockquote> that is a quote, and one that only indents
+    r"""<blockquote[^<>]*(?:type=["']?cite | class=["'][^"'<>]*quote | border-left:)""",
+    re.IGNORECASE,
+)
+INDENTED = re.compile(r"border:\s*(?:none|0|medium none)|webkit-indent|margin:0 0 0 40px", re.I)
 
 
-def decode_words(field):
-    """The text of a header field with =?encoded words?=, on one line."""
-    text = decode(field, "utf-8")
-    if "=?" in text:
-        with contextlib.suppress(LookupError, ValueError, email.errors.MessageError):
-            text = str(email.header.make_header(email.header.decode_header(text)))
-    return one_line(text)
+def text_of(fields, body):
+    """The text of a message as a person reads it."""
+    return body_of(fields, body).replace(STUFFED, "")
 
 
-def one_line(text):
-    return " ".join(clean(text).split())
+def body_of(fields, body):
+    """The text of a message, in which STUFFED stands before a > that marks no quote."""
+    return clean(text_in(parse(fields, body)))
 
 
-def text_of(message):
-    """The text of a parsed message: its plain parts, else its HTML parts, without attachments."""
-    texts, parts = {"plain": [], "html": []}, [message]
-    while parts:
-        part = parts.pop(0)
-        if part.get_content_maintype() == "multipart" and part.is_multipart():
-            parts = part.get_payload() + parts
-        elif (part.get_content_maintype() == "text" and part.get_content_subtype() in texts and not part.get_filename()
-                and part.get_content_disposition() != "attachment"):
-            data = part.get_payload(decode=True) or b""
-            texts[part.get_content_subtype()].append(decode(data, part.get_content_charset()))
-    plain = "\n".join(texts["plain"])
-    return clean(plain if plain.strip() else "\n".join(map(html_to_text, texts["html"])))
+def parse(fields, body):
+    """The parts of a message, from the fields that open_message read."""
+    head = [
+        name.encode() + b": " + value + b"\n"
+        for name, value in fields.items()
+        if name.startswith("content-")
+    ]
+    try:
+        return email.message_from_bytes(b"".join(head) + b"\n" + body)
+    except RecursionError:  # some hundred parts within one another: nobody wrote that
+        return email.message_from_bytes(b"\n")
+
+
+def text_in(part, first=True):
+    """The text in a part of a message; `first` if no text came before it, so that it may be named.
+
+    Parts beside one another are joined, as mailing lists and gateways add their footers.
+    """
+    kind, subtype = part.get_content_maintype(), part.get_content_subtype()
+    if kind == "multipart" and part.is_multipart():
+        if subtype == "alternative":
+            return best_alternative(part.get_payload(), first)
+        texts = []
+        for child in part.get_payload():
+            text = text_in(child, first and not texts)
+            if normalise(text) and normalise(text) not in normalise("\n".join(texts)):
+                texts.append(text.strip("\n"))
+            if texts and subtype in ("related", "signed", "report"):
+                break
+        return "\n\n".join(texts)
+    attached = part.get_content_disposition() == "attachment"
+    if kind != "text" or subtype not in ("plain", "html"):
+        return ""
+    if not first and (part.get_filename() or attached) or attached and "content-id" in part:
+        return ""
+    return text_of_part(part, subtype)
+
+
+def best_alternative(parts, first):
+    """The plain part, unless it is no more than a note that the mail is in HTML."""
+    texts = {False: "", True: ""}
+    for part in parts:
+        plain = part.get_content_type() == "text/plain"
+        if plain and not texts[True]:
+            texts[True] = text_in(part, first)
+        elif not plain and len(texts[True]) < 600:
+            texts[False] = text_in(part, first) or texts[False]
+    words, rich = (
+        re.findall(r"\w+", re.sub(r"https?://\S+", "", texts[plain]).casefold())
+        for plain in (True, False)
+    )
+    in_both = len(set(words) & set(rich))
+    return texts[False] if rich and in_both <= len(set(words)) / 2 else texts[True]
+
+
+def text_of_part(part, subtype):
+    try:
+        data = part.get_payload(decode=True) or b""
+    except binascii.Error:  # uuencoded, but torn
+        data = b""
+    charset = part.get_content_charset()
+    if subtype == "html":
+        meta = re.search(rb"<meta[^<>]*charset=[\"']?([\w-]+)", data[:2000])
+        return html_to_text(decode(data, charset or meta and meta[1].decode("ascii")))
+    text = decode(data, charset).replace("\r\n", "\n").replace("\r", "\n")
+    encoding = str(part.get("content-transfer-encoding", "")).strip().lower()
+    if encoding not in ("quoted-printable", "base64"):
+        text = decode_left_over(text)
+    if str(part.get_param("format", "")).lower() == "flowed":
+        return unflow(text, str(part.get_param("delsp", "")).lower() == "yes")
+    return text
+
+
+def decode_left_over(text):
+    """Text without quoted-printable that a gateway left undecoded; a link's =09 stays."""
+    if not any(piece in text for piece in ("=20", "=09", "=\n")):
+        return text
+    evidence = re.findall(r"=20$|^=09|[^\n]{60}=$", text, re.MULTILINE)
+    if len(evidence) <= len(re.findall(r"=(?![0-9A-F]{2}|$)", text, re.MULTILINE)):
+        return text
+
+    def decode_run(match):
+        return match[1] or decode(bytes.fromhex(match[2].replace("=", "")))
+
+    text = re.sub(r"=\n", "", text)
+    return re.sub(r"([?&][\w.%-]{1,99}=(?!3D)\w*)|((?:=[0-9A-F]{2})+)", decode_run, text)
+
+
+def unflow(text, delete_space):
+    """Text of format=flowed (RFC 3676) with its paragraphs on one line each."""
+    lines, before = [], None
+    for line in text.split("\n"):
+        depth = len(line) - len(line.lstrip(">"))
+        line = line[depth:].removeprefix(" ")
+        signature = line == "-- "
+        flowed = line.endswith(" ") and not signature
+        content = line[:-1] if flowed and delete_space else line
+        if before == depth and not signature:
+            lines[-1].append(content)
+        else:
+            stuffed = STUFFED if not depth and line.startswith(">") else ""
+            lines.append([">" * depth + " " * bool(depth) + stuffed, content])
+        before = depth if flowed else None
+    return "\n".join(map("".join, lines))
 
 
 def clean(text):
-    """Text with \\n at the ends of lines, no control characters, and no quoted-printable that was left undecoded."""
-    text = re.sub(r"\r\n?", "\n", text)
-    if re.search(r"=09|=20$|[^\n]{60}=\n", text, re.MULTILINE):
-        text = re.sub(r"=([0-9A-F]{2})", lambda match: bytes.fromhex(match[1]).decode("cp1252", "replace"),
-                      re.sub(r"=\n", "", text))
-    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]", "", text).strip("\n").rstrip()
-
-
-BLOCKS = set("address blockquote body dd div dl dt h1 h2 h3 h4 h5 h6 hr li ol p pre table tr ul".split())
-HIDDEN = {"head", "script", "style", "title"}
-
-
-class TextOfHtml(html.parser.HTMLParser):
-    """Collects in `text` the pieces of HTML's text, a line a block, with "> " in front of what a blockquote holds."""
-
-    def __init__(self):
-        super().__init__()
-        self.text, self.line_is_empty, self.open = [], True, collections.Counter()
-
-    def end_line(self):
-        self.text.append("\n")
-        self.line_is_empty = True
-
-    def handle_tag(self, tag, step):
-        if tag == "br" or tag in BLOCKS and not self.line_is_empty:
-            self.end_line()
-        kind = "hidden" if tag in HIDDEN else tag
-        self.open[kind] = max(0, self.open[kind] + step)
-
-    def handle_starttag(self, tag, attrs):
-        self.handle_tag(tag, 1)
-        if tag == "p":
-            self.text.append("\n")
-
-    def handle_endtag(self, tag):
-        if tag != "br":
-            self.handle_tag(tag, -1)
-        if tag in ("td", "th"):
-            self.handle_data(" ")
-
-    def handle_data(self, data):
-        for i, line in enumerate(data.split("\n") if self.open["pre"] else [re.sub(r"[ \t\r\n]+", " ", data)]):
-            if i:
-                self.end_line()
-            line = line.lstrip(" ") if self.line_is_empty and not self.open["pre"] else line
-            if line and not self.open["hidden"]:
-                self.text.append("> " * self.open["blockquote"] * self.line_is_empty + line)
-                self.line_is_empty = False
+    """Text with \\n at line ends, no control characters, no armour of PGP, no uuencoded file."""
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    text = CONTROL.sub("", text).replace("\ufeff", "")
+    if "-----BEGIN PGP SIGNED" in text:
+        text = re.sub(r"^- (?=-)", "", text, flags=re.MULTILINE)
+    if any(mark in text for mark in ("-----BEGIN PGP ", "begin ", "=ybegin ")):
+        text = ARMOUR.sub("", text)
+    return text.strip("\n").rstrip()
 
 
 def html_to_text(source):
-    parser = TextOfHtml()
-    parser.feed(source)
-    parser.close()
-    return re.sub(r"\n\s*\n\s*", "\n\n", re.sub(r" +\n", "\n", re.sub(r" {2,}", " ", "".join(parser.text))))
+    """HTML's text, a line a block, with "> " in front of what a quoting <blockquote> holds."""
+    *comments, rest = source.split("-->")
+    source = "".join(piece.partition("<!--")[0] for piece in comments) + rest.replace("<!--", "")
+    source = re.sub(r"<[!?][^<>]*>", "", source)  # <!DOCTYPE html>, <![if !mso]>, <?xml …?>
+    cited = bool(CITED.search(source))
+    pieces, quotes, hidden, pre, position = ["\n"], [], "", 0, 0
+    for match in itertools.chain(TAG.finditer(source), [None]):
+        data = source[position : match.start() if match else len(source)]
+        if data and not hidden:
+            data = html.unescape(data)
+            for i, line in enumerate(
+                data.split("\n") if pre else [re.sub(r"[ \t\r\n\f]+", " ", data)]
+            ):
+                pieces += ["\n"] * bool(i)
+                empty = pieces[-1] == "\n"
+                line = line.lstrip(" ") if empty and not pre else line
+                pieces += ["> " * sum(quotes) * empty + line] * bool(line)
+        if not match:
+            break
+        position, closing, tag = match.end(), match[1], match[2].lower()
+        if hidden:
+            hidden = "" if tag in ("body", hidden) or closing and tag == "head" else hidden
+        elif tag in ("script", "style", "title") and not closing:
+            hidden = tag
+        elif tag == "br" or tag in BLOCKS and pieces[-1] != "\n":
+            pieces.append("\n")
+        if tag == "p" and not closing:
+            pieces.append("\n")
+        elif tag == "pre":
+            pre = 0 if closing else 1
+        elif tag in ("td", "th") and closing and pieces[-1] != "\n":
+            pieces.append(" ")
+        elif tag == "blockquote" and closing:
+            quotes = quotes[:-1]
+        elif tag == "blockquote":
+            indented = INDENTED.search(match[3]) or cited and not CITED.match(match[0])
+            quotes.append(not indented)
+    text = "\n".join(
+        re.sub(r" {2,}", " ", line).rstrip(" ") for line in "".join(pieces).split("\n")
+    )
+    return re.sub(r"\n\s*\n\s*", "\n\n", text).strip("\n")
 
 
-def reason_to_skip(name, fields, subject):
-    """Why a message of the author's is none that a person wrote and sent, by its folder and header, or None."""
-    folder = re.search(r"([^/]+)/\d+[._]$", name)  # only the Enron corpus names its files so
-    return first_that_holds({
-        "not in a folder of sent mail": folder and folder[1].lower() not in SENT_FOLDERS,
-        "a draft": b"draft" in fields.get("x-gmail-labels", b"").lower() or "D" in maildir_flags(name),
-        "an automatic reply": is_automatic(fields, subject)})
+# ------------------------------------------------------------------------------------- extract
+
+SENT_FOLDERS = {"sent", "sent_items", "_sent_mail", "sent_mail"}  # of the Enron corpus
+ONE_DAY = datetime.timedelta(days=1)
+OWN_DRAFT = "draft."  # how the ids begin of the drafts that this program writes
+AUTOMATIC_SUBJECT = layout(rf"\W*{one_of('automatic')}", re.IGNORECASE)
+SUBJECT_MARK = r"\s*(?:[\[(^]\d+[\])]?)?\s*[:：]"
+FORWARD_SUBJECT = layout(rf"\s*{one_of('forward')}\.?{SUBJECT_MARK}", re.IGNORECASE)
+REPLY_SUBJECT = layout(rf"\A(?:\s*{one_of('reply', 'forward')}\.?{SUBJECT_MARK})+", re.IGNORECASE)
+# "VS" marks a forward in Danish and a reply in Finnish: a quoted sender tells which it is.
+AMBIGUOUS = set(phrases_of("reply")) & set(phrases_of("forward"))
+DISCARDED = {kind: set(map(str.casefold, phrases_of(kind))) for kind in ("drafts", "trash", "spam")}
 
 
-def maildir_flags(name):
-    return re.search(r"(?::2,([A-Za-z]*))?$", name)[1] or ""
+def extract(args):
+    authors = keys_of_authors(args.author)
+    rows, ids, seen = [], {}, {}
+    senders, names, left_out, written = collections.Counter(), {}, collections.Counter(), 0
+    for number, (name, raw) in enumerate(messages(args.source)):
+        fields, body = open_message(raw)
+        sender, address = sender_of(fields)
+        own = is_author(sender, address, authors)
+        written += own
+        senders[address or sender] += 1
+        names.setdefault(address or sender, sender)
+        ids.setdefault(id_of(fields), number)
+        if not fields.keys() & {"from", "date"}:
+            found = (
+                f"no mail message{'; ' + advice if (advice := beginning(UNREADABLE, raw)) else ''}"
+            )
+            print(f"{args.source}: {name}: {found}", file=sys.stderr)
+        elif own:
+            found = read_own(name, fields, body, authors, args.keep_signature, seen)
+        else:
+            continue
+        if isinstance(found, dict):
+            rows.append(found)
+        else:
+            left_out[found] += 1
+    shown = ", ".join(sorted(args.author))
+    print(f"read {senders.total()} messages from {args.source}\n{written} of them are by {shown}")
+    if not written:
+        most = ", ".join(
+            f"{f'{names[key]} <{key}>' if names[key] not in ('', key) else key} ({count})"
+            for key, count in senders.most_common(5)
+        )
+        stop(f"{args.source}: no message is by {shown}; most are by {most}")
+    rows, more = join_answered(rows, find_answered(args.source, rows, ids), authors)
+    print_left_out(left_out + more)
+    if not rows:
+        stop(f"{args.source}: no reply by {shown} is left")
+    for number, thread in enumerate(group(row["names"] for row in rows), 1):
+        rows[number - 1]["id"] = f"{thread}.{number}"
+    import pandas
+
+    write_whole({args.output: csv_text(pandas.DataFrame(rows))})
+    print(f"kept {len(rows)} replies in {args.output}")
 
 
-def is_automatic(fields, subject):
-    return (AUTOMATIC_SUBJECT.match(subject) or fields.get("auto-submitted", b"no").lower() != b"no"
-            or {"x-autoreply", "x-autorespond"} & set(fields) or b"auto" in fields.get("precedence", b"").lower()
-            or fields.get("return-path") == b"<>" or fields.get("content-type", b"").lower().startswith(b"multipart/report"))
-
-
-def read_own(name, raw, fields, keep_signature, seen):
+def read_own(name, fields, body, authors, keep_signature, seen):
     """The row of a message that the author sent, or the reason to leave it out.
 
-    `seen` is {hash of subject and text: date} of the messages before.
+    `seen` is {key of what was sent to whom: date} of the messages before.
     """
     subject, date = decode_words(fields.get("subject", b"")), date_of(fields)
-    if reason := reason_to_skip(name, fields, subject):
-        return reason
-    message = email.message_from_bytes(raw)
+    folder = re.search(r"([^/]+)/\d+[._]$", name)  # only the Enron corpus names its files so
+    if folder and folder[1].lower() not in SENT_FOLDERS:
+        return "not in a folder of sent mail"
+    if place := place_of(name, fields):
+        return {"drafts": "a draft", "trash": "deleted", "spam": "spam"}[place]
+    if is_automatic(fields, subject):
+        return "an automatic reply"
+    message = parse(fields, body)
     if any(part.get_content_type() == "text/calendar" for part in message.walk()):
         return "an invitation or an answer to one"
-    body = text_of(message)
-    key = hash((normalise(subject), normalise(body)))
-    if key in seen and not (date and seen[key] and abs(date - seen[key]) > datetime.timedelta(days=1)):
+    text = clean(text_in(message))
+    links = links_of(fields)
+    key = hash((normalise(subject), normalise(text), fields.get("to"), tuple(links)))
+    if key in seen and not (date and seen[key] and abs(date - seen[key]) > ONE_DAY):
         return "a copy of an earlier message"
     seen[key] = date
-    own, quoted = own_words(body, keep_signature)
-    links = links_of(fields)
+    own, quoted = own_words(text, keep_signature)
     if not normalise(own):
         return "no word of the author's own"
     if not links and not quoted:
         return "answers no mail"
-    return {"date": f"{date:{DATE_FORMAT}}" if date else "", "subject": subject,
-            "From": address_of(fields["from"]), "To": address_of(fields.get("to", b"")),
-            "body": body, "length": len(body), "response": own, "mail": quoted,
-            "links": links, "names": [fields["message-id"], *links] if "message-id" in fields else links}
+    sender, address = sender_of(fields)
+    to, to_address = first_address(fields.get("to", b""))
+    text, own, quoted = (part.replace(STUFFED, "") for part in (text, own, quoted))
+    row = {"date": f"{date:{DATE_FORMAT}}" if date else "", "subject": subject, "links": links}
+    row |= {"From": address or sender, "To": to_address.casefold() or to}
+    row |= {"body": text, "length": len(text), "response": own, "mail": quoted}
+    row |= {"names": [*filter(None, [id_of(fields)]), *links]}
+    row |= {"forward": is_marked_forward(fields, subject, quoted)}
+    return row | {"recipients": recipients_of(fields, authors)}
+
+
+def decode_utf7(match):
+    """The letters of a folder's name that IMAP encoded, as in Entw&APw-rfe."""
+    return f"+{match[1].replace(',', '/')}-".encode().decode("utf-7", "replace")
+
+
+def place_of(name, fields):
+    """ "drafts", "trash" or "spam", where a folder, a label or a flag puts a message; else None."""
+    flags, status = maildir_flags(name), fields.get("x-status", b"")
+    mozilla = fields.get("x-mozilla-status", b"")
+    marked = {"x-mozilla-draft-info", "x-unsent"} & fields.keys()
+    if marked or "D" in flags or b"T" in status or (id_of(fields) or "").startswith(OWN_DRAFT):
+        return "drafts"
+    if "T" in flags or b"D" in status or re.match(rb"[\da-fA-F]{3}[89a-fA-F]", mozilla):
+        return "trash"
+    labels = decode_words(fields.get("x-gmail-labels", b"")).split(",")
+    folders = re.sub(r", message \d+$", "", name).split("/")
+    for folder in itertools.chain(labels, folders):
+        folder = re.sub(r"&([^-]*)-", decode_utf7, folder.strip(' "').casefold())
+        folder = re.sub(
+            r"(?:\.(?:mbox|mbx|sbd|gz|bz2|xz|zip|tgz|tar))+$|^\.?inbox\.|^\.", "", folder
+        )
+        folder = re.sub(r"^\[?(?:gmail|google mail)\]?[/.]|^inbox\.", "", folder)
+        for kind, names in DISCARDED.items():
+            if folder in names:
+                return kind
+    return None
+
+
+def is_automatic(fields, subject):
+    precedence = fields.get("precedence", b"").lower()
+    return bool(
+        AUTOMATIC_SUBJECT.match(subject)
+        or fields.get("auto-submitted", b"no").lower() != b"no"
+        or fields.keys() & {"x-autoreply", "x-autorespond"}
+        or b"auto" in precedence
+        or fields.get("return-path") == b"<>"
+        or fields.get("content-type", b"").lower().startswith(b"multipart/report")
+    )
+
+
+def recipients_of(fields, authors):
+    """[(name, address)] of whom a message goes to, the author apart; X-To is of Enron's mail."""
+    names = ("to", "cc", "bcc", "x-to", "x-cc")
+    pairs = itertools.chain(*(addresses_of(fields.get(name, b"")) for name in names))
+    return [pair for pair in pairs if not is_author(*pair, authors)]
+
+
+def is_marked_forward(fields, subject, quoted):
+    """Whether a program marked a message as a forward; Lotus Notes marks replies so, too."""
+    prefix = FORWARD_SUBJECT.match(subject)
+    ambiguous = prefix and prefix[0].strip(" :：.") in AMBIGUOUS
+    title = re.match(r"[>\s]*(.*)", INVISIBLE.sub("", quoted[:1000]))[1]
+    return bool(
+        prefix
+        and (quoted or not ambiguous)
+        or FORWARD_TITLE.match(title)
+        or "x-forwarded-message-id" in fields
+    )
+
+
+def quoted_senders(quoted):
+    """(words with the name of who forwarded a quoted mail, words with the name of its sender)."""
+    forwarder, region, header = "", [], None
+    lines = (re.sub(r"^[>\s?|]+", "", line) for line in plain_lines(quoted[:5000])[:40])
+    for line in itertools.islice(filter(None, lines), 16):
+        inside, header = header, HEADER.match(line)
+        if header and header.lastgroup == "sender":
+            return forwarder, line[header.end() :]
+        if header and region or inside and not header:
+            break
+        if header:
+            continue
+        if SEPARATOR.match(line) or RULE.fullmatch(line):
+            forwarder += f" {line}" * bool(FORWARD_TITLE.match(line))
+        else:
+            region.append(re.split(r"\bTo:", line)[0])
+            if line.endswith((":", "：")) or "To:" in line or len(region) == 5:
+                break
+    return forwarder, " ".join(region)[:500]
+
+
+def is_named(words, name, address):
+    """Whether words that name a sender mean the person of this name and address."""
+    if address and address.casefold() in words.casefold():
+        return True
+    said = set(re.findall(r"[^\W\d_]{2,}", words.casefold()))
+    for person in (words_of_name(name), words_of_name(address)):
+        if person and (person <= said or said <= person and said):
+            return True
+    local = address.partition("@")[0].casefold()  # jcorrigan, lenc, corriganl
+    return any(
+        local in (first[0] + last, first + last[0], first + last)
+        for first, last in itertools.permutations(said, 2)
+        if len(local) > 3 and local[:1] == first[0] and len(said) < 12
+    )
 
 
 def find_answered(source, rows, ids):
-    """{message id: (sender, text, ids)} of the mails in the archive that the rows answer, in a second reading."""
+    """{message id: (name, address, text, ids)} of the mails that the rows answer, read again.
+
+    `ids` gives the number in the archive of the message with an id.
+    """
     for row in rows:
         row["answers"] = next((name for name in reversed(row["links"]) if name in ids), None)
-    wanted, answered = {row["answers"] for row in rows} - {None}, {}
-    for _, raw in messages(source) if wanted else ():
-        fields = header_fields(raw)
-        name = fields.get("message-id")
-        if name in wanted and name not in answered:
-            try:
-                text = text_of(email.message_from_bytes(raw))
-            except DAMAGE:
-                text = ""  # so the quoted text serves
-            answered[name] = address_of(fields.get("from", b"")), text, links_of(fields)
+    wanted = {ids[row["answers"]]: row["answers"] for row in rows if row["answers"]}
+    answered = {}
+    for number, (_, raw) in enumerate(messages(source) if wanted else ()):
+        if number in wanted:
+            fields, body = open_message(raw)
+            links = links_of(fields)
+            answered[wanted[number]] = *sender_of(fields), text_of(fields, body), links
     return answered
 
 
 def join_answered(rows, answered, authors):
-    """(rows with the mail that each answers, {reason: rows left out})."""
+    """(rows with the mail that each answers, {reason: rows left out}).
+
+    A message is a reply if the sender of the quoted mail is among those it goes to, whatever the
+    line above the quote says.
+    """
     kept, left_out = [], collections.Counter()
     for row in rows:
-        sender, text, links = answered.get(row["answers"], ("", "", []))
-        reason = first_that_holds({
-            "a forward": FORWARD_SUBJECT.match(row["subject"]) or FORWARD.match(row["mail"]) and not text,
-            "answers a mail of the author's own": sender in authors,
-            "answers no mail": not text and not row["mail"]})
-        if reason:
-            left_out[reason] += 1
-            continue
-        unmarked = re.sub(r"^[ \t]{0,4}> ?", "", row["mail"], flags=re.MULTILINE)
-        kept.append(row | {"To": sender or row["To"], "mail": text or unmarked, "names": row["names"] + links})
+        name, address, text, links = answered.get(row["answers"], ("", "", "", []))
+        forwarder, quoted_sender = quoted_senders(row["mail"]) if row["mail"] else ("", "")
+        senders = [f"{name} <{address}>"] if text else [forwarder, quoted_sender]
+        goes_back = any(
+            is_named(words, *pair) for words in senders if words for pair in row["recipients"]
+        )
+        own = is_author(name, address, authors)
+        if not text and quoted_sender:
+            own = any(is_named(quoted_sender, *pair) for pair in author_pairs(authors))
+        if row["forward"] and not goes_back:
+            left_out["a forward"] += 1
+        elif own:
+            left_out["answers a mail of the author's own"] += 1
+        elif not text and not row["mail"]:
+            left_out["answers no mail"] += 1
+        else:
+            unmarked = re.sub(r"^[ \t]{0,4}> ?", "", row["mail"], flags=re.MULTILINE)
+            to = address or name or row["To"]
+            kept.append(row | {"To": to, "mail": text or unmarked, "names": row["names"] + links})
     return kept, left_out
 
 
+def author_pairs(authors):
+    return [("", key) if "@" in key or key[:1] == "/" else (key, "") for key in authors]
+
+
+def print_left_out(left_out):
+    for reason, count in left_out.most_common():
+        print(f"left out {count:6}: {reason}")
+
+
 def group(items):
-    """For each item, which is an iterable of keys, its group: the number of the first item that keys link it to."""
+    """For each item, an iterable of keys, the number of the first item that keys link it to."""
     parent = {}
 
     def root(key):
@@ -730,86 +1628,62 @@ def group(items):
     return [first.setdefault(root(number), number) for number in range(1, count + 1)]
 
 
-def print_left_out(left_out):
-    for reason, count in left_out.most_common():
-        print(f"left out {count:6}: {reason}")
+# -------------------------------------------------------------------------------------- format
 
-
-def extract(args):
-    authors = {author.casefold() for author in args.author}
-    rows, ids, seen = [], set(), {}
-    senders, left_out = collections.Counter(), collections.Counter()
-    for name, raw in messages(args.source):
-        fields = header_fields(raw)
-        sender = address_of(fields.get("from", b""))
-        senders[sender] += 1
-        ids.add(fields.get("message-id"))
-        found = None
-        if not sender and "date" not in fields:
-            found = "no mail message"
-        elif sender in authors:
-            try:
-                found = read_own(name, raw, fields, args.keep_signature, seen)
-            except DAMAGE as error:
-                found = f"damaged: {error!r}"
-        if isinstance(found, dict):
-            rows.append(found)
-        elif found:
-            left_out[found] += 1
-            if found.startswith(("no mail", "damaged")):
-                print(f"{args.source}: {name}: {found}", file=sys.stderr)
-    read, own = sum(senders.values()), sum(senders[author] for author in authors)
-    print(f"read {read} messages from {args.source}\n{own} of them are by {', '.join(sorted(authors))}")
-    if not own:
-        stop(f"{args.source}: no message is by {', '.join(sorted(authors))}; most are by "
-             + ", ".join(f"{sender} ({count})" for sender, count in senders.most_common(5)))
-    rows, more = join_answered(rows, find_answered(args.source, rows, ids), authors)
-    print_left_out(left_out + more)
-    if not rows:
-        stop(f"{args.source}: no reply by {', '.join(sorted(authors))} is left")
-    for number, thread in enumerate(group(row["names"] for row in rows), 1):
-        rows[number - 1]["id"] = f"{thread}.{number}"
-    write_whole({args.output: csv_lines(rows)})
-    print(f"kept {len(rows)} replies in {args.output}")
-
-
-# --------------------------------------------------------------------------------------------------- format
 
 def read_replies(path):
-    """The rows of a 9-column reply CSV, as dictionaries of text."""
+    """The rows of a 9-column reply CSV, as a frame of text."""
+    import pandas
+
     with open(path, "rb") as file:
         data = file.read()
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        stop(f"{path}: line {line} is not UTF-8; convert the file first, for example: iconv -f WINDOWS-1252 -t UTF-8")
+        stop(
+            f"{path}: line {line} is not UTF-8; convert the file first, for example: "
+            "iconv -f WINDOWS-1252 -t UTF-8"
+        )
     if "\0" in text:
         line = text.count("\n", 0, text.index("\0")) + 1
         stop(f"{path}: line {line} holds a NUL byte; remove it, for example: tr -d '\\000'")
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    rows, row_of_id = [], {}
-    try:
-        header = next(reader, [])
-        if missing := [name for name in COLUMNS if name not in header]:
-            stop(f"{path}: no column {', '.join(missing)}; a reply CSV begins with {','.join(COLUMNS)}")
-        for fields in filter(None, reader):
-            row = dict(zip(header, fields, strict=False))
-            number = len(rows) + 1
-            if len(fields) != len(header):
-                stop(f"{path}: row {number} has {len(fields)} fields, not {len(header)}; is a quotation mark lost?")
-            if (first := row_of_id.setdefault(row["id"], number)) != number:
-                stop(f"{path}: rows {first} and {number} have the same id {row['id']}; number the rows anew")
-            rows.append(row)
-    except csv.Error as error:
-        stop(f"{path}: row {len(rows) + 1}: {error}; is a quotation mark lost?")
-    if not rows:
+    try:  # Python's engine: it refuses a lost quotation mark, and shows which fields are missing
+        source, options = io.StringIO(text, newline=""), {"dtype": object, "keep_default_na": False}
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pandas.errors.ParserWarning)  # of a field too many
+            rows = pandas.read_csv(source, engine="python", index_col=False, **options)
+    except pandas.errors.EmptyDataError:
+        rows = pandas.DataFrame()
+    except (pandas.errors.ParserError, pandas.errors.ParserWarning) as error:
+        number, lines = 0, csv.reader(io.StringIO(text, newline=""), strict=True)
+        with contextlib.suppress(csv.Error):
+            width = len(next(lines, []))
+            number = next((n for n, fields in enumerate(lines, 1) if len(fields) > width), 0)
+        number = number or lines.line_num - 1
+        stop(f"{path}: row {number}: {error}; is a quotation mark lost?")
+    if missing := [name for name in COLUMNS if name not in rows]:
+        stop(f"{path}: no column {', '.join(missing)}; a reply CSV begins with {','.join(COLUMNS)}")
+    for number, count in enumerate(rows.notna().sum(axis=1), 1):
+        if count != len(rows.columns):
+            stop(
+                f"{path}: row {number} has {count} fields, not {len(rows.columns)}; "
+                "is a quotation mark lost?"
+            )
+    if rows["id"].duplicated().any():
+        again = rows["id"].duplicated().idxmax()
+        first = rows.index[rows["id"] == rows["id"][again]][0]
+        stop(
+            f"{path}: rows {first + 1} and {again + 1} have the same id {rows['id'][again]}; "
+            "give each row a number of its own"
+        )
+    if rows.empty:
         stop(f"{path}: no rows below the header")
     return rows
 
 
 def normalise(text):
-    """The letters and digits alone, in one case."""
+    """The letters and digits of a text, in one case."""
     return re.sub(r"[\W_]+", "", text.casefold())
 
 
@@ -819,83 +1693,94 @@ def normalise_mail(mail):
     return normalise(content if len(content.split()) >= 8 else mail)
 
 
+def cut_quotes(rows, names):
+    """The rows with the quoted text moved from the end of `response` to the front of `mail`."""
+    cut = [
+        # without line breaks, all white space was folded
+        split_own_words(reply) if "\n" in reply else split_quoted(reply, author, names)
+        for reply, author in zip(rows["response"], rows["From"], strict=True)
+    ]
+    mails = [
+        f"{quoted} {mail}".strip() if quoted else mail
+        for (_, quoted), mail in zip(cut, rows["mail"], strict=True)
+    ]
+    return rows.assign(response=[own for own, _ in cut], mail=mails)
+
+
 def keep_clean(rows, shipped, held_out, without_sender):
-    """(rows kept, {reason: rows dropped}). `held_out` are test rows, cut and as shipped; `shipped` are `rows` uncut."""
-    test_mails = {normalise_mail(row["mail"]) for row in held_out} - {""}
-    test_replies = {normalise(row["response"]) for row in held_out if len(row["response"].split()) >= 8} - {""}
-    kept, seen, dropped = [], set(), collections.Counter()
-    for row, uncut in zip(rows, shipped, strict=True):
-        mail, reply = normalise_mail(row["mail"]), normalise(row["response"])
-        reasons = {
-            "sent by the left-out address": without_sender and row["From"].strip().casefold() == without_sender.casefold(),
-            "no word of the author's own": not reply,
-            "empty mail": not row["mail"].strip(),
-            "mail stands in the held-out file": {mail, normalise_mail(uncut["mail"])} & test_mails,
-            "reply stands in the held-out file": reply in test_replies,
-            "same mail and reply as an earlier row": mail and (mail, reply) in seen}
-        reason = first_that_holds(reasons)
-        dropped.update({name: name == reason for name in reasons})  # also what no row is dropped for
-        if not reason:
-            seen.add((mail, reply))
-            kept.append(row)
-    return kept, dropped
-
-
-def write_whole(contents):
-    """Write {path: lines} to side files, which only their owner may read (it is private mail); move all when whole."""
-    sides = {}
-    try:
-        for path, lines in contents.items():
-            folder, name = os.path.split(path)
-            handle, sides[path] = tempfile.mkstemp(dir=folder or ".", prefix=name + ".", suffix=".part")
-            with open(handle, "w", encoding="utf-8", newline="") as file:
-                file.writelines(lines)
-        for path in contents:
-            os.replace(sides[path], path)
-            del sides[path]
-    except OSError as error:
-        stop(f"{path}: {error.strerror}")
-    finally:
-        for side in sides.values():
-            os.unlink(side)
-
-
-def csv_lines(rows):
-    """The text of a reply CSV, row by row."""
-    for values in [COLUMNS, *([row[name] for name in COLUMNS] for row in rows)]:
-        csv.writer(line := io.StringIO()).writerow(values)
-        yield line.getvalue()
+    """(rows kept, {reason: rows dropped}). `held_out` are test rows, cut and as shipped;
+    `shipped` are the rows uncut."""
+    mail, uncut = rows["mail"].map(normalise_mail), shipped["mail"].map(normalise_mail)
+    reply = rows["response"].map(normalise)
+    long = held_out["response"].map(lambda text: len(text.split()) >= 8).astype(bool)
+    test_mails = set(held_out["mail"].map(normalise_mail)) - {""}
+    test_replies = set(held_out["response"][long].map(normalise)) - {""}
+    sender = rows["From"].map(lambda text: text.strip().casefold())
+    rules = {
+        "sent by the left-out address": (sender == without_sender.casefold())
+        & bool(without_sender),
+        "no word of the author's own": reply == "",
+        "empty mail": rows["mail"].map(str.strip) == "",
+        "mail is in the held-out file": mail.isin(test_mails) | uncut.isin(test_mails),
+        "reply is in the held-out file": reply.isin(test_replies),
+    }
+    left, dropped = sender == sender, {}
+    for reason, holds in rules.items():
+        dropped[reason] = int((left & holds).sum())
+        left &= ~holds
+    copies = rows.assign(mail=mail, response=reply)[left & (mail != "")]
+    copies = copies.index[copies.duplicated(["mail", "response"])]
+    dropped["same mail and reply as an earlier row"] = len(copies)
+    return rows[left].drop(copies), dropped
 
 
 def format_replies(args):
-    instruction = args.instruction or (INSTRUCTION_BY_NAME if args.author_name else INSTRUCTION).format(
-        name=args.author_name)
+    import pandas
+
+    by_name = INSTRUCTION_BY_NAME.format(name=args.author_name)
+    instruction = args.instruction or (by_name if args.author_name else INSTRUCTION)
     memory = read_memory(args)
     shipped = rows = read_replies(args.source)
     print(f"read {len(shipped)} rows from {args.source}")
     if args.as_shipped:
         print("as shipped: nothing cut, nothing dropped")
     else:
-        test_rows = [row for path in args.holdout for row in read_replies(path)]
-        names = known_names(shipped + test_rows)
+        tests = [shipped[:0], *map(read_replies, args.holdout)]
+        tests = pandas.concat(tests, ignore_index=True)
+        names = known_names(pandas.concat([shipped, tests]))
         rows = cut_quotes(shipped, names)
-        cut = [len(old["response"]) - len(new["response"]) for old, new in zip(shipped, rows, strict=True)]
-        share = sum(cut) / max(1, sum(len(row["response"]) for row in shipped))
-        print(f"cut quoted text off {sum(map(bool, cut))} replies: {share:.1%} of the characters of all")
-        rows, dropped = keep_clean(rows, shipped, test_rows + cut_quotes(test_rows, names), args.without_sender)
+        before, after = shipped["response"].map(len), rows["response"].map(len)
+        share = (before - after).sum() / max(1, before.sum())
+        changed = (before != after).sum()
+        print(f"cut quoted text off {changed} replies: {share:.1%} of the characters of all")
+        tests = pandas.concat([tests, cut_quotes(tests, names)])
+        rows, dropped = keep_clean(rows, shipped, tests, args.without_sender)
         for reason, count in dropped.items():
             print(f"dropped {count:4}: {reason}")
-    rows = [{
-        **{name: row[name] for name in ("id", "date", "subject", "From", "To")},
-        "prompt": [{"role": "system", "content": instruction}, {"role": "user", "content": row["mail"]}],
-        "completion": [{"role": "assistant", "content": row["response"]}]} for row in rows[:args.limit]]
+    rows = [
+        {name: row[name] for name in ("id", "date", "subject", "From", "To")}
+        | {
+            "prompt": [
+                {"role": "system", "content": instruction},
+                {"role": "user", "content": row["mail"]},
+            ],
+            "completion": [{"role": "assistant", "content": row["response"]}],
+        }
+        for row in rows[: args.limit].to_dict("records")
+    ]
     if args.examples:
         rows = with_examples(rows, memory or rows, args.examples)
-    write_whole({args.output: (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)})
+    write_whole({args.output: json_lines(rows)})
     print(f"kept {len(rows)} rows in {args.output}")
 
 
 MEMORY = {"id": str, "date": str, "subject": str, "prompt": list, "completion": list}
+
+
+def read_memory(args):
+    if args.memory and not args.examples:
+        stop("--memory says where examples come from, --examples K how many")
+    return read_jsonl(args.memory, MEMORY) if args.memory else []
 
 
 def read_jsonl(path, kinds):
@@ -906,20 +1791,18 @@ def read_jsonl(path, kinds):
             try:
                 row = json.loads(line)
                 values = [(row[name], kind) for name, kind in kinds.items()]
-                values += [(row[name][-1]["content"], str) for name in ("prompt", "completion") if name in kinds]
+                turns = [name for name in ("prompt", "completion") if name in kinds]
+                values += [(row[name][-1]["content"], str) for name in turns]
             except (ValueError, LookupError, TypeError, RecursionError):
                 values = [(None, str)]
             if not all(isinstance(*value) for value in values):
-                stop(f"{path}: line {number} is no row with {', '.join(kinds)}; "
-                     f"`prepare_data.py {'format' if kinds == MEMORY else 'inbox'}` makes them")
+                maker = "format" if kinds == MEMORY else "inbox"
+                stop(
+                    f"{path}: line {number} is no row with {', '.join(kinds)}; "
+                    f"`prepare_data.py {maker}` makes them"
+                )
             rows.append(row)
     return rows
-
-
-def read_memory(args):
-    if args.memory and not args.examples:
-        stop("--memory says where examples come from, --examples K how many")
-    return read_jsonl(args.memory, MEMORY) if args.memory else []
 
 
 def shorten(text):
@@ -929,25 +1812,32 @@ def shorten(text):
 
 
 def with_examples(rows, memory, count):
-    """The rows, with up to `count` earlier mails and the replies to them as turns in front of the mail, the most similar last.
+    """The rows, with up to `count` earlier mails and the replies to them in front of the mail.
 
-    Similar are mails with the same rare words (TF-IDF, cosine; of equals the first in `memory`). Never used are a row's own
-    thread and what is not known to be earlier: a row without a date sees only others without one, a new mail without
-    one sees all. The last turn of a row is its mail, so a file made with examples serves as memory as well.
+    The most similar is last. Similar are mails with the same rare words (TF-IDF, cosine; of equals
+    the first in `memory`). Never used are a row's own thread and what is not known to be earlier:
+    a row without a date sees only others without one, a new mail without one sees all. The last
+    turn of a row is its mail, so a file made with examples serves as memory as well.
     """
     import numpy
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     known_mails, mails = ([row["prompt"][-1]["content"] for row in part] for part in (memory, rows))
-    keys = [thread_keys(row | {"mail": mail}) for row, mail in zip(memory + rows, known_mails + mails, strict=True)]
-    known_threads, threads = numpy.split(group(keys), [len(memory)])
+    both = zip(memory + rows, known_mails + mails, strict=True)
+    threads = group(thread_keys(row | {"mail": mail}) for row, mail in both)
+    known_threads, threads = numpy.split(threads, [len(memory)])
     dates = numpy.array([sent_at(row) for row in memory], "datetime64[s]")
-    vectorizer = TfidfVectorizer(token_pattern=r"\w+", sublinear_tf=True).fit([*known_mails, "mail"])  # never without words
+    vectorizer = TfidfVectorizer(token_pattern=r"\w+", sublinear_tf=True)
+    vectorizer.fit([*known_mails, "mail"])  # never without words
     known, asked = vectorizer.transform(known_mails), vectorizer.transform(mails)
-    turns = [[{"role": "user", "content": shorten(mail)},
-              {"role": "assistant", "content": shorten(row["completion"][0]["content"])}]
-             for row, mail in zip(memory, known_mails, strict=True)]
-    found, few = [], 0
+    turns = [
+        [
+            {"role": "user", "content": shorten(mail)},
+            {"role": "assistant", "content": shorten(row["completion"][0]["content"])},
+        ]
+        for row, mail in zip(memory, known_mails, strict=True)
+    ]
+    rows_with, few = [], 0
     for i, row in enumerate(rows):
         date = sent_at(row)
         if date > NO_DATE:
@@ -960,150 +1850,112 @@ def with_examples(rows, memory, count):
         few += len(best) < count
         *start, mail = row["prompt"][-2:]
         start = [message for message in start if message["role"] == "system"]
-        found.append(row | {"prompt": [*start, *itertools.chain(*(turns[j] for j in best[::-1])), mail]})
-    print(f"put {count} earlier replies in front of {len(rows) - few} mails, fewer in front of {few}")
-    return found
+        examples = itertools.chain(*(turns[j] for j in best[::-1]))
+        rows_with.append(row | {"prompt": [*start, *examples, mail]})
+    print(
+        f"put {count} earlier replies in front of {len(rows) - few} mails, fewer in front of {few}"
+    )
+    return rows_with
 
 
-# ------------------------------------------------------------------------------------------------------ split
-
-REPLY_SUBJECT = re.compile(
-    r"\A(?:\s*(?:re|fwd?|aw|wg|sv|vs|antw|antwort|tr|rif|r[eé]f|rép|odp|res|r|i|rv|vb|vl|pd|enc|ynt|ilt|atb|bls|trs|tl|"
-    r"απ|σχετ|πρθ|отв|ответ|回复|答复|回覆|转发|轉寄)\.?\s*(?:[\[(^]\d+[\])]?)?\s*[:：])+", re.IGNORECASE)
+# --------------------------------------------------------------------------------------- split
 
 
 def thread_keys(row):
-    """What the rows of a thread share: the thread in an id that `extract` gave, the bare subject, the mail answered."""
+    """What the rows of a thread share: the thread in an id of `extract`, the subject, the mail."""
     thread = re.fullmatch(r"(\d+)\.\d+", row["id"])
-    keys = {"thread": thread and thread[1], "subject": normalise(REPLY_SUBJECT.sub("", row["subject"])),
-            "mail": normalise_mail(row["mail"])}
+    keys = {
+        "thread": thread and thread[1],
+        "subject": normalise(REPLY_SUBJECT.sub("", row["subject"])),
+        "mail": normalise_mail(row["mail"]),
+    }
     return [key for key in keys.items() if key[1]]
 
 
 def sent_at(row):
-    """The date of a row, the oldest of all if it is missing or no date, such as the 1979-12-31 of a lost one."""
+    """The date of a row; the oldest of all if it is missing or lost, such as 1979-12-31."""
     for form in (DATE_FORMAT, "%Y-%m-%d %H:%M:%S", "%Y-%m-%dT%H:%M:%S"):
-        try:
-            return max(datetime.datetime.strptime(row["date"].strip()[:19], form), NO_DATE)
-        except ValueError:
-            continue
+        with contextlib.suppress(ValueError):
+            date = datetime.datetime.strptime(row["date"].strip()[:19], form)
+            return max(date, NO_DATE)
     return NO_DATE
 
 
 def split_replies(args):
     if len({os.path.realpath(path) for path in (args.source, args.train, args.test)}) < 3:
         stop(f"{args.source}, {args.train}, {args.test}: name three different files")
-    shipped = read_replies(args.source)
-    unique = {}
-    for row in shipped:
-        unique.setdefault((normalise_mail(row["mail"]) or row["mail"], normalise(row["response"])), row)
-    rows = list(unique.values())
-    print(f"read {len(shipped)} rows from {args.source}")
-    print(f"dropped {len(shipped) - len(rows):4}: same mail and reply as an earlier row")
-    threads = {}
-    for row, thread in zip(rows, group(map(thread_keys, rows)), strict=True):
-        threads.setdefault(thread, []).append(row)
+    rows = read_replies(args.source)
+    print(f"read {len(rows)} rows from {args.source}")
+    mails = rows["mail"].map(lambda mail: normalise_mail(mail) or mail)
+    copies = rows.assign(mail=mails, response=rows["response"].map(normalise))
+    copies = copies.duplicated(["mail", "response"])
+    rows = rows[~copies]
+    print(f"dropped {copies.sum():4}: same mail and reply as an earlier row")
+    records = rows.to_dict("records")
+    thread_of = group(map(thread_keys, records))
+    rows = rows.assign(thread=thread_of, sent=list(map(sent_at, records)))
+    latest = rows.groupby("thread", sort=False)["sent"].max()
+    sizes, dated = rows["thread"].value_counts(), (rows["sent"] > NO_DATE).sum()
     shuffled = random.Random(args.seed)
-    order = list(threads.values())
-    dated = sum(sent_at(row) > NO_DATE for row in rows)
+    order = list(latest.index)
     if args.random or dated < len(rows) / 2:
         print(f"{dated} of {len(rows)} rows have a date; threads are drawn at random")
         shuffled.shuffle(order)
     else:
-        order.sort(key=lambda thread: max(map(sent_at, thread)), reverse=True)
-    wanted, test = round(args.test_fraction * len(rows)), []
-    for thread in order:  # one that is too long for what is still wanted stays with the training rows
-        if len(test) + len(thread) <= wanted:
-            test += thread
-    chosen = {row["id"] for row in test}
-    train = [row for row in rows if row["id"] not in chosen]
-    if not test or not train:
-        stop(f"{args.source}: {len(rows)} rows in {len(threads)} threads leave no {'train' if test else 'test'} rows; "
-             "change --test-fraction or extract more mail")
+        order.sort(key=latest.get, reverse=True)
+    wanted, chosen = round(args.test_fraction * len(rows)), set()
+    for thread in order:  # one that is too long for what is still wanted stays for training
+        if sizes[thread] <= wanted:
+            wanted -= sizes[thread]
+            chosen.add(thread)
+    test = rows["thread"].isin(chosen)
+    train = list(rows.index[~test])
+    if not test.any() or not train:
+        stop(
+            f"{args.source}: {len(rows)} rows in {len(order)} threads leave no "
+            f"{'train' if test.any() else 'test'} rows; change --test-fraction or extract more mail"
+        )
     shuffled.shuffle(train)
-    write_whole({args.train: csv_lines(train), args.test: csv_lines([row for row in rows if row["id"] in chosen])})
-    print(f"kept {len(train)} rows in {args.train}, {len(test)} in {args.test}; {len(threads)} threads, none on both")
+    write_whole({args.train: csv_text(rows.loc[train]), args.test: csv_text(rows[test])})
+    print(
+        f"kept {len(train)} rows in {args.train}, {test.sum()} in {args.test}; "
+        f"{len(order)} threads, none on both"
+    )
 
 
-# ---------------------------------------------------------------------------------------------- inbox and drafts
+# ---------------------------------------------------------------------------- inbox and drafts
 
-NO_REPLY = re.compile(r"(?:.*[-_.+])?(?:(?:no|do[-_.]?not|dont|never)[-_.]?(?:reply|respond)|ne[-_.]?pas[-_.]?repondre|"
-                      r"nicht[-_.]?antworten|no[-_.]?responder|mailer-daemon|postmaster|bounces?|notifications?)(?:[-_.+\d].*)?@")
-ADDRESS = re.compile(r"[!-~]+@[\w.-]+", re.ASCII)
+NO_REPLY = layout(
+    r"""(?:.*[-_.+])?
+    (?: (?:no|do[-_.]?not|dont|never)[-_.]?(?:reply|respond) | ne[-_.]?pas[-_.]?repondre
+      | nicht[-_.]?antworten | no[-_.]?responder | mailer-daemon | postmaster | bounces?
+      | notifications?)
+    (?:[-_.+\d].*)?@"""
+)
 PEOPLE = ["From", "To", "Cc", "Reply-To"]
-MESSAGE_ID = re.compile(rb"<[!-;=?-~]{1,250}>")
-
-
-def addresses_of(field):
-    """[(name, address)] of an undecoded address field; a name is decoded last, so that it cannot hold an address."""
-    pairs = email.utils.getaddresses([decode(field, "utf-8")])
-    return [(decode_words(name.encode()), address) for name, address in pairs if ADDRESS.fullmatch(address)]
-
-
-def reason_not_to_answer(name, fields, subject, authors, answered):
-    """Why a mail wants no reply of these authors, or None. `answered` holds the ids that their mail refers to."""
-    sender = address_of(fields.get("from", b""))
-    to = addresses_of(fields.get("reply-to", b"")) or addresses_of(fields.get("from", b""))
-    flags, status = maildir_flags(name), fields.get("x-status", b"")
-    mozilla = int(match[0], 16) if (match := re.match(rb"[\da-fA-F]{4}", fields.get("x-mozilla-status", b""))) else 0
-    return first_that_holds({
-        "no mail message": not sender and "date" not in fields,
-        "in another folder of the Maildir": re.search(r"/\.[^/]+/(?:cur|new|tmp)/", name),
-        "by the author": sender in authors,
-        "already answered": fields.get("message-id") in answered or "R" in flags or b"A" in status or mozilla & 2,
-        "deleted, a draft or spam": set("TD") & set(flags) or b"D" in status or b"T" in status or mozilla & 8
-        or fields.get("x-spam-flag", b"").lower() == b"yes"
-        or {b"trash", b"drafts", b"spam"} & set(fields.get("x-gmail-labels", b"").lower().split(b",")),
-        "bulk or list mail": any(field.startswith("list-") for field in fields)
-        or fields.get("precedence", b"").lower() in (b"bulk", b"list", b"junk"),
-        "an automatic mail": is_automatic(fields, subject),
-        "from an address that reads no replies": any(NO_REPLY.match(address.lower()) for _, address in to),
-        "no address to answer": not to})
-
-
-def read_mail(raw, fields, subject, authors):
-    """The row of a mail to answer, which is what a draft needs and a prompt; or why it wants no reply."""
-    message = email.message_from_bytes(raw)
-    if any(part.get_content_type() == "text/calendar" for part in message.walk()):
-        return "an invitation or an answer to one"
-    text, date = text_of(message), date_of(fields)
-    if not text.strip():
-        return "no text"
-    people = {name: addresses_of(fields.get(name.lower(), b"")) for name in PEOPLE}
-    reached = {address.casefold() for name in ("To", "Cc") for _, address in people[name]}
-    before = MESSAGE_ID.findall(fields.get("references") or fields.get("in-reply-to", b""))
-    return {
-        "id": "", "date": f"{date:{DATE_FORMAT}}" if date else "", "subject": subject,
-        **{name: ", ".join(f'"{email.utils.quote(person)}" <{address}>' if person else address for person, address in pairs)
-           for name, pairs in people.items()},
-        "Message-ID": b"".join(MESSAGE_ID.findall(fields.get("message-id", b""))[:1]).decode(),
-        "References": b" ".join(before[-20:]).decode(),
-        "author": sorted(authors, key=lambda author: author not in reached),
-        "prompt": [{"role": "user", "content": text}]}
 
 
 def read_inbox(args):
-    authors = list(dict.fromkeys(author.casefold() for author in args.author))
+    authors = keys_of_authors(args.author)
     memory = read_memory(args)
     if args.examples and not memory:
         stop("--examples wants the replies to choose from: --memory TRAIN.jsonl")
-    answered, rows, seen, left_out = set(), [], set(), collections.Counter()
+    answered = set()
     for source in filter(None, [args.archive, args.source if authors else None]):
         for name, raw in messages(source):
-            fields = header_fields(raw)
-            own = address_of(fields.get("from", b"")) in authors or source == args.archive and not authors
-            if own and not reason_to_skip(name, fields, decode_words(fields.get("subject", b""))):
+            fields, body = open_message(raw)
+            own = is_author(*sender_of(fields), authors) or source == args.archive and not authors
+            if own and answers(name, fields, body, authors):
                 answered.update(links_of(fields))
+    rows, seen, left_out = [], set(), collections.Counter()
     for name, raw in messages(args.source):
-        fields = header_fields(raw)
+        fields, body = open_message(raw)
         subject = decode_words(fields.get("subject", b""))
-        try:
-            found = reason_not_to_answer(name, fields, subject, authors, answered) or read_mail(raw, fields, subject, authors)
-        except DAMAGE as error:
-            found = "damaged"
-            print(f"{args.source}: {name}: damaged: {error!r}", file=sys.stderr)
+        found = reason_not_to_answer(name, fields, subject, authors, answered)
+        found = found or read_mail(fields, body, subject, authors)
         if isinstance(found, dict):
-            key = found["Message-ID"] or (found["From"], found["subject"], found["prompt"][0]["content"])
+            key = found["Message-ID"]
+            key = key or (found["From"], found["subject"], found["prompt"][0]["content"])
             if key not in seen:
                 seen.add(key)
                 rows.append(found)
@@ -1118,91 +1970,114 @@ def read_inbox(args):
     rows = [row | {"id": str(number)} for number, row in enumerate(rows, 1)]
     if args.examples:
         rows = with_examples(rows, memory, args.examples)
-    write_whole({args.output: (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)})
+    write_whole({args.output: json_lines(rows)})
     print(f"kept {len(rows)} mails to answer in {args.output}, the newest first")
+
+
+def answers(name, fields, body, authors):
+    """Whether a message of the author's answers the mails that it refers to."""
+    subject = decode_words(fields.get("subject", b""))
+    if place_of(name, fields) or is_automatic(fields, subject):
+        return False
+    quoted = split_own_words(text_of(fields, body))[1]
+    if not is_marked_forward(fields, subject, quoted):
+        return True
+    people = recipients_of(fields, authors)
+    senders = filter(None, quoted_senders(quoted))
+    return any(is_named(words, *pair) for words in senders for pair in people)
+
+
+def reason_not_to_answer(name, fields, subject, authors, answered):
+    """Why a mail wants no reply of these authors, or None. `answered` are the ids they refer to."""
+    reply_to = people_in(fields, "reply-to")
+    to = [pair for pair in reply_to if not is_author(*pair, authors)] or people_in(fields, "from")
+    status = fields.get("x-status", b"")
+    replied = re.match(rb"[\da-fA-F]{3}[2367abefABEF]", fields.get("x-mozilla-status", b""))
+    lists = any(field.startswith("list-") for field in fields)
+    reasons = {
+        "no mail message": not fields.keys() & {"from", "date"},
+        "in another folder of the Maildir": re.search(r"(?:^|/)\.[^/]+/(?:cur|new|tmp)/", name),
+        "by the author": is_author(*sender_of(fields), authors),
+        "already answered": id_of(fields) in answered
+        or "R" in maildir_flags(name)
+        or b"A" in status
+        or replied,
+        "deleted, a draft or spam": place_of(name, fields)
+        or fields.get("x-spam-flag", b"").lower() == b"yes",
+        "bulk or list mail": lists
+        or fields.get("precedence", b"").lower() in (b"bulk", b"list", b"junk"),
+        "an automatic mail": is_automatic(fields, subject),
+        "from an address that reads no replies": any(
+            NO_REPLY.match(address.lower()) for _, address in to
+        ),
+        "no address to answer": not to,
+    }
+    return next((reason for reason, holds in reasons.items() if holds), None)
+
+
+def maildir_flags(name):
+    return re.search(r"(?:[:;!]2,([A-Za-z]*))?$", name)[1] or ""
+
+
+def people_in(fields, name):
+    pairs = addresses_of(fields.get(name, b""))
+    return [pair for pair in pairs if ADDRESS.fullmatch(pair[1])]
+
+
+def read_mail(fields, body, subject, authors):
+    """The row of a mail to answer: what a draft needs, and a prompt; or why it wants no reply."""
+    message = parse(fields, body)
+    if any(part.get_content_type() == "text/calendar" for part in message.walk()):
+        return "an invitation or an answer to one"
+    text, date = clean(text_in(message)).replace(STUFFED, ""), date_of(fields)
+    if not text.strip():
+        return "no text"
+    people = {name: people_in(fields, name.lower()) for name in PEOPLE}
+    reached = {address.casefold() for name in ("To", "Cc") for _, address in people[name]}
+    lines = {
+        name: ", ".join(
+            f'"{email.utils.quote(person)}" <{address}>' if person else address
+            for person, address in pairs
+        )
+        for name, pairs in people.items()
+    }
+    before = ids_of(fields.get("references") or fields.get("in-reply-to", b""))
+    row = {"id": "", "date": f"{date:{DATE_FORMAT}}" if date else "", "subject": subject, **lines}
+    row |= {"Message-ID": bracketed(filter(None, [id_of(fields)]))}
+    row |= {"References": bracketed(before[-20:])}
+    row |= {"author": sorted(authors, key=lambda author: author not in reached)}
+    return row | {"prompt": [{"role": "user", "content": text}]}
+
+
+def bracketed(ids):
+    return " ".join(f"<{name}>" for name in ids if re.fullmatch("[!-;=?-~]{1,250}", name))
 
 
 def print_text(args):
     found = [raw for _, raw in itertools.islice(messages(args.source), 2)]
     if len(found) != 1:
-        stop(f"{args.source}: holds {'more than one message' if found else 'no message'}; for a mailbox: prepare_data.py inbox")
-    print(text_of(email.message_from_bytes(found[0])))
+        count = "more than one message" if found else "no message"
+        stop(f"{args.source}: holds {count}; for a mailbox: prepare_data.py inbox")
+    print(text_of(*open_message(found[0])))
 
 
-DRAFT = {name: str for name in ("prediction", "mail", "date", "subject", "From", "To", "Cc", "Reply-To", "Message-ID",
-                                "References")} | {"author": list}
+DRAFT = ["prediction", "mail", "date", "subject", *PEOPLE, "Message-ID", "References"]
 MARKS = {  # of a draft in an mbox, for Thunderbird, Apple Mail, Dovecot and others
-    "Status": "RO", "X-Status": "T", "X-Mozilla-Status": "0001", "X-Mozilla-Status2": "00000000",
+    "Status": "RO",
+    "X-Status": "T",
+    "X-Mozilla-Status": "0001",
+    "X-Mozilla-Status2": "00000000",
     "X-Mozilla-Draft-Info": "internal/draft; vcard=0; receipt=0; DSN=0; uuencode=0",
-    "X-Uniform-Type-Identifier": "com.apple.mail-draft"}
+    "X-Uniform-Type-Identifier": "com.apple.mail-draft",
+}
 QUOTED_PRINTABLE = email.charset.Charset("utf-8")
 QUOTED_PRINTABLE.body_encoding = email.charset.QP
 
 
-def write_draft(row):
-    """A row of predictions.jsonl as a message: to whom a client's "reply to all" goes, the original quoted below.
-
-    An address is only ever one that was told apart in the mail's header, what stands in a field was one line, and long
-    ids are not encoded, as email's newer policies do (so the older compat32). The Message-ID is a digest of the mail: it
-    tells nothing of this machine, and a mail gets one draft, whatever the model says the next time.
-    """
-    authors = [one_line(str(author)) for author in row["author"]]
-    row = {name: row[name] if name in ("prediction", "mail") else one_line(row[name]) for name in DRAFT if name != "author"}
-    people = {name: addresses_of(row[name].encode()) for name in PEOPLE}
-    own = {author.casefold() for author in authors}
-    reply, date = clean(row["prediction"]).strip(), sent_at(row)
-    to, named = people["Reply-To"] or people["From"], {}
-    if own:  # else who of them the author is stays unknown, and a draft is never addressed to everybody by mistake
-        named = {address.casefold(): (person, address) for person, address in people["To"] + people["Cc"]}
-    named = [pair for key, pair in named.items() if key not in own | {address.casefold() for _, address in to}]
-    sender = next((person or address for person, address in people["From"] or to), "")
-    written = f"On {date:%Y-%m-%d at %H:%M}, {sender} wrote:" if date > NO_DATE else f"{sender} wrote:"
-    quoted = "\n".join(f">{'' if line[:1] in ('', '>') else ' '}{line}" for line in clean(row["mail"]).split("\n"))
-    message = email.mime.text.MIMEText(f"{reply}\n\n{written}\n{quoted}\n", "plain", QUOTED_PRINTABLE)
-    message.set_payload(re.sub("^From ", "=46rom ", message.get_payload(), flags=re.MULTILINE))  # mbox would mark it
-    digest = hashlib.sha256(json.dumps(row | {"author": authors, "prediction": ""}).encode()).hexdigest()[:32]
-    domain = authors[0].rpartition("@")[2] if own else "draft.invalid"
-    for name, value in {
-            "From": authors[0] if own else "",
-            **{name: ",\n ".join(map(email.utils.formataddr, pairs)) for name, pairs in (("To", to), ("Cc", named))},
-            "Subject": email.header.Header(f"Re: {REPLY_SUBJECT.sub('', row['subject']).strip()}", header_name="Subject").encode(),
-            "Date": email.utils.formatdate(localtime=True), "Message-ID": f"<{digest}@{domain}>",
-            "In-Reply-To": row["Message-ID"], "References": "\n ".join(f"{row['References']} {row['Message-ID']}".split())}.items():
-        if value:
-            message[name] = value
-    return message
-
-
-@contextlib.contextmanager
-def open_mailbox(path, folder):
-    """A mailbox to add to. An mbox is a copy, which takes its place when whole: a kill tears none and leaves none locked."""
-    if folder:
-        yield mailbox.Maildir(path)
-        return
-    with open(path, "a+b") as file:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if os.path.exists(f"{path}.lock"):
-            raise BlockingIOError
-        file.seek(0)
-        with open(side := f"{path}.part", "wb") as copy:
-            shutil.copyfileobj(file, copy)
-        with contextlib.closing(mailbox.mbox(side)) as box:
-            yield box
-        os.replace(side, os.path.realpath(path))
-
-
 def write_drafts(args):
-    rows = read_jsonl(args.source, DRAFT)
+    rows = read_jsonl(args.source, dict.fromkeys(DRAFT, str) | {"author": list})
     folder = args.output.endswith("/") or os.path.isdir(args.output)
-    if folder:
-        if os.path.isdir(args.output) and os.listdir(args.output) and not os.path.isdir(os.path.join(args.output, "cur")):
-            stop(f"{args.output}: is a folder but no Maildir; name a file for an mbox, or another folder")
-        for name in ("tmp", "new", "cur"):
-            os.makedirs(os.path.join(args.output, name), exist_ok=True)
-    elif os.path.isfile(args.output):
-        with open(args.output, "rb") as file:
-            if file.read(5) not in (b"", b"From "):
-                stop(f"{args.output}: is there and is no mbox; name another output")
+    check_mailbox(args.output, folder)
     try:
         with open_mailbox(args.output, folder) as box:
             there = {message["Message-ID"] for message in box}
@@ -1219,119 +2094,113 @@ def write_drafts(args):
                 box.add(draft)
     except BlockingIOError:
         stop(f"{args.output}: another program has it open; close that first")
-    for reason, count in {"no word of a reply": len(rows) - len(drafts), "stands there already": len(drafts) - len(new)}.items():
-        if count:
-            print(f"left out {count:6}: {reason}")
+    print_left_out(
+        +collections.Counter(
+            {
+                "no word of a reply": len(rows) - len(drafts),
+                "is there already": len(drafts) - len(new),
+            }
+        )
+    )
     print(f"added {len(new)} drafts to {args.output}; nothing is sent")
 
 
-# ---------------------------------------------------------------------------------------------- command line
-
-def row_count(text):
-    if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of rows, such as 100")
-    return int(text)
-
-
-def add_examples(command):
-    method = command.add_argument_group("past replies as examples")
-    method.add_argument("--examples", metavar="K", type=row_count,
-                        help="put the K most similar earlier mails and the author's replies to them in front of each mail, "
-                        f"{EXAMPLE_WORDS} words of each")
-    method.add_argument("--memory", metavar="TRAIN.jsonl", help="where they come from, a file that format wrote"
-                        " (format's default: the rows themselves)")
+def check_mailbox(path, folder):
+    """Stop unless drafts can be added at this path."""
+    if folder:
+        maildir = os.path.isdir(os.path.join(path, "cur"))
+        if os.path.isdir(path) and os.listdir(path) and not maildir:
+            stop(f"{path}: is a folder but no Maildir; name a file for an mbox, or another folder")
+        for name in ("tmp", "new", "cur"):
+            os.makedirs(os.path.join(path, name), exist_ok=True)
+    elif os.path.isfile(path):
+        with open(path, "rb") as file:
+            if file.read(5) not in (b"", b"From "):
+                stop(f"{path}: is there and is no mbox; name another output")
 
 
-def fraction(text):
-    try:
-        if 0 < float(text) < 1:
-            return float(text)
-    except ValueError:
-        pass
-    raise argparse.ArgumentTypeError(f"{text!r} is no fraction between 0 and 1, such as 0.2")
+@contextlib.contextmanager
+def open_mailbox(path, folder):
+    """A mailbox to add to. An mbox is a copy, which is moved when whole: a kill tears none."""
+    if folder:
+        yield mailbox.Maildir(path)
+        return
+    with open(path, "a+b") as file:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.path.exists(f"{path}.lock"):
+            raise BlockingIOError
+        file.seek(0)
+        with open(side := f"{path}.part", "wb") as copy:
+            shutil.copyfileobj(file, copy)
+        with contextlib.closing(mailbox.mbox(side)) as box:
+            yield box
+        os.replace(side, os.path.realpath(path))
 
 
-def main(argv=None):
-    os.umask(0o077)  # private mail is its owner's alone
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
-                                     allow_abbrev=False)
-    parser.error = stop  # one line, without the usage
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+def write_draft(row):
+    """A row of predictions.jsonl as a message: to whom "reply to all" goes, the original below.
 
-    def add_command(name, run, help):
-        command = commands.add_parser(name, help=help, allow_abbrev=False)
-        command.error = stop
-        command.set_defaults(run=run)
-        return command
+    An address is only ever one that was told apart in the mail's header, a field is one line, and
+    long ids are not encoded, as email's newer policies do (so the older compat32). The Message-ID
+    is a digest of the mail: it tells nothing of this machine, and a mail gets one draft, whatever
+    the model says the next time.
+    """
+    authors = [one_line(str(author)) for author in row["author"]]
+    texts = ("prediction", "mail")
+    row = {name: row[name] if name in texts else one_line(row[name]) for name in DRAFT}
+    to, copied, sender = people_to_answer(row, authors)
+    reply, date = clean(row["prediction"]).strip(), sent_at(row)
+    written = (
+        f"On {date:%Y-%m-%d at %H:%M}, {sender} wrote:" if date > NO_DATE else f"{sender} wrote:"
+    )
+    lines = clean(row["mail"]).split("\n")
+    quoted = "\n".join(f">{'' if line[:1] in ('', '>') else ' '}{line}" for line in lines)
+    text = f"{reply}\n\n{written}\n{quoted}\n"
+    message = email.mime.text.MIMEText(text, "plain", QUOTED_PRINTABLE)
+    # An mbox would mark a line that begins with "From ".
+    body = re.sub("^From ", "=46rom ", message.get_payload(), flags=re.MULTILINE)
+    message.set_payload(body)
+    digest = json.dumps(row | {"author": authors, "prediction": ""}).encode()
+    digest = hashlib.sha256(digest).hexdigest()[:32]
+    own = next((author for author in authors if ADDRESS.fullmatch(author)), "")
+    subject = f"Re: {REPLY_SUBJECT.sub('', row['subject']).strip()}"
+    fields = {
+        "From": own,
+        "To": ",\n ".join(map(email.utils.formataddr, to)),
+        "Cc": ",\n ".join(map(email.utils.formataddr, copied)),
+        "Subject": email.header.Header(subject, header_name="Subject").encode(),
+        "Date": email.utils.formatdate(localtime=True),
+        "Message-ID": f"<{OWN_DRAFT}{digest}@{own.rpartition('@')[2] or 'draft.invalid'}>",
+        "In-Reply-To": row["Message-ID"],
+        "References": "\n ".join(f"{row['References']} {row['Message-ID']}".split()),
+    }
+    for name, value in fields.items():
+        if value:
+            message[name] = value
+    return message
 
-    command = add_command("extract", extract, "archive of mail to reply CSV")
-    command.add_argument("source", metavar="SOURCE", help="an mbox, a Maildir, a folder of .eml files, a tree or "
-                         ".tar.gz of any of these such as the Enron corpus, or its emails.csv")
-    command.add_argument("output", metavar="OUT.csv", help=f"a row a reply: {','.join(COLUMNS)}")
-    command.add_argument("--author", metavar="ADDRESS", nargs="+", action="extend", required=True,
-                         help="the addresses that the author writes from")
-    command.add_argument("--keep-signature", action="store_true",
-                         help="keep a signature, a device's line or a disclaimer behind the own words")
 
-    command = add_command("own-words", print_own_words, "a mail's body in, its author's own words out")
-    command.add_argument("--keep-signature", action="store_true", help="cut quoted mail alone")
-
-    command = add_command("split", split_replies, "reply CSV to a training and a test CSV")
-    files = command.add_argument_group("files")
-    files.add_argument("source", metavar="IN.csv", help=f"a reply CSV with the columns {','.join(COLUMNS)}")
-    files.add_argument("--train", metavar="OUT.csv", required=True, help="in random order: its first rows are a sample")
-    files.add_argument("--test", metavar="OUT.csv", required=True, help="the latest threads")
-    method = command.add_argument_group("method")
-    method.add_argument("--test-fraction", metavar="F", type=fraction, default=0.2,
-                        help="of the rows (default: %(default)s)")
-    method.add_argument("--random", action="store_true", help="threads drawn at random for the test, not the latest")
-    method.add_argument("--seed", metavar="N", type=int, default=1, help="of the shuffles (default: %(default)s)")
-
-    command = add_command("format", format_replies, "reply CSV to prompt/completion JSONL")
-    files = command.add_argument_group("files")
-    files.add_argument("source", metavar="IN.csv", help=f"a reply CSV with the columns {','.join(COLUMNS)}")
-    files.add_argument("output", metavar="OUT.jsonl", help="one example a line: id, prompt, completion")
-    files.add_argument("--holdout", metavar="TEST.csv", nargs="+", action="extend", default=[],
-                       help="drop rows whose mail, or whose reply of eight words or more, stands in these files")
-    method = command.add_argument_group("method")
-    method.add_argument("--author-name", metavar="NAME", help="ask in the instruction for the style of NAME")
-    method.add_argument("--instruction", metavar="TEXT", help=f"another instruction than {INSTRUCTION!r}")
-    method.add_argument("--without-sender", metavar="ADDRESS", default="", help="drop rows that this address sent")
-    method.add_argument("--limit", metavar="N", type=row_count, help="only the first N rows that are kept")
-    method.add_argument("--as-shipped", action="store_true",
-                        help="cut and drop nothing (overrides --holdout and --without-sender)")
-    add_examples(command)
-
-    command = add_command("inbox", read_inbox, "mail that wants a reply, to prompts")
-    command.add_argument("source", metavar="SOURCE", help="an mbox, a Maildir, a folder of .eml files, or a single one")
-    command.add_argument("output", metavar="OUT.jsonl", help="a row a mail, the newest first: what a draft needs, and the prompt")
-    command.add_argument("--author", metavar="ADDRESS", nargs="+", action="extend", default=[],
-                         help="who answers: own mail is left out, and drafts answer all recipients but these")
-    command.add_argument("--archive", metavar="SENT", help="mail that was sent: what it answers is left out")
-    add_examples(command)
-
-    command = add_command("text", print_text, "the text of one mail, as the model reads it")
-    command.add_argument("source", metavar="MAIL.eml")
-
-    command = add_command("drafts", write_drafts, "answered mail to a mailbox of drafts")
-    command.add_argument("source", metavar="PREDICTIONS.jsonl", help="what generate.py made of inbox's rows")
-    command.add_argument("output", metavar="OUT", help="an mbox, or a Maildir if it ends in / or is a folder; drafts are added")
-
-    args = parser.parse_args(argv)
-    try:
-        if "output" in args and os.path.exists(args.output) and os.path.samefile(args.source, args.output):
-            stop(f"{args.output}: is the input; name another output")
-        args.run(args)
-    except OSError as error:
-        stop(f"{error.filename or vars(args).get('output', 'standard output')}: {error.strerror}")
+def people_to_answer(row, authors):
+    """([(name, address)] to answer, the same of who gets a copy, who wrote): nobody twice."""
+    people = {name: addresses_of(row[name]) for name in PEOPLE}
+    asked = [pair for pair in people["Reply-To"] if not is_author(*pair, authors)]
+    to, copied = {}, {}
+    for person, address in asked or people["From"]:
+        to.setdefault(address.casefold(), (person, address))
+    if authors:  # else who of them the author is stays unknown, and all would get the draft
+        for person, address in people["To"] + people["Cc"]:
+            if address.casefold() not in to and not is_author(person, address, authors):
+                copied.setdefault(address.casefold(), (person, address))
+    sender = next((person or address for person, address in people["From"] or to.values()), "")
+    return list(to.values()), list(copied.values()), sender
 
 
 def leave(number, frame):
-    print("prepare_data.py: interrupted; the same command does it anew", file=sys.stderr)
+    print("prepare_data.py: interrupted; run the same command again", file=sys.stderr)
     sys.exit(128 + number)
 
 
 if __name__ == "__main__":
-    for each in signal.SIGINT, signal.SIGTERM:
-        signal.signal(each, leave)
+    for signal_number in signal.SIGINT, signal.SIGTERM:
+        signal.signal(signal_number, leave)
     main()

@@ -1,4 +1,5 @@
 """prepare_data.py around a trained model: new mail to prompts, answers to drafts, past replies as examples."""
+
 import email
 import email.policy
 import email.utils
@@ -38,8 +39,11 @@ def inbox(tmp_path, source, *flags):
 def answered(tmp_path, rows, reply="By six.\n\nMaud"):
     """The rows as generate.py writes them to predictions.jsonl."""
     path = tmp_path / "answers.jsonl"
-    lines = [{name: value for name, value in row.items() if name != "prompt"}
-             | {"mail": row["prompt"][-1]["content"], "reference": None, "prediction": reply} for row in rows]
+    lines = [
+        {name: value for name, value in row.items() if name != "prompt"}
+        | {"mail": row["prompt"][-1]["content"], "reference": None, "prediction": reply}
+        for row in rows
+    ]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     return str(path)
 
@@ -50,8 +54,14 @@ def drafts(tmp_path, rows, out="drafts.mbox", **kwargs):
     return [email.message_from_bytes(bytes(draft), policy=email.policy.default) for draft in box]
 
 
-QUESTION = message(1, f'"Corrigan, Len" <{LEN}>', "When does it cool?\n> soon\n\nLen", "AW: Re[2]: RE: kiln two",
-                   Cc=f"Joss <joss@home.example>, {MAUD.upper()}", References="<a@x.example> <b@x.example>")
+QUESTION = message(
+    1,
+    f'"Corrigan, Len" <{LEN}>',
+    "When does it cool?\n> soon\n\nLen",
+    "AW: Re[2]: RE: kiln two",
+    Cc=f"Joss <joss@home.example>, {MAUD.upper()}",
+    References="<a@x.example> <b@x.example>",
+)
 
 
 @pytest.mark.parametrize("form", ["mbox", "maildir", "eml", "tar"])
@@ -59,14 +69,24 @@ def test_a_mail_becomes_the_prompt_that_training_saw(tmp_path, form):
     reply = message(2, MAUD, "By six.", "Re: kiln two", In_Reply_To="<1@tern.example>")
     archive = write_archive(form, tmp_path / "mail", [QUESTION, reply])
     prepare_data.main(["extract", archive, str(tmp_path / "out.csv"), "--author", MAUD])
-    (trained,) = prepare_data.read_replies(str(tmp_path / "out.csv"))
+    (trained,) = prepare_data.read_replies(str(tmp_path / "out.csv")).to_dict("records")
     (tmp_path / "new").mkdir()
     (row,) = inbox(tmp_path, write_archive(form, tmp_path / "new" / "mail", [QUESTION]))
-    assert row["prompt"] == [{"role": "user", "content": trained["mail"]}] and trained["mail"] == "When does it cool?\n> soon\n\nLen"
+    assert (
+        row["prompt"] == [{"role": "user", "content": trained["mail"]}]
+        and trained["mail"] == "When does it cool?\n> soon\n\nLen"
+    )
     assert {name: row[name] for name in row if name not in ("prompt", "author")} == {
-        "id": "1", "date": "06-02-2019 13:12:05", "subject": "AW: Re[2]: RE: kiln two", "From": f'"Corrigan, Len" <{LEN}>',
-        "To": "all@tern.example", "Cc": f'"Joss" <joss@home.example>, {MAUD.upper()}', "Reply-To": "",
-        "Message-ID": "<1@tern.example>", "References": "<a@x.example> <b@x.example>"}
+        "id": "1",
+        "date": "06-02-2019 13:12:05",
+        "subject": "AW: Re[2]: RE: kiln two",
+        "From": f'"Corrigan, Len" <{LEN}>',
+        "To": "all@tern.example",
+        "Cc": f'"Joss" <joss@home.example>, {MAUD.upper()}',
+        "Reply-To": "",
+        "Message-ID": "<1@tern.example>",
+        "References": "<a@x.example> <b@x.example>",
+    }
     assert stat.S_IMODE((tmp_path / "inbox.jsonl").stat().st_mode) == 0o600
 
 
@@ -96,35 +116,67 @@ UNWANTED = [
 @pytest.mark.parametrize(("reason", "sender", "fields"), UNWANTED)
 def test_mail_that_wants_no_reply_is_left_out(tmp_path, capsys, reason, sender, fields):
     write_mbox(tmp_path / "mail", [message(7, sender, "Hello", **fields), QUESTION])
-    assert [row["Message-ID"] for row in inbox(tmp_path, tmp_path / "mail", "--author", MAUD)] == ["<1@tern.example>"]
+    assert [row["Message-ID"] for row in inbox(tmp_path, tmp_path / "mail", "--author", MAUD)] == [
+        "<1@tern.example>"
+    ]
     assert f"left out      1: {reason}\n" in capsys.readouterr().out
 
 
 def test_mail_that_does_want_one_is_kept(tmp_path):
-    kept = [message(1, "no-reply@form.example", "Hello", Reply_To="joss@home.example"), message(2, "nora.reply@tern.example", "a"),
-            message(3, LEN, "b", Precedence="first-class", Auto_Submitted="no"), message(4, LEN, "c", X_Mozilla_Status="0001"),
-            message(5, LEN, "d", Return_Path=f"<{LEN}>", X_Spam_Flag="NO", X_Gmail_Labels="Inbox,Spam fighters")]
+    kept = [
+        message(1, "no-reply@form.example", "Hello", Reply_To="joss@home.example"),
+        message(2, "nora.reply@tern.example", "a"),
+        message(3, LEN, "b", Precedence="first-class", Auto_Submitted="no"),
+        message(4, LEN, "c", X_Mozilla_Status="0001"),
+        message(
+            5,
+            LEN,
+            "d",
+            Return_Path=f"<{LEN}>",
+            X_Spam_Flag="NO",
+            X_Gmail_Labels="Inbox,Spam fighters",
+        ),
+    ]
     write_mbox(tmp_path / "mail", kept)
     assert len(inbox(tmp_path, tmp_path / "mail", "--author", MAUD)) == 5
 
 
 def test_a_receipt_and_a_bounce_want_no_reply(tmp_path, capsys):
     report = message(7, LEN, "Your message was read.")
-    report.replace_header("Content-Type", 'multipart/report; report-type=disposition-notification; boundary="b"')
+    report.replace_header(
+        "Content-Type", 'multipart/report; report-type=disposition-notification; boundary="b"'
+    )
     write_mbox(tmp_path / "mail", [report, QUESTION])
-    assert len(inbox(tmp_path, tmp_path / "mail")) == 1 and "1: an automatic mail" in capsys.readouterr().out
+    assert (
+        len(inbox(tmp_path, tmp_path / "mail")) == 1
+        and "1: an automatic mail" in capsys.readouterr().out
+    )
 
 
 def test_what_was_answered_is_left_out(tmp_path, capsys):
-    mails = [message(number, LEN, f"Question {number}", str(number), f"Wed, {number} Feb 2019 13:12:05 +0000") for number in range(1, 7)]
-    sent = [message(11, MAUD, "Yes", References="<1@tern.example> <2@tern.example>"),
-            message(12, "joss@tern.example", "I say no", In_Reply_To="<3@tern.example>"),
-            message(13, MAUD, "I am away", "Automatic reply: x", In_Reply_To="<4@tern.example>")]
-    write_mbox(tmp_path / "mail", [*mails, mails[4], message(14, MAUD, "ok", In_Reply_To="<5@tern.example>")])
+    mails = [
+        message(
+            number, LEN, f"Question {number}", str(number), f"Wed, {number} Feb 2019 13:12:05 +0000"
+        )
+        for number in range(1, 7)
+    ]
+    sent = [
+        message(11, MAUD, "Yes", References="<1@tern.example> <2@tern.example>"),
+        message(12, "joss@tern.example", "I say no", In_Reply_To="<3@tern.example>"),
+        message(13, MAUD, "I am away", "Automatic reply: x", In_Reply_To="<4@tern.example>"),
+    ]
+    write_mbox(
+        tmp_path / "mail",
+        [*mails, mails[4], message(14, MAUD, "ok", In_Reply_To="<5@tern.example>")],
+    )
     write_mbox(tmp_path / "sent", sent)
 
     def left(*flags):
-        return [row["subject"] for row in inbox(tmp_path, tmp_path / "mail", *flags) if "maud" not in row["From"]]
+        return [
+            row["subject"]
+            for row in inbox(tmp_path, tmp_path / "mail", *flags)
+            if "maud" not in row["From"]
+        ]
 
     assert left() == ["6", "5", "4", "3", "2", "1"]
     assert "left out      1: a copy of an earlier message" in capsys.readouterr().out
@@ -135,7 +187,14 @@ def test_what_was_answered_is_left_out(tmp_path, capsys):
 
 
 def test_a_maildirs_flags_and_other_folders(tmp_path):
-    names = ["cur/1.x:2,S", "cur/2.x:2,RS", "cur/3.x:2,T", "cur/4.x:2,D", "new/5.x", ".Junk/cur/6.x:2,"]
+    names = [
+        "cur/1.x:2,S",
+        "cur/2.x:2,RS",
+        "cur/3.x:2,T",
+        "cur/4.x:2,D",
+        "new/5.x",
+        ".Junk/cur/6.x:2,",
+    ]
     for number, name in enumerate(names, 1):
         (tmp_path / "mail" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "mail" / name).write_bytes(message(number, LEN, str(number)).as_bytes())
@@ -147,10 +206,18 @@ def test_nothing_to_answer_and_wrong_flags_end_in_one_line(tmp_path, capsys):
     write_mbox(tmp_path / "mail", [message(1, MAUD, "x")])
     (tmp_path / "bad.jsonl").write_text('{"id": "1"}\n')
     (tmp_path / "empty.jsonl").write_text(json.dumps(MEMORY[0] | {"prompt": []}) + "\n")
-    for flags, error in (["--author", MAUD], "mail: no mail wants a reply"), (["--examples", "2"], "--examples wants"), (
-            ["--memory", "x"], "--memory says"), (["--examples", "2", "--memory", str(tmp_path / "bad.jsonl")], "bad.jsonl: line 1 is no"), (
-            ["--examples", "2", "--memory", str(tmp_path / "empty.jsonl")], "empty.jsonl: line 1 is no"), (
-            ["--examples", "2", "--memory", "none"], "none: No such file"), (["--archive", "none"], "none: No such file"):
+    for flags, error in (
+        (["--author", MAUD], "mail: no mail wants a reply"),
+        (["--examples", "2"], "--examples wants"),
+        (["--memory", "x"], "--memory says"),
+        (["--examples", "2", "--memory", str(tmp_path / "bad.jsonl")], "bad.jsonl: line 1 is no"),
+        (
+            ["--examples", "2", "--memory", str(tmp_path / "empty.jsonl")],
+            "empty.jsonl: line 1 is no",
+        ),
+        (["--examples", "2", "--memory", "none"], "none: No such file"),
+        (["--archive", "none"], "none: No such file"),
+    ):
         with pytest.raises(SystemExit) as stopped:
             inbox(tmp_path, tmp_path / "mail", *flags)
         shown = capsys.readouterr().err
@@ -169,60 +236,128 @@ def test_text_of_one_mail(tmp_path, capsys):
 
 # -------------------------------------------------------------------------------------------------------- drafts
 
+
 def test_a_draft_answers_all_who_were_asked(tmp_path):
     write_mbox(tmp_path / "mail", [QUESTION])
     rows = inbox(tmp_path, tmp_path / "mail", "--author", "other@home.example", MAUD)
     (draft,) = drafts(tmp_path, rows)
-    got = {name: draft[name] for name in ("From", "To", "Cc", "Subject", "In-Reply-To", "References")}
-    assert got == {"From": MAUD, "To": f'"Corrigan, Len" <{LEN}>', "Cc": "all@tern.example, Joss <joss@home.example>",
-                   "Subject": "Re: kiln two", "In-Reply-To": "<1@tern.example>",
-                   "References": "<a@x.example> <b@x.example> <1@tern.example>"}
+    got = {
+        name: draft[name] for name in ("From", "To", "Cc", "Subject", "In-Reply-To", "References")
+    }
+    assert got == {
+        "From": MAUD,
+        "To": f'"Corrigan, Len" <{LEN}>',
+        "Cc": "all@tern.example, Joss <joss@home.example>",
+        "Subject": "Re: kiln two",
+        "In-Reply-To": "<1@tern.example>",
+        "References": "<a@x.example> <b@x.example> <1@tern.example>",
+    }
     assert draft["Message-ID"].endswith("@tern.example>") and os.uname().nodename not in str(draft)
     assert abs(email.utils.parsedate_to_datetime(draft["Date"]).timestamp() - time.time()) < 60
     text = draft.get_content()
-    assert draft.get_content_type() == "text/plain" and draft["Content-Transfer-Encoding"] == "quoted-printable"
-    assert text == ("By six.\n\nMaud\n\nOn 2019-02-06 at 13:12, Corrigan, Len wrote:\n"
-                    "> When does it cool?\n>> soon\n>\n> Len\n")
+    assert (
+        draft.get_content_type() == "text/plain"
+        and draft["Content-Transfer-Encoding"] == "quoted-printable"
+    )
+    assert text == (
+        "By six.\n\nMaud\n\nOn 2019-02-06 at 13:12, Corrigan, Len wrote:\n"
+        "> When does it cool?\n>> soon\n>\n> Len\n"
+    )
     assert prepare_data.own_words(text)[0] == "By six.\n\nMaud"
     assert stat.S_IMODE((tmp_path / "drafts.mbox").stat().st_mode) == 0o600
 
 
 def test_without_an_author_nobody_else_is_addressed(tmp_path):
-    mail = message(1, LEN, "When?", Reply_To="Joss <joss@home.example>", Cc="ana@tern.example", date=None)
+    mail = message(
+        1, LEN, "When?", Reply_To="Joss <joss@home.example>", Cc="ana@tern.example", date=None
+    )
     del mail["Message-ID"]
     write_mbox(tmp_path / "mail", [mail])
     (draft,) = drafts(tmp_path, inbox(tmp_path, tmp_path / "mail"))
-    assert draft["To"] == "Joss <joss@home.example>" and draft["Message-ID"].endswith("@draft.invalid>")
+    assert draft["To"] == "Joss <joss@home.example>" and draft["Message-ID"].endswith(
+        "@draft.invalid>"
+    )
     assert not {"From", "Cc", "In-Reply-To", "References"} & set(draft.keys())
     assert f"\n{LEN} wrote:\n> When?" in draft.get_content()
 
 
-@pytest.mark.parametrize("subject", ["kiln", "Re: kiln", "RE: Re: kiln", "AW: kiln", "Sv: SV: kiln", "R: kiln", "Re[3]: kiln", "Antw: Fwd: kiln",
-                                     "回复：kiln", "re : re:kiln", "Réf. : kiln", "Отв: kiln", "ΣΧΕΤ: kiln", "Antwort: kiln", "Re^2: kiln"])
+@pytest.mark.parametrize(
+    "subject",
+    [
+        "kiln",
+        "Re: kiln",
+        "RE: Re: kiln",
+        "AW: kiln",
+        "Sv: SV: kiln",
+        "R: kiln",
+        "Re[3]: kiln",
+        "Antw: Fwd: kiln",
+        "回复：kiln",
+        "re : re:kiln",
+        "Réf. : kiln",
+        "Отв: kiln",
+        "ΣΧΕΤ: kiln",
+        "Antwort: kiln",
+        "Re^2: kiln",
+    ],
+)
 def test_re_stands_once(tmp_path, subject):
     write_mbox(tmp_path / "mail", [message(1, LEN, "When?", subject)])
-    assert [draft["Subject"] for draft in drafts(tmp_path, inbox(tmp_path, tmp_path / "mail"))] == ["Re: kiln"]
+    assert [draft["Subject"] for draft in drafts(tmp_path, inbox(tmp_path, tmp_path / "mail"))] == [
+        "Re: kiln"
+    ]
 
 
 def test_a_word_that_ends_like_a_mark_stays(tmp_path):
-    write_mbox(tmp_path / "mail", [message(1, LEN, "When?", "Re: Dinner: Friday"), message(2, LEN, "Who?", "Reminder: res: kiln")])
-    assert [draft["Subject"] for draft in drafts(tmp_path, inbox(tmp_path, tmp_path / "mail"))] == ["Re: Dinner: Friday", "Re: Reminder: res: kiln"]
+    write_mbox(
+        tmp_path / "mail",
+        [
+            message(1, LEN, "When?", "Re: Dinner: Friday"),
+            message(2, LEN, "Who?", "Reminder: res: kiln"),
+        ],
+    )
+    assert [draft["Subject"] for draft in drafts(tmp_path, inbox(tmp_path, tmp_path / "mail"))] == [
+        "Re: Dinner: Friday",
+        "Re: Reminder: res: kiln",
+    ]
 
 
 def test_many_recipients_and_a_long_thread_keep_to_short_lines(tmp_path):
     others = [f"person{number}@tern.example" for number in range(90)]
     thread = [f"<{'i' * 60}{number}@tern.example>" for number in range(20)]
-    write_mbox(tmp_path / "mail", [message(1, LEN, "When?", "kiln \u00fc " * 40, Cc=", ".join(others), References=" ".join(thread))])
+    write_mbox(
+        tmp_path / "mail",
+        [
+            message(
+                1,
+                LEN,
+                "When?",
+                "kiln \u00fc " * 40,
+                Cc=", ".join(others),
+                References=" ".join(thread),
+            )
+        ],
+    )
     (draft,) = drafts(tmp_path, inbox(tmp_path, tmp_path / "mail", "--author", MAUD))
     assert [address.addr_spec for address in draft["Cc"].addresses] == ["all@tern.example", *others]
-    assert draft["References"].split() == [*thread, "<1@tern.example>"] and draft["Subject"].startswith("Re: kiln \u00fc kiln")
+    assert draft["References"].split() == [*thread, "<1@tern.example>"] and draft[
+        "Subject"
+    ].startswith("Re: kiln \u00fc kiln")
     assert max(map(len, (tmp_path / "drafts.mbox").read_bytes().splitlines())) < 100
 
 
 def test_hostile_headers_stay_within_their_field(tmp_path):
-    raw = ("From: =?utf-8?q?Len=0ABcc=3A_eve=40x.example=2C?= <len@tern.example>\nTo: maud@tern.example, =?utf-8?q?eve=40x.example=2C?= <a@b.example>\n"
-           "Subject: =?utf-8?b?" + "a2lsbg0KQmNjOiBldmVAeC5leGFtcGxl" + "?=\nMessage-ID: <" + "i" * 200 + "@x.example>\n"
-           "References: <a@x.example>\u2028Bcc:eve@x.example <" + "b" * 150 + "@x.example> bad <no\u00e9@x>\n\nWhen?\n\u2028From me\nFrom you\n")
+    raw = (
+        "From: =?utf-8?q?Len=0ABcc=3A_eve=40x.example=2C?= <len@tern.example>\nTo: maud@tern.example, =?utf-8?q?eve=40x.example=2C?= <a@b.example>\n"
+        "Subject: =?utf-8?b?"
+        + "a2lsbg0KQmNjOiBldmVAeC5leGFtcGxl"
+        + "?=\nMessage-ID: <"
+        + "i" * 200
+        + "@x.example>\n"
+        "References: <a@x.example>\u2028Bcc:eve@x.example <"
+        + "b" * 150
+        + "@x.example> bad <no\u00e9@x>\n\nWhen?\n\u2028From me\nFrom you\n"
+    )
     (tmp_path / "x.eml").write_text(raw, encoding="utf-8")
     (row,) = inbox(tmp_path, tmp_path / "x.eml", "--author", MAUD)
     row |= {"subject": "kiln\r\nBcc: eve@x.example", "Cc": f"{row['Cc']}\r\nBcc:"}
@@ -232,8 +367,15 @@ def test_hostile_headers_stay_within_their_field(tmp_path):
     assert [address.addr_spec for address in draft["To"].addresses] == [LEN]
     assert [address.addr_spec for address in draft["Cc"].addresses] == ["a@b.example"]
     assert draft["In-Reply-To"].strip() == "<" + "i" * 200 + "@x.example>"
-    assert draft["References"].split() == ["<a@x.example>", "<" + "b" * 150 + "@x.example>", draft["In-Reply-To"].strip()]
-    assert draft.get_content().startswith("From here on:\n.\nGr\u00fc\u00dfe \u2014\n\n") and max(map(len, data.splitlines())) < 998
+    assert draft["References"].split() == [
+        "<a@x.example>",
+        "<" + "b" * 150 + "@x.example>",
+        draft["In-Reply-To"].strip(),
+    ]
+    assert (
+        draft.get_content().startswith("From here on:\n.\nGr\u00fc\u00dfe \u2014\n\n")
+        and max(map(len, data.splitlines())) < 998
+    )
     assert "> From you\n" in draft.get_content()
 
 
@@ -243,18 +385,33 @@ def test_drafts_are_added_once_and_marked(tmp_path, capsys):
     for out in ("drafts.mbox", "Drafts/"):
         assert len(drafts(tmp_path, rows[1:], out)) == 1
         assert len(drafts(tmp_path, rows, out)) == 2
-        before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file() and path.name != "answers.jsonl"}
+        before = {
+            path: path.read_bytes()
+            for path in tmp_path.rglob("*")
+            if path.is_file() and path.name != "answers.jsonl"
+        }
         assert len(drafts(tmp_path, rows, out, reply="By seven.")) == 2
-        assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file() and path.name != "answers.jsonl"}
-        assert "left out      2: stands there already" in capsys.readouterr().out
+        assert before == {
+            path: path.read_bytes()
+            for path in tmp_path.rglob("*")
+            if path.is_file() and path.name != "answers.jsonl"
+        }
+        assert "left out      2: is there already" in capsys.readouterr().out
         drafts(tmp_path, rows, out, reply=" ")
         assert "left out      2: no word of a reply" in capsys.readouterr().out
     first = mailbox.mbox(tmp_path / "drafts.mbox")[0]
-    assert (first["X-Status"], first["X-Mozilla-Draft-Info"][:14]) == ("T", "internal/draft") and first["X-Mozilla-Status"] == "0001"
+    assert (first["X-Status"], first["X-Mozilla-Draft-Info"][:14]) == (
+        "T",
+        "internal/draft",
+    ) and first["X-Mozilla-Status"] == "0001"
     files = list((tmp_path / "Drafts" / "cur").iterdir())
     assert len(files) == 2 and all(path.name.endswith(":2,DS") for path in files)
     assert {stat.S_IMODE(path.stat().st_mode) for path in files} == {0o600}
-    assert [name for name in mailbox.Maildir(tmp_path / "Drafts")[files[0].name.partition(":")[0]].keys() if name[:2] == "X-"] == []
+    assert [
+        name
+        for name in mailbox.Maildir(tmp_path / "Drafts")[files[0].name.partition(":")[0]].keys()
+        if name[:2] == "X-"
+    ] == []
 
 
 def test_drafts_refuse_in_one_line(tmp_path, capsys):
@@ -265,23 +422,37 @@ def test_drafts_refuse_in_one_line(tmp_path, capsys):
     (tmp_path / "locked.mbox.lock").write_text("")
     (tmp_path / "locked.mbox").write_text("")
     before = sorted(os.listdir(tmp_path))
-    for source, out, error in ((tmp_path / "test.jsonl", "d.mbox", "line 1 is no row with"), (good, "notes.txt", "is no mbox"),
-                               (good, "", "is a folder but no Maildir"), (good, "none/d.mbox", "No such file"),
-                               (good, "locked.mbox", "another program has it open"), (tmp_path / "none", "d", "No such file")):
+    for source, out, error in (
+        (tmp_path / "test.jsonl", "d.mbox", "line 1 is no row with"),
+        (good, "notes.txt", "is no mbox"),
+        (good, "", "is a folder but no Maildir"),
+        (good, "none/d.mbox", "No such file"),
+        (good, "locked.mbox", "another program has it open"),
+        (tmp_path / "none", "d", "No such file"),
+    ):
         capsys.readouterr()
         with pytest.raises(SystemExit) as stopped:
             prepare_data.main(["drafts", str(source), str(tmp_path / out)])
         shown = capsys.readouterr().err
         assert stopped.value.code == 2 and error in shown and shown.count("\n") == 1, (shown, error)
-    assert sorted(os.listdir(tmp_path)) == before and (tmp_path / "notes.txt").read_text() == "notes\n"
+    assert (
+        sorted(os.listdir(tmp_path)) == before and (tmp_path / "notes.txt").read_text() == "notes\n"
+    )
 
 
 # ------------------------------------------------------------------------------------------------------ examples
 
+
 def pair(number, mail, reply, date, subject=None):
-    return {"id": str(number), "date": date, "subject": subject or f"subject {number}", "From": MAUD, "To": LEN,
-            "prompt": [{"role": "system", "content": "Answer"}, {"role": "user", "content": mail}],
-            "completion": [{"role": "assistant", "content": reply}]}
+    return {
+        "id": str(number),
+        "date": date,
+        "subject": subject or f"subject {number}",
+        "From": MAUD,
+        "To": LEN,
+        "prompt": [{"role": "system", "content": "Answer"}, {"role": "user", "content": mail}],
+        "completion": [{"role": "assistant", "content": reply}],
+    }
 
 
 MEMORY = [
@@ -289,7 +460,13 @@ MEMORY = [
     pair(2, "glass kiln cold today", "two", "02-02-2019 10:00:00"),
     pair(3, "glass kiln cold today again", "later", "08-02-2019 10:00:00"),
     pair(4, "wax " + "and wick " * 60, "yes\n" * 80, "03-02-2019 10:00:00"),
-    pair(5, "glass kiln cold today here", "same thread", "04-02-2019 10:00:00", "AW: Re: the question"),
+    pair(
+        5,
+        "glass kiln cold today here",
+        "same thread",
+        "04-02-2019 10:00:00",
+        "AW: Re: the question",
+    ),
     pair(6, "glass kiln cold today, Maud?", "no date", ""),
 ]
 
@@ -299,31 +476,51 @@ def contents(row):
 
 
 def test_the_most_similar_earlier_replies_stand_in_front():
-    question = pair(7, "glass kiln cold today", "its own", "07-02-2019 10:00:00", "Re: the question")
+    question = pair(
+        7, "glass kiln cold today", "its own", "07-02-2019 10:00:00", "Re: the question"
+    )
     question["prompt"][1]["content"] = "is the glass kiln cold today, please"
     (row,) = prepare_data.with_examples([question], [*MEMORY, question], 2)
-    assert contents(row) == [("system", "Answer"), ("user", "glass kiln cold"), ("assistant", "one"),
-                             ("user", "glass kiln cold today"), ("assistant", "two"), ("user", "is the glass kiln cold today, please")]
+    assert contents(row) == [
+        ("system", "Answer"),
+        ("user", "glass kiln cold"),
+        ("assistant", "one"),
+        ("user", "glass kiln cold today"),
+        ("assistant", "two"),
+        ("user", "is the glass kiln cold today, please"),
+    ]
     assert row == question | {"prompt": row["prompt"]}
     (row,) = prepare_data.with_examples([question], MEMORY, 9)
-    assert contents(row)[1:3] == [("user", "wax " + "and wick " * 29 + "and …"), ("assistant", "yes\n" * 59 + "yes …")]
+    assert contents(row)[1:3] == [
+        ("user", "wax " + "and wick " * 29 + "and …"),
+        ("assistant", "yes\n" * 59 + "yes …"),
+    ]
     assert len(row["prompt"]) == 2 + 2 * 3
 
 
 def test_without_a_date_only_what_has_none_either_and_new_mail_sees_all():
-    for date, completion, used in (("", True, {"no date"}), ("", False, {row["completion"][0]["content"] for row in MEMORY}),
-                                   ("02-02-2019 10:00:00", True, {"one"}), ("02-02-2019 10:00:00", False, {"one"})):
+    for date, completion, used in (
+        ("", True, {"no date"}),
+        ("", False, {row["completion"][0]["content"] for row in MEMORY}),
+        ("02-02-2019 10:00:00", True, {"one"}),
+        ("02-02-2019 10:00:00", False, {"one"}),
+    ):
         question = pair(7, "kiln", "its own", date)
         if not completion:
             del question["completion"], question["prompt"][0]
         (row,) = prepare_data.with_examples([question], MEMORY, 9)
-        assert {m["content"].replace(" …", "") if "yes" not in m["content"] else "yes\n" * 80 for m in row["prompt"]
-                if m["role"] == "assistant"} == used
+        assert {
+            m["content"].replace(" …", "") if "yes" not in m["content"] else "yes\n" * 80
+            for m in row["prompt"]
+            if m["role"] == "assistant"
+        } == used
         assert contents(row)[-1] == ("user", "kiln")
 
 
 def test_equals_keep_their_order_and_mails_without_words_serve():
-    memory = [pair(number, "kiln", f"r{number}", f"0{number}-02-2019 10:00:00") for number in (3, 1, 2)]
+    memory = [
+        pair(number, "kiln", f"r{number}", f"0{number}-02-2019 10:00:00") for number in (3, 1, 2)
+    ]
     for row in memory:
         row["prompt"][1]["content"] += f" {row['id']}"
     (row,) = prepare_data.with_examples([pair(9, "kiln", "x", "09-02-2019 10:00:00")], memory, 2)
@@ -334,28 +531,47 @@ def test_equals_keep_their_order_and_mails_without_words_serve():
 
 
 def test_training_test_and_inbox_see_the_same_examples(tmp_path):
-    train, test = ROOT / "data/sample/maud_okafor_train_43.csv", ROOT / "data/sample/maud_okafor_test_16.csv"
-    memory, plain, out = (str(tmp_path / name) for name in ("memory.jsonl", "plain.jsonl", "test.jsonl"))
+    train, test = (
+        ROOT / "data/sample/maud_okafor_train_43.csv",
+        ROOT / "data/sample/maud_okafor_test_16.csv",
+    )
+    memory, plain, out = (
+        str(tmp_path / name) for name in ("memory.jsonl", "plain.jsonl", "test.jsonl")
+    )
     prepare_data.main(["format", str(train), plain])
     prepare_data.main(["format", str(train), memory, "--examples", "3"])
     rows, at = read(memory), {row["id"]: prepare_data.sent_at(row) for row in read(plain)}
     replies = {prepare_data.shorten(row["completion"][0]["content"]): row for row in read(plain)}
-    assert len(replies) == len(rows) > 40 and sum(len(row["prompt"]) == 8 for row in rows) >= len(rows) - 3
+    assert (
+        len(replies) == len(rows) > 40
+        and sum(len(row["prompt"]) == 8 for row in rows) >= len(rows) - 3
+    )
     for row in rows:
         used = [replies[m["content"]] for m in row["prompt"] if m["role"] == "assistant"]
-        assert all(at[other["id"]] < at[row["id"]] and other["subject"].casefold() != row["subject"].casefold() for other in used)
-        assert [m["role"] for m in row["prompt"]] == ["system", *["user", "assistant"] * len(used), "user"]
+        assert all(
+            at[other["id"]] < at[row["id"]]
+            and other["subject"].casefold() != row["subject"].casefold()
+            for other in used
+        )
+        assert [m["role"] for m in row["prompt"]] == [
+            "system",
+            *["user", "assistant"] * len(used),
+            "user",
+        ]
     prepare_data.main(["format", str(test), out, "--examples", "3", "--memory", memory])
     with_examples = read(out)
     prepare_data.main(["format", str(test), out, "--examples", "3", "--memory", plain])
     assert read(out) == with_examples
     question = with_examples[0]["prompt"][-1]["content"]
-    write_mbox(tmp_path / "mail", [message(1, LEN, question, "zzz", "Sun, 1 Dec 2019 10:00:00 +0000")])
+    write_mbox(
+        tmp_path / "mail", [message(1, LEN, question, "zzz", "Sun, 1 Dec 2019 10:00:00 +0000")]
+    )
     (new,) = inbox(tmp_path, tmp_path / "mail", "--examples", "3", "--memory", memory)
     assert new["prompt"] == with_examples[0]["prompt"][1:]
 
 
 # ---------------------------------------------------------------------------------------------- hostile archives
+
 
 def test_nothing_but_plain_members_of_a_bounded_size_is_read(tmp_path, monkeypatch):
     monkeypatch.setattr(prepare_data, "LARGEST", 100_000)
@@ -374,10 +590,20 @@ def test_nothing_but_plain_members_of_a_bounded_size_is_read(tmp_path, monkeypat
         add(archive, "2.eml", kind=tarfile.SYMTYPE, target=str(secret))
         add(archive, "3.eml", kind=tarfile.LNKTYPE, target=str(secret))
         add(archive, "4.eml", kind=tarfile.FIFOTYPE)
-        add(archive, "mbox", b"From x Wed Feb 06 13:12:05 2019\n" + big + b"y" * 5_000_000
-            + b"\n\nFrom x Wed Feb 06 13:12:05 2019\n" + message(2, LEN, "after").as_bytes())
+        add(
+            archive,
+            "mbox",
+            b"From x Wed Feb 06 13:12:05 2019\n"
+            + big
+            + b"y" * 5_000_000
+            + b"\n\nFrom x Wed Feb 06 13:12:05 2019\n"
+            + message(2, LEN, "after").as_bytes(),
+        )
     rows = inbox(tmp_path, path)
-    assert [(row["Message-ID"], row["prompt"][0]["content"][:5]) for row in rows] == [("<1@tern.example>", "first"), ("<2@tern.example>", "after")]
+    assert [(row["Message-ID"], row["prompt"][0]["content"][:5]) for row in rows] == [
+        ("<1@tern.example>", "first"),
+        ("<2@tern.example>", "after"),
+    ]
     assert len(rows[0]["prompt"][0]["content"]) < 110_000
     assert sorted(os.listdir(tmp_path)) == ["inbox.jsonl", "mail.tar.gz", "secret.eml"]
 
@@ -390,14 +616,26 @@ def test_a_header_of_a_gigabyte_is_not_unpacked(tmp_path):
         file.write(tarfile.TarInfo("0.eml").tobuf() + info.tobuf())
         for _ in range(300):
             file.write(bytes(1_000_000))
-    code = ("import prepare_data, resource, sys; resource.setrlimit(resource.RLIMIT_AS, (600_000_000,) * 2); "
-            "prepare_data.main(['inbox', sys.argv[1], sys.argv[1] + '.jsonl'])")
-    done = subprocess.run([sys.executable, "-c", code, str(path)], cwd=ROOT, capture_output=True, text=True,
-                          env={**os.environ, "OMP_NUM_THREADS": "1"})
-    assert done.returncode == 2 and "ends early: a header of 2000000000 bytes" in done.stderr and "Traceback" not in done.stderr
+    code = (
+        "import prepare_data, resource, sys; resource.setrlimit(resource.RLIMIT_AS, (600_000_000,) * 2); "
+        "prepare_data.main(['inbox', sys.argv[1], sys.argv[1] + '.jsonl'])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert (
+        done.returncode == 2
+        and "ends early: a header of 2000000000 bytes" in done.stderr
+        and "Traceback" not in done.stderr
+    )
 
 
 # ---------------------------------------------------------------------------------------------------- real clients
+
 
 @pytest.mark.slow
 def test_mutt_lists_and_recalls_the_draft(tmp_path):
@@ -408,23 +646,39 @@ def test_mutt_lists_and_recalls_the_draft(tmp_path):
     rows = inbox(tmp_path, tmp_path / "mail", "--author", MAUD)
     drafts(tmp_path, rows)
     drafts(tmp_path, rows, "Drafts/")
-    (tmp_path / "editor").write_text(f"#!/bin/sh\ncp \"$1\" {tmp_path}/seen\n")
+    (tmp_path / "editor").write_text(f'#!/bin/sh\ncp "$1" {tmp_path}/seen\n')
     (tmp_path / "editor").chmod(0o700)
     server = ["tmux", "-L", f"drafts{os.getpid()}"]
 
     def screen(words):
         for _ in range(100):
-            shown = subprocess.run([*server, "capture-pane", "-p"], capture_output=True, text=True).stdout
+            shown = subprocess.run(
+                [*server, "capture-pane", "-p"], capture_output=True, text=True
+            ).stdout
             if words in shown:
                 return shown
             time.sleep(0.1)
         raise AssertionError(shown)
 
     for box in ("drafts.mbox", "Drafts"):
-        (tmp_path / "muttrc").write_text(f"set postponed={tmp_path}/{box}\nset folder={tmp_path}\nset spoolfile={tmp_path}/mail\n"
-                                         f"set editor={tmp_path}/editor\nset edit_headers=yes\nset sendmail=/bin/false\n")
+        (tmp_path / "muttrc").write_text(
+            f"set postponed={tmp_path}/{box}\nset folder={tmp_path}\nset spoolfile={tmp_path}/mail\n"
+            f"set editor={tmp_path}/editor\nset edit_headers=yes\nset sendmail=/bin/false\n"
+        )
         try:
-            subprocess.run([*server, "new-session", "-d", "-x", "120", "-y", "40", f"HOME={tmp_path} mutt -F {tmp_path}/muttrc -p"], check=True)
+            subprocess.run(
+                [
+                    *server,
+                    "new-session",
+                    "-d",
+                    "-x",
+                    "120",
+                    "-y",
+                    "40",
+                    f"HOME={tmp_path} mutt -F {tmp_path}/muttrc -p",
+                ],
+                check=True,
+            )
             shown = screen("kiln two")
             if "Subject:" not in shown:  # the list of drafts: take the first
                 subprocess.run([*server, "send-keys", "Enter"], check=True)
@@ -433,7 +687,11 @@ def test_mutt_lists_and_recalls_the_draft(tmp_path):
         finally:
             subprocess.run([*server, "kill-server"], capture_output=True)
         seen = (tmp_path / "seen").read_text()
-        assert "In-Reply-To: <1@tern.example>" in seen and "By six.\n\nMaud" in seen and "> When does it cool?" in seen
+        assert (
+            "In-Reply-To: <1@tern.example>" in seen
+            and "By six.\n\nMaud" in seen
+            and "> When does it cool?" in seen
+        )
         (tmp_path / "seen").unlink()
 
 
@@ -448,14 +706,22 @@ def test_an_imap_server_shows_the_maildir_as_drafts(tmp_path):
     drafts(tmp_path, inbox(tmp_path, tmp_path / "mail", "--author", MAUD), "Drafts/")
     with tempfile.TemporaryDirectory() as home:
         shutil.copytree(tmp_path / "Drafts", f"{home}/Drafts")
-        owner = pwd.getpwnam("nobody") if os.getuid() == 0 else pwd.getpwuid(os.getuid())  # it serves no mail to root
+        owner = (
+            pwd.getpwnam("nobody") if os.getuid() == 0 else pwd.getpwuid(os.getuid())
+        )  # it serves no mail to root
         Path(home, "conf").write_text(
             f"mail_location = maildir:{home}/Drafts\nlog_path = {home}/log\nmail_uid = {owner.pw_uid}\nmail_gid = {owner.pw_gid}\n"
-            "first_valid_uid = 1\nfirst_valid_gid = 1\n")
+            "first_valid_uid = 1\nfirst_valid_gid = 1\n"
+        )
         for path in (home, *Path(home).rglob("*")):
             os.chown(path, owner.pw_uid, owner.pw_gid)
         client = imaplib.IMAP4_stream(f"env -i HOME={home} USER=maud {imap} -c {home}/conf")
         assert client.state == "AUTH" and client.select("INBOX")[0] == "OK"
-        shown = repr([client.fetch("1", what)[1] for what in ("(FLAGS)", "(BODY[HEADER.FIELDS (SUBJECT IN-REPLY-TO)])")])
+        shown = repr(
+            [
+                client.fetch("1", what)[1]
+                for what in ("(FLAGS)", "(BODY[HEADER.FIELDS (SUBJECT IN-REPLY-TO)])")
+            ]
+        )
         client.logout()
     assert all(words in shown for words in ("Draft", "Re: kiln two", "<1@tern.example>"))

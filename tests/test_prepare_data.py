@@ -1,4 +1,5 @@
 """prepare_data.py: every quoting layout by exact values, the filters, the command line, and the marked real replies."""
+
 import collections
 import csv
 import json
@@ -6,6 +7,7 @@ import os
 import stat
 from pathlib import Path
 
+import pandas
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -19,7 +21,10 @@ OUTLOOK = "From: Corrigan, Len Sent: Monday, March 4, 2019 8:03 AM To: Okafor, M
 # own words, quoted text, each with a single blank in between when joined
 LAYOUTS = [
     ("By six. cheers, m.", f'"Corrigan, Len" <len@tern.example> on 2/6/2019 1:49:03 PM {LOTUS}'),
-    ("By six. cheers, m.", f'"Corrigan, Len (Ellery - Kilns)" <len@tern.example> on 02/06/2019 01:49:03 PM {LOTUS}'),
+    (
+        "By six. cheers, m.",
+        f'"Corrigan, Len (Ellery - Kilns)" <len@tern.example> on 02/06/2019 01:49:03 PM {LOTUS}',
+    ),
     ("By six.", f"Duncan P Frey 02/06/2019 01:49 PM {LOTUS}"),
     ("By six. Best, Maud", f"Duncan P Frey 02/06/2019 01:49 PM {LOTUS}"),
     ("By six. Best, Maud", f"Priya Raman 02/06/2019 01:49 PM {LOTUS}"),
@@ -39,15 +44,27 @@ LAYOUTS = [
     ("Joss", f"Wren Abbott@TT 02/06/2019 01:49 PM {LOTUS}"),
     ("By six. Maud", f"Wren Abbott@TT COMMUNICATIONS 02/06/2019 01:49 PM {LOTUS}"),
     ("By six. Maud", f"Wren Abbott/TT@ttXgate 02/06/2019 01:49 PM {LOTUS}"),
-    ("By six. Maud", f"Wren Abbott/Western Region/The Tern Company@Exchange 02/06/2019 01:49 PM {LOTUS}"),
+    (
+        "By six. Maud",
+        f"Wren Abbott/Western Region/The Tern Company@Exchange 02/06/2019 01:49 PM {LOTUS}",
+    ),
     ("Off at 7.22", f"WREN ABBOTT @ TERN 02/06/2019 01:49 PM {LOTUS}"),
     ("By six. Best, Maud", f"wren@tern.example on 02/06/2019 01:49:03 PM {LOTUS}"),
     ("you bet", f"<wren@tern.example> on 02/06/2019 01:49:03 PM {LOTUS}"),
     ("By six", f"sales@lamps.example (Lamp Sales) on 02/06/2019 01:49:03 PM {LOTUS}"),
     ("By six. Maud", f"From: Wren Abbott/TT@ttXgate on 02/06/2019 01:49 PM {LOTUS}"),
-    ("By six. Maud", f"Enron North America Corp. From: Wren Abbott @ TT 02/06/2019 01:49 PM {LOTUS}"),
-    ("Maud Enron North America Corp. 1400 Smith Street", f"From: Wren Abbott on 02/06/2019 01:49 PM {LOTUS}"),
-    ("By six.", f'"Joss" <joss@tern.example> 02/06/2019 01:49 PM Please respond to <joss@home.example> {LOTUS}'),
+    (
+        "By six. Maud",
+        f"Enron North America Corp. From: Wren Abbott @ TT 02/06/2019 01:49 PM {LOTUS}",
+    ),
+    (
+        "Maud Enron North America Corp. 1400 Smith Street",
+        f"From: Wren Abbott on 02/06/2019 01:49 PM {LOTUS}",
+    ),
+    (
+        "By six.",
+        f'"Joss" <joss@tern.example> 02/06/2019 01:49 PM Please respond to <joss@home.example> {LOTUS}',
+    ),
     ("By six.", f"Joss Whitfield@TT 02/06/2019 01:49 PM Sent by: Ana Brandt {LOTUS}"),
     ("By six. Maud", f"Joss Whitfield Sent by: Ana Brandt 02/06/2019 01:49 PM {LOTUS}"),
     ("By six.", f"From: Joss Whitfield 02/06/2019 01:49 PM Phone No: 713 555-0100 {LOTUS}"),
@@ -55,26 +72,52 @@ LAYOUTS = [
     ("By six.", f"Joss Whitfield 2000/06/05 13:20 {LOTUS}"),
     ("By six.", f"Joss Whitfield 26/12/2000 19:03 {LOTUS}"),
     ("By six.", f"From: Joss Whitfield on 03/26/2001 11:24 AM CST {LOTUS}"),
-    ("By six.", "Joss Whitfield 02/06/2019 01:49 PM To: " + "Priya Raman/Sales/TT@TT, " * 40 + "cc: Subject:"),
+    (
+        "By six.",
+        "Joss Whitfield 02/06/2019 01:49 PM To: "
+        + "Priya Raman/Sales/TT@TT, " * 40
+        + "cc: Subject:",
+    ),
     ("", f"Joss Whitfield 02/06/2019 01:49 PM {LOTUS}"),
-    ("By six.", f"----- Forwarded by Maud Okafor/Ops/TT on 02/06/2019 01:49 PM ----- Joss Whitfield {LOTUS}"),
-    ("", f"---------------------- Forwarded by Maud Okafor/Ops/TT on 02/06/2019 01:49 PM ---- {LOTUS}"),
+    (
+        "By six.",
+        f"----- Forwarded by Maud Okafor/Ops/TT on 02/06/2019 01:49 PM ----- Joss Whitfield {LOTUS}",
+    ),
+    (
+        "",
+        f"---------------------- Forwarded by Maud Okafor/Ops/TT on 02/06/2019 01:49 PM ---- {LOTUS}",
+    ),
     ("By six.", f"----- Original Message ----- {OUTLOOK}"),
     ("By six.", f"-----Original Mes sage----- {OUTLOOK}"),
     ("By six.", f"> -----Original Message----- > {OUTLOOK}"),
     ("By six.", OUTLOOK),
-    ("By six.", "____________________Reply Separator____________________ Subject: Re: kiln Author: Joss When?"),
+    (
+        "By six.",
+        "____________________Reply Separator____________________ Subject: Re: kiln Author: Joss When?",
+    ),
     ("By six. Maud", "joss@tern.example wrote: > When does it cool?"),
     ("By six. Maud", "--- joss@tern.example wrote: > When does it cool?"),
     ("By six. Maud", '"Corrigan, Len (Ellery)" <len@tern.example> wrote: When does it cool?'),
     ("By six. Maud", "At 01:12 PM 2/6/2019 -0800, Corrigan, Len wrote: >When does it cool?"),
-    ("By six. Maud", "On Wed, 6 Feb 2019 13:12:05 -0800 Len Corrigan <len@tern.example> wrote: > When?"),
-    ("By six. Maud", '>>> "Len Corrigan" <len@tern.example> 02/06/19 03:50PM >>> When does it cool?'),
+    (
+        "By six. Maud",
+        "On Wed, 6 Feb 2019 13:12:05 -0800 Len Corrigan <len@tern.example> wrote: > When?",
+    ),
+    (
+        "By six. Maud",
+        '>>> "Len Corrigan" <len@tern.example> 02/06/19 03:50PM >>> When does it cool?',
+    ),
     ("By six. Maud", ">>> Corrigan, Len 02/06/19 03:50PM >>> When does it cool?"),
     ("By six. Maud", LOTUS),
     ("Which of the 'bottom lines'? Maud", f"Joss.Whitfield@tern.c om {LOTUS}"),
-    ("By six. Maud", "To: Maud Okafor cc: 02/06/2019 01:49 PM Subject: Re: kiln When does it cool?"),
-    ("Phone 202 555 0100", '"Corrigan, Len" <len@tern.exa To: "Okafor, Maud" mple> cc: Subject: Re: kiln When?'),
+    (
+        "By six. Maud",
+        "To: Maud Okafor cc: 02/06/2019 01:49 PM Subject: Re: kiln When does it cool?",
+    ),
+    (
+        "Phone 202 555 0100",
+        '"Corrigan, Len" <len@tern.exa To: "Okafor, Maud" mple> cc: Subject: Re: kiln When?',
+    ),
 ]
 CLEAN = [
     "The price is 78 @ $5.445, see you @ the Anchor @1:00pm.",
@@ -90,7 +133,9 @@ CLEAN = [
 
 @pytest.mark.parametrize(("own", "quoted"), LAYOUTS)
 def test_quoted_text_is_cut_where_it_begins(own, quoted):
-    assert prepare_data.split_quoted(f"{own} {quoted}".strip(), "maud.okafor@tern.example", NAMES) == (own, quoted)
+    assert prepare_data.split_quoted(
+        f"{own} {quoted}".strip(), "maud.okafor@tern.example", NAMES
+    ) == (own, quoted)
 
 
 @pytest.mark.parametrize("text", CLEAN)
@@ -99,13 +144,39 @@ def test_own_words_are_not_cut(text):
 
 
 def test_lines_are_cut_like_folded_text():
-    own, quoted = prepare_data.split_quoted("By six.\n\nMaud\n\n\nJoss Whitfield@TT\n02/06/2019 01:49 PM\nTo: Maud\n")
+    own, quoted = prepare_data.split_quoted(
+        "By six.\n\nMaud\n\n\nJoss Whitfield@TT\n02/06/2019 01:49 PM\nTo: Maud\n"
+    )
     assert (own, quoted) == ("By six.\n\nMaud", "Joss Whitfield@TT\n02/06/2019 01:49 PM\nTo: Maud")
 
 
-PIECES = st.sampled_from(["By six.", "Maud", "m", "Joss Whitfield", "<j@tern.example>", "02/06/2019 01:49 PM", "To:",
-                          "cc:", "on", "Subject:", "From:", "wrote:", ">", ">>>", "-----", "Original Message", "At",
-                          '"', "@TT", "Forwarded by", "Sent by:", "\n", "\t"])
+PIECES = st.sampled_from(
+    [
+        "By six.",
+        "Maud",
+        "m",
+        "Joss Whitfield",
+        "<j@tern.example>",
+        "02/06/2019 01:49 PM",
+        "To:",
+        "cc:",
+        "on",
+        "Subject:",
+        "From:",
+        "wrote:",
+        ">",
+        ">>>",
+        "-----",
+        "Original Message",
+        "At",
+        '"',
+        "@TT",
+        "Forwarded by",
+        "Sent by:",
+        "\n",
+        "\t",
+    ]
+)
 
 
 @given(st.lists(PIECES | st.text(max_size=8), max_size=25).map(" ".join))
@@ -117,16 +188,26 @@ def test_any_text_splits_without_loss_and_only_once(text):
 
 
 def test_known_names_come_from_addresses_and_recipient_lists():
-    row = {"From": "maud.okafor@tern.example", "To": "len@tern.example, Wren.Abbott@tern.example",
-           "body": "Best, Maud Ana Brandt/Sales/TT To: Joss Whitfield/Ops/TT@TT, Duncan P Frey@TT cc: Priya Raman/TT"}
-    assert prepare_data.known_names([row]) == {
-        "maud okafor", "wren abbott", "joss whitfield", "duncan p frey", "priya raman"}
+    row = {
+        "From": "maud.okafor@tern.example",
+        "To": "len@tern.example, Wren.Abbott@tern.example",
+        "body": "Best, Maud Ana Brandt/Sales/TT To: Joss Whitfield/Ops/TT@TT, Duncan P Frey@TT cc: Priya Raman/TT",
+    }
+    assert prepare_data.known_names(pandas.DataFrame([row])) == {
+        "maud okafor",
+        "wren abbott",
+        "joss whitfield",
+        "duncan p frey",
+        "priya raman",
+    }
 
 
 def test_normalised_text_ignores_case_marks_and_the_header_of_a_mail():
     body = "one two three four five six seven eight"
     assert prepare_data.normalise("Straße, 7!\n") == "strasse7"
-    assert prepare_data.normalise_mail(f"Joss 02/06 To: Maud cc: Subject: {body}") == body.replace(" ", "")
+    assert prepare_data.normalise_mail(f"Joss 02/06 To: Maud cc: Subject: {body}") == body.replace(
+        " ", ""
+    )
     assert prepare_data.normalise_mail("To: Maud Subject: Re: lunch") == "tomaudsubjectrelunch"
 
 
@@ -143,7 +224,9 @@ def write_csv(path, rows):
         writer.writerow(prepare_data.COLUMNS)
         for name, sender, response, mail in rows:
             body = f"{response} {mail}"
-            writer.writerow([name, "2019", "kiln", sender, "joss@tern.example", body, len(body), response, mail])
+            writer.writerow(
+                [name, "2019", "kiln", sender, "joss@tern.example", body, len(body), response, mail]
+            )
     return str(path)
 
 
@@ -156,35 +239,70 @@ def format_rows(tmp_path, rows, *flags):
 
 def test_format_writes_the_contract(tmp_path, capsys):
     quoted = f"Joss Whitfield@TT 02/06/2019 01:49 PM {LOTUS}"
-    rows = format_rows(tmp_path, [("7", "maud.okafor@tern.example", f"{REPLY} Maud {quoted}", "Straße?")])
-    headers = {"date": "2019", "subject": "kiln", "From": "maud.okafor@tern.example", "To": "joss@tern.example"}
-    assert rows == [{"id": "7", **headers,
-                     "prompt": [{"role": "system", "content": "Respond to the given email"},
-                                {"role": "user", "content": f"{quoted} Straße?"}],
-                     "completion": [{"role": "assistant", "content": f"{REPLY} Maud"}]}]
-    assert "cut quoted text off 1 replies: 66.0% of the characters of all" in capsys.readouterr().out
+    rows = format_rows(
+        tmp_path, [("7", "maud.okafor@tern.example", f"{REPLY} Maud {quoted}", "Straße?")]
+    )
+    headers = {
+        "date": "2019",
+        "subject": "kiln",
+        "From": "maud.okafor@tern.example",
+        "To": "joss@tern.example",
+    }
+    assert rows == [
+        {
+            "id": "7",
+            **headers,
+            "prompt": [
+                {"role": "system", "content": "Respond to the given email"},
+                {"role": "user", "content": f"{quoted} Straße?"},
+            ],
+            "completion": [{"role": "assistant", "content": f"{REPLY} Maud"}],
+        }
+    ]
+    assert (
+        "cut quoted text off 1 replies: 66.0% of the characters of all" in capsys.readouterr().out
+    )
     assert stat.S_IMODE((tmp_path / "out.jsonl").stat().st_mode) == 0o600
     assert sorted(os.listdir(tmp_path)) == ["in.csv", "out.jsonl"]
 
 
-@pytest.mark.parametrize(("flags", "instruction"), [
-    (["--author-name", "Maud Okafor"],
-     "Respond to the given email addressed to Maud Okafor, by using the style of Maud Okafor"),
-    (["--instruction", "Answer {kindly}"], "Answer {kindly}"),
-])
+@pytest.mark.parametrize(
+    ("flags", "instruction"),
+    [
+        (
+            ["--author-name", "Maud Okafor"],
+            "Respond to the given email addressed to Maud Okafor, by using the style of Maud Okafor",
+        ),
+        (["--instruction", "Answer {kindly}"], "Answer {kindly}"),
+    ],
+)
 def test_instruction(tmp_path, flags, instruction):
     rows = format_rows(tmp_path, [("7", "m@tern.example", REPLY, MAIL)], *flags)
     assert rows[0]["prompt"][0]["content"] == instruction
 
 
 def test_filters_drop_and_count(tmp_path, capsys):
-    test = write_csv(tmp_path / "test.csv", [
-        ("90", "m@tern.example", "Yes, of course, on Friday at the latest, I swear.", f"To: Maud cc: Subject: {MAIL}"),
-        ("91", "m@tern.example", "Thanks a lot.", "Is it you?"),
-        ("92", "m@tern.example", "Fine by me.", "???")])
+    test = write_csv(
+        tmp_path / "test.csv",
+        [
+            (
+                "90",
+                "m@tern.example",
+                "Yes, of course, on Friday at the latest, I swear.",
+                f"To: Maud cc: Subject: {MAIL}",
+            ),
+            ("91", "m@tern.example", "Thanks a lot.", "Is it you?"),
+            ("92", "m@tern.example", "Fine by me.", "???"),
+        ],
+    )
     rows = [
         ("1", "m@tern.example", "A", "Who has the ladder?"),
-        ("2", "m@tern.example", f"----- Forwarded by Maud Okafor/Ops/TT on 02/06/2019 01:49 PM ----- {LOTUS}", "x"),
+        (
+            "2",
+            "m@tern.example",
+            f"----- Forwarded by Maud Okafor/Ops/TT on 02/06/2019 01:49 PM ----- {LOTUS}",
+            "x",
+        ),
         ("3", "m@tern.example", "?!", "Now?"),
         ("4", "m@tern.example", "a!", "who has THE ladder"),
         ("5", "m@tern.example", "B", "  "),
@@ -193,16 +311,29 @@ def test_filters_drop_and_count(tmp_path, capsys):
         ("8", "m@tern.example", "Thanks a lot.", "Here you are."),
         ("9", "Len@tern.example", "D", "Tea?"),
         ("10", "m@tern.example", "E", "!!"),
-        ("11", "m@tern.example", "E", "!!")]
+        ("11", "m@tern.example", "E", "!!"),
+    ]
     kept = format_rows(tmp_path, rows, "--holdout", test, "--without-sender", "len@TERN.example")
     assert [row["id"] for row in kept] == ["1", "8", "10", "11"]
-    dropped = [line.split(maxsplit=1)[1] for line in capsys.readouterr().out.splitlines() if line.startswith("dropped")]
-    assert dropped == ["1: sent by the left-out address", "2: no word of the author's own", "1: empty mail",
-                       "1: mail stands in the held-out file", "1: reply stands in the held-out file",
-                       "1: same mail and reply as an earlier row"]
-    shipped = format_rows(tmp_path, rows, "--holdout", test, "--without-sender", "len@tern.example", "--as-shipped")
-    assert [(row["id"], row["completion"][0]["content"], row["prompt"][1]["content"]) for row in shipped] == [
-        (name, response, mail) for name, _, response, mail in rows]
+    dropped = [
+        line.split(maxsplit=1)[1]
+        for line in capsys.readouterr().out.splitlines()
+        if line.startswith("dropped")
+    ]
+    assert dropped == [
+        "1: sent by the left-out address",
+        "2: no word of the author's own",
+        "1: empty mail",
+        "1: mail is in the held-out file",
+        "1: reply is in the held-out file",
+        "1: same mail and reply as an earlier row",
+    ]
+    shipped = format_rows(
+        tmp_path, rows, "--holdout", test, "--without-sender", "len@tern.example", "--as-shipped"
+    )
+    assert [
+        (row["id"], row["completion"][0]["content"], row["prompt"][1]["content"]) for row in shipped
+    ] == [(name, response, mail) for name, _, response, mail in rows]
     limited = format_rows(tmp_path, rows, "--holdout", test, "--limit", "2")
     assert [row["id"] for row in limited] == ["1", "8"]
 
@@ -212,27 +343,46 @@ def test_a_row_without_a_sender_is_kept_unless_one_is_left_out(tmp_path):
 
 
 def test_holdout_is_compared_after_the_cut(tmp_path):
-    test = write_csv(tmp_path / "test.csv", [
-        ("90", "maud@tern.example", f"{REPLY} Maud Joss Whitfield@TT 02/06/2019 01:49 PM {LOTUS} {MAIL}", "1")])
-    rows = [("1", "maud@tern.example", f"{REPLY} Maud", "2"),
-            ("2", "maud@tern.example", f"No. From: Joss on 02/06/2019 01:49 PM {LOTUS} {MAIL} 1", "")]
+    test = write_csv(
+        tmp_path / "test.csv",
+        [
+            (
+                "90",
+                "maud@tern.example",
+                f"{REPLY} Maud Joss Whitfield@TT 02/06/2019 01:49 PM {LOTUS} {MAIL}",
+                "1",
+            )
+        ],
+    )
+    rows = [
+        ("1", "maud@tern.example", f"{REPLY} Maud", "2"),
+        ("2", "maud@tern.example", f"No. From: Joss on 02/06/2019 01:49 PM {LOTUS} {MAIL} 1", ""),
+    ]
     assert format_rows(tmp_path, rows, "--holdout", test) == []
 
 
 HEADER = ",".join(prepare_data.COLUMNS) + "\n"
 
 
-@pytest.mark.parametrize(("text", "message"), [
-    ("", "in.csv: no column id, date, subject, From, To, body, length, response, mail;"),
-    ("id,date,subject,From,To,body,length,response\n", "in.csv: no column mail;"),
-    (HEADER, "in.csv: no rows"),
-    (HEADER + "1,,,,,,,a,b\n2,,,,,,,a,b\n1,,,,,,,a,b\n", "in.csv: rows 1 and 3 have the same id 1;"),
-    (HEADER + "1,,,,,,,a,b\n2,,,a,b\n", "in.csv: row 2 has 5 fields, not 9;"),
-    (HEADER + '1,,,,,,,a,b\n2,,,,,,,"a,b\n', "in.csv: row 2: unexpected end of data;"),
-    (HEADER + '1,,,,,,,"a"b,c\n', "in.csv: row 1: ',' expected after '\"';"),
-    (HEADER + "1,,,,,,,a,b\n2,,,,,,,a\0,b\n", "in.csv: line 3 holds a NUL byte;"),
-    (HEADER.encode() + "1,,,,,,,Grüße,b\n".encode("latin-1"), "in.csv: line 2 is not UTF-8;"),
-])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "in.csv: no column id, date, subject, From, To, body, length, response, mail;"),
+        ("id,date,subject,From,To,body,length,response\n", "in.csv: no column mail;"),
+        (HEADER, "in.csv: no rows"),
+        (
+            HEADER + "1,,,,,,,a,b\n2,,,,,,,a,b\n1,,,,,,,a,b\n",
+            "in.csv: rows 1 and 3 have the same id 1;",
+        ),
+        (HEADER + "1,,,,,,,a,b\n2,,,a,b\n", "in.csv: row 2 has 5 fields, not 9;"),
+        (HEADER + "1,,,,,,,a,b,c\n", "in.csv: row 1: "),
+        (HEADER + "1,,,,,,,a,b\n2,,,,,,,a,b,c\n", "in.csv: row 2: "),
+        (HEADER + '1,,,,,,,a,b\n2,,,,,,,"a,b\n', "in.csv: row 2: unexpected end of data;"),
+        (HEADER + '1,,,,,,,"a"b,c\n', "in.csv: row 1: ',' expected after '\"';"),
+        (HEADER + "1,,,,,,,a,b\n2,,,,,,,a\0,b\n", "in.csv: line 3 holds a NUL byte;"),
+        (HEADER.encode() + "1,,,,,,,Grüße,b\n".encode("latin-1"), "in.csv: line 2 is not UTF-8;"),
+    ],
+)
 def test_damaged_csv_is_refused_in_one_line(tmp_path, capsys, text, message):
     source = tmp_path / "in.csv"
     source.write_bytes(text if isinstance(text, bytes) else text.encode())
@@ -243,13 +393,16 @@ def test_damaged_csv_is_refused_in_one_line(tmp_path, capsys, text, message):
     assert error.startswith(f"prepare_data.py: {tmp_path}/{message}") and error.count("\n") == 1
 
 
-@pytest.mark.parametrize(("args", "message"), [
-    (["none.csv", "out.jsonl"], "none.csv: No such file or directory"),
-    (["in.csv", "none/out.jsonl"], "none/out.jsonl: No such file or directory"),
-    (["in.csv", "folder"], "folder: Is a directory"),
-    (["in.csv", "in.csv"], "in.csv: is the input; name another output"),
-    (["in.csv", "out.jsonl", "--holdout", "none.csv"], "none.csv: No such file or directory"),
-])
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["none.csv", "out.jsonl"], "none.csv: No such file or directory"),
+        (["in.csv", "none/out.jsonl"], "none/out.jsonl: No such file or directory"),
+        (["in.csv", "folder"], "folder: Is a directory"),
+        (["in.csv", "in.csv"], "in.csv: is the input; name another output"),
+        (["in.csv", "out.jsonl", "--holdout", "none.csv"], "none.csv: No such file or directory"),
+    ],
+)
 def test_wrong_files_are_refused_in_one_line(tmp_path, monkeypatch, capsys, args, message):
     monkeypatch.chdir(tmp_path)
     write_csv("in.csv", [("1", "m@tern.example", REPLY, MAIL)])
@@ -270,11 +423,14 @@ def test_limit_must_be_a_number_of_rows(limit, capsys):
 
 
 def test_a_field_of_ten_megabytes_is_read_and_cut_in_linear_time(tmp_path):
-    rows = format_rows(tmp_path, [("1", "m@tern.example", f"By six. {LOTUS}" + " > On" * 2_000_000, "x")])
+    rows = format_rows(
+        tmp_path, [("1", "m@tern.example", f"By six. {LOTUS}" + " > On" * 2_000_000, "x")]
+    )
     assert rows[0]["completion"][0]["content"] == "By six."
 
 
 # ------------------------------------------------------------------------------------- real replies, marked by hand
+
 
 @pytest.mark.parametrize("half", ["tuned", "unseen"])
 def test_hand_marked_boundaries(half):
@@ -284,12 +440,19 @@ def test_hand_marked_boundaries(half):
     """
     folder = os.environ.get("ENRON_DIR")
     if not folder:
-        pytest.skip("ENRON_DIR does not name a folder with experience1/ and experience2/, which `make data` fetches")
+        pytest.skip(
+            "ENRON_DIR does not name a folder with experience1/ and experience2/, which `make data` fetches"
+        )
     with open(Path(__file__).with_name("boundaries.csv"), encoding="utf-8") as file:
         marks = [mark for mark in csv.DictReader(file) if mark["half"] == half]
-    tables = {name: prepare_data.read_replies(Path(folder, name)) for name in {mark["file"] for mark in marks}}
+    tables = {
+        name: prepare_data.read_replies(Path(folder, name))
+        for name in {mark["file"] for mark in marks}
+    }
     names = {name: prepare_data.known_names(rows) for name, rows in tables.items()}
-    replies = {(name, row["id"]): row for name, rows in tables.items() for row in rows}
+    replies = {
+        (name, row["id"]): row for name, rows in tables.items() for row in rows.to_dict("records")
+    }
     exact, total = collections.Counter(), collections.Counter()
     for mark in marks:
         row = replies[mark["file"], mark["id"]]
@@ -299,4 +462,6 @@ def test_hand_marked_boundaries(half):
     print({layout: f"{exact[layout]} of {total[layout]}" for layout in sorted(total)})
     contaminated = [layout for layout in total if layout != "clean"]
     assert exact["clean"] == total["clean"]
-    assert sum(exact[layout] for layout in contaminated) >= 0.95 * sum(total[layout] for layout in contaminated)
+    assert sum(exact[layout] for layout in contaminated) >= 0.95 * sum(
+        total[layout] for layout in contaminated
+    )
