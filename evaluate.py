@@ -79,10 +79,12 @@ ANSWERS = {
 }
 NOTHING = "Nothing to test: no two models with primary measures."
 
-# Unicode's line breaking class "complex context" is Thai, Lao, Khmer, Burmese and their kin.
+# A character of a script without blanks between words, such as Chinese, Japanese or Thai, is one
+# beside which Unicode lets a line break (its annex 14): ideographs, kana, the complex scripts of
+# South-East Asia and the aksaras of Java and Bali; with the marks that belong to it.
 BLANKLESS = regex.compile(
-    r"""(?xV1) [ [\p{L}\p{Nl}] && [\p{scx=Han}\p{scx=Hiragana}\p{scx=Katakana}\p{scx=Bopomofo}
-                                   \p{scx=Yi}\p{Line_Break=Complex_Context}] ] \p{M}*"""
+    r"(?V1)[[\p{L}\p{Nl}]&&[\p{lb=ID}\p{lb=CJ}\p{lb=NS}\p{lb=SA}\p{lb=AK}\p{lb=AS}]"
+    r"--[\p{Latin}\p{Hangul}]]\p{M}*"
 )
 # This module's \w knows the marks that Python's own does not, such as the vowels of Hindi.
 WORD = regex.compile(r"(?=[\p{L}\p{N}_])\w+(?:['’]\w+)*")
@@ -230,8 +232,11 @@ def parse(data):
     return value if isinstance(value, dict) else None
 
 
-def read_json(path, maker):
+def read_json(path):
     if (facts := parse(path.read_bytes())) is None:
+        maker = {"train.json": "train.py", "baseline.json": "generate.py"}.get(
+            path.name, "evaluate.py"
+        )
         die(f"{path}: not JSON; {maker} makes it again")
     return facts
 
@@ -281,20 +286,16 @@ def read_completions(path):
 def read_training(run):
     """What a run or a copying baseline learned from: (rows, None), ([], None) for an untuned model,
     or (None, why its data is not at hand)."""
-    for name, maker in (("train.json", "train.py"), ("baseline.json", "generate.py")):
-        if (run / name).is_file():
-            settings = read_json(run / name, maker)
-            break
-    else:
+    files = [file for name in ("train", "baseline") if (file := run / f"{name}.json").is_file()]
+    if not files:
         return [], None
-    path, digest, limit = (
-        settings.get(key) for key in ("train_data", "train_data_sha256", "limit")
-    )
+    settings = read_json(files[0])
+    path, limit = settings.get("train_data"), settings.get("limit")
     if not (isinstance(path, str) and isinstance(limit, int | None)):
-        die(f"{run / name}: names no training data: it is of an older version; {maker} makes it")
+        die(f"{files[0]}: names no training data: it is of an older version; make it again")
     if not Path(path).is_file():
         return None, f"{path} is missing"
-    if sha256(Path(path)) != digest:
+    if sha256(Path(path)) != settings.get("train_data_sha256"):
         return None, f"{path} has changed since the training"
     return read_completions(Path(path))[:limit], None
 
@@ -319,12 +320,16 @@ def overlap(references, replies):
     from sacrebleu.metrics import BLEU, CHRF
     from sacrebleu.metrics.helpers import extract_all_char_ngrams
 
+    # An accented letter may be one code point or two.
+    references, replies = (
+        [unicodedata.normalize("NFC", text) for text in texts] for texts in (references, replies)
+    )
     pairs, letters = list(zip(references, replies, strict=True)), "".join(references)
     names = ["rouge1", "rouge2", "rougeL", "rougeLsum"]
     found = [rouge(*pair, names) for pair in pairs]
     per_mail = {name: np.array([[mail[name].fmeasure, 1] for mail in found]) for name in names}
-    stems = "words, or characters of scripts without blanks|stemmer:English"
-    signatures = {"rouge": f"F1, mean over mails|{stems}|Lsum:lines|{version('rouge-score')}"}
+    method = "F1, mean over mails|words, or characters of scripts without blanks|stemmer:English|"
+    signatures = {"rouge": f"{method}Lsum:lines|rouge-score {version('rouge-score')}"}
 
     blankless = 2 * len(BLANKLESS.findall(letters)) > len(regex.findall(r"\p{L}", letters))
     metric = BLEU(tokenize="char" if blankless else "13a")
@@ -346,7 +351,9 @@ def overlap(references, replies):
 
 
 def rouge(reference, reply, names):
-    """ROUGE of one reply. Where the reference has no word but, say, an emoji, of characters."""
+    """ROUGE of one reply: English as rouge-score has it, words of other scripts as they are, and
+    characters where the reference has no word but, say, an emoji. A single token that is no English
+    word counts as a pair, too, or a perfect reply would have no ROUGE-2."""
     from rouge_score.rouge_scorer import RougeScorer
     from rouge_score.tokenizers import DefaultTokenizer
 
@@ -357,7 +364,11 @@ def rouge(reference, reply, names):
         return [stem for part in parts for stem in (english(part) if part.isascii() else [part])]
 
     tokenize = stems if stems(reference) else lambda text: list("".join(text.split()))
-    return RougeScorer(names, tokenizer=SimpleNamespace(tokenize=tokenize)).score(reference, reply)
+    scorer = RougeScorer(names, tokenizer=SimpleNamespace(tokenize=tokenize))
+    found = scorer.score(reference, reply)
+    if len(tokenize(reference)) == 1 and not english(reference):
+        found["rouge2"] = found["rouge1"]
+    return found
 
 
 def likelihood(rows):
@@ -366,8 +377,8 @@ def likelihood(rows):
     if rows[0]["finish_reason"]:
         terms["stop_rate"] = rate(row["finish_reason"] == "stop" for row in rows)
     if rows[0]["reference_nll"] is not None:
-        for name, unit in (("token", "reference_tokens"), ("char", "reference")):
-            units = [row[unit] if name == "token" else len(row[unit]) for row in rows]
+        counts = [[row["reference_tokens"], len(row["reference"])] for row in rows]
+        for name, units in zip(("token", "char"), np.transpose(counts), strict=True):
             nll = [row["reference_nll"] for row in rows]
             terms[f"perplexity_{name}"] = np.array([nll, units]).T
     return terms
@@ -453,9 +464,8 @@ def closings_of(replies):
     endings = Counter()
     for reply in replies:
         closing = WORD.findall(SENTENCE_END.split(reply.strip())[-1].lower())
-        endings[tuple(closing)] += 1 <= len(closing) <= 3 and len(closing) < len(
-            WORD.findall(reply)
-        )
+        behind_text = len(closing) < len(WORD.findall(reply))
+        endings[tuple(closing)] += 1 <= len(closing) <= 3 and behind_text
     return {closing for closing, count in endings.items() if count >= max(2, 0.02 * len(replies))}
 
 
@@ -548,7 +558,7 @@ def estimate(name, terms):
     (Efron 1979); None without terms."""
     if terms is None:
         return None
-    value = score(name, terms, np.ones((1, len(terms))))[0]
+    value = score(name, terms, np.ones((1, len(terms)), int))[0]
     low, high = np.percentile(score(name, terms, resample(len(terms))), [2.5, 97.5])
     return {"value": float(value), "low": float(low), "high": float(high)}
 
@@ -659,7 +669,7 @@ def load_run(path):
         return None
     again = f"`python evaluate.py {path}` makes it again"
     scores = path / "metrics.json"
-    facts = read_json(scores, "evaluate.py") if scores.is_file() else {}
+    facts = read_json(scores) if scores.is_file() else {}
     if facts.get("predictions_sha256") != sha256(path / "predictions.jsonl"):
         die(f"{path}: no metrics.json of these predictions; {again}")
     run = {"path": path, "rows": read_predictions(path), "size": None}
@@ -675,7 +685,8 @@ def load_run(path):
         die(f"{path}: its metrics.json is of an older version or damaged; {again}")
     run["training"], run["problem"] = read_training(path)
     if (path / "train.json").is_file():
-        run["size"] = read_json(path / "train.json", "train.py").get("train_rows")
+        size = read_json(path / "train.json").get("train_rows")
+        run["size"] = size if isinstance(size, int) and size > 0 else None
     return run
 
 
