@@ -256,7 +256,7 @@ def read_predictions(run):
         keys = ("reference_nll", "reference_tokens", "finish_reason")
         nll, tokens, reason = (row.setdefault(key) for key in keys)
         numbers = isinstance(nll, int | float) and isinstance(tokens, int)
-        if nll is not None and not (numbers and 0 <= nll < 700 * tokens):  # nor is NaN
+        if nll is not None and not (numbers and 0 <= nll < 700 * tokens < 1e15):  # NaN is not
             die(f"{place}: reference_nll {nll} over reference_tokens {tokens} is no likelihood")
         if reason not in (None, "stop", "length"):
             die(f'{place}: finish_reason {reason} is neither "stop" nor "length"')
@@ -380,7 +380,7 @@ def likelihood(rows):
         counts = [[row["reference_tokens"], len(row["reference"])] for row in rows]
         for name, units in zip(("token", "char"), np.transpose(counts), strict=True):
             nll = [row["reference_nll"] for row in rows]
-            terms[f"perplexity_{name}"] = np.array([nll, units]).T
+            terms[f"perplexity_{name}"] = np.column_stack([nll, units])
     return terms
 
 
@@ -401,6 +401,9 @@ def train_classifier(paths, holdout, rows):
     least = min(map(len, authors))
     samples = [random.Random(SEED).sample(replies, least) for replies in authors]
     texts = [text for sample in samples for text in sample]
+    letters = Counter(letter for text in texts for letter in set(text))
+    if max(letters.values()) < len(texts) / 4 + 2:
+        die(f"{paths[0]} and the others: the replies share too few characters for style")
     labels = np.repeat(np.arange(len(authors)), least)
     classifier = make_pipeline(
         TfidfVectorizer(

@@ -907,6 +907,7 @@ ROW = {"id": "7", "mail": "m", "reference": "r", "prediction": "p", "finish_reas
         ),
         (json.dumps(ROW | {"reference_nll": 3.0}), "is no likelihood"),
         (json.dumps(ROW | {"reference_nll": 3.0, "reference_tokens": 0}), "is no likelihood"),
+        (json.dumps(ROW | {"reference_nll": 3, "reference_tokens": 10**300}), "is no likelihood"),
         (
             json.dumps(ROW) + "\n" + json.dumps(ROW | {"id": "8", "finish_reason": None}),
             "line 2: reference_nll and finish",
@@ -930,6 +931,11 @@ def test_other_mistakes(tmp_path, capsys, authors):
     assert "two authors" in refused(capsys, run, *style)
     few = write_author(tmp_path / "few.jsonl", "bob", 9)
     assert "too few" in refused(capsys, run, *style, few)
+    signs = [
+        write_jsonl(tmp_path / f"{start}.jsonl", [pair(i, "q", chr(start + i)) for i in range(12)])
+        for start in (0x4E00, 0x5E00)
+    ]
+    assert "too few characters" in refused(capsys, run, "--style-data", *signs)
     broken = write_jsonl(tmp_path / "broken.jsonl", [{"id": "1"}])
     assert "line 1: no prompt" in refused(capsys, run, *style, broken)
     assert "--compare" in refused(capsys)
