@@ -269,17 +269,18 @@ def read_predictions(run):
 
 def read_completions(path):
     """The rows of a prompt/completion file, each as {"mail", "reply", "From", "subject"}, the last
-    two None where the file does not say."""
+    two "" and None where the file does not say."""
     rows = []
     for place, row in read_jsonl(path, "prepare_data.py format"):
-        known = {"From": row.get("From"), "subject": row.get("subject")}
+        sender, subject = row.get("From") or "", row.get("subject")
         try:
             mail, reply = (row[key][-1]["content"] for key in ("prompt", "completion"))
         except (KeyError, IndexError, TypeError):
             mail = reply = None
-        if not all(isinstance(text, str) for text in (mail, reply, *filter(None, known.values()))):
+        if not all(isinstance(text, str) for text in (mail, reply, sender, subject or "")):
             die(f"{place}: no prompt and completion; prepare_data.py format makes them")
-        rows.append({"mail": mail, "reply": reply} | known)
+        sender = sender.strip().casefold()
+        rows.append({"mail": mail, "reply": reply, "From": sender, "subject": subject})
     return rows
 
 
@@ -439,7 +440,7 @@ def style_replies(paths, holdout, rows):
         replies = [
             row["reply"]
             for row in pairs
-            if row["reply"].strip() and sender(row) not in others
+            if row["reply"].strip() and row["From"] not in others
             if not tested & {tuple(words(row["mail"])), tuple(words(row["reply"]))}
         ]
         if len(replies) < 10:
@@ -450,13 +451,9 @@ def style_replies(paths, holdout, rows):
     return authors, files
 
 
-def sender(row):
-    return (row["From"] or "").strip().casefold()
-
-
 def main_sender(rows):
     """The address that sent more than half of the rows; None where there is none."""
-    ((address, count),) = Counter(map(sender, rows)).most_common(1)
+    ((address, count),) = Counter(row["From"] for row in rows).most_common(1)
     return address if address and count > len(rows) / 2 else None
 
 
@@ -644,7 +641,7 @@ def compare(paths, against, output, examples):
     if not problem and not clean.all():
         parts.append(measure(runs, first, f"the {clean.sum()} clean ones", clean))
     twins = [run["name"] for run in runs if is_twin(run, first)]
-    verdict, tests = answer(first["name"], twins, parts), test_table(parts, PRIMARY)
+    verdict, tests = answer(first["name"], twins, parts), tests_table(parts, PRIMARY)
     examples = show_examples(runs, examples)
     values = score_table(parts[0]).map(lambda text: text.split("\n")[0])
     head = [verdict] if tests is None else [verdict, tests]
@@ -654,7 +651,7 @@ def compare(paths, against, output, examples):
     for part in parts:
         blocks += [f"## {part['title'].capitalize()}", score_table(part)]
     for part in parts:
-        if (table := test_table([part], MEASURES)) is not None:
+        if (table := tests_table([part], MEASURES)) is not None:
             blocks += [f"## Every measure on {part['title']}", table]
     write(output.with_name("comparison.json"), as_json(runs, first, parts, problem, verdict))
     page = report_page(runs, blocks, clean, output.absolute().parent.name)
@@ -765,7 +762,7 @@ def measure(runs, first, title, selected):
         logs = np.log2(list(sizes.values())) - np.mean(np.log2(list(sizes.values())))
         slope = {DOUBLING: (list(sizes), logs / (logs @ logs))}
     part = {"title": title, "n": int(selected.sum()), "metrics": metrics, "reference": author}
-    tests = {"tests": test_each(pairs, terms), "trend": test_each(slope, terms)}
+    tests = {"tests": run_tests(pairs, terms), "trend": run_tests(slope, terms)}
     return part | tests | {"sizes": sizes}
 
 
@@ -778,7 +775,7 @@ def one_author(runs):
     return trained if one and len(sizes) > 2 and max(sizes) >= 2 * min(sizes) else []
 
 
-def test_each(contrasts, terms):
+def run_tests(contrasts, terms):
     """Tests of every measure. The primary ones are corrected as one family (Holm 1979); the
     secondary ones stay as they are, with p_holm None."""
     tests = [
@@ -900,7 +897,7 @@ def best_value(name, part):
     return min(values, key=lambda value: abs(value - goal), default=None)
 
 
-def test_table(parts, names):
+def tests_table(parts, names):
     """Differences with p (by Holm where primary) and interval, runs by measures and mails; None
     where nothing is tested."""
     import pandas as pd
@@ -911,12 +908,12 @@ def test_table(parts, names):
         for title, test in tests:
             if test["measure"] == name:
                 header = f"{name}\n{title}" if len(parts) > 1 else name
-                table.setdefault(header, {})[test["run"]] = test_cell(test)
+                table.setdefault(header, {})[test["run"]] = tests_cell(test)
     frame = pd.DataFrame(table).fillna("-")
     return frame.rename_axis("against").reset_index() if table else None
 
 
-def test_cell(test):
+def tests_cell(test):
     p = test["p"] if test["p_holm"] is None else test["p_holm"]
     mark = "**" if p < LEVEL else ""
     low, high = (number(test[end], 2, "+") for end in ("low", "high"))
@@ -1037,7 +1034,8 @@ def as_json(runs, first, parts, problem, verdict):
 
 
 PAGE_STYLE = """
-body { font: 15px/1.45 system-ui, sans-serif; max-width: 75rem; margin: 2rem auto; color: #222 }
+body { font: 15px/1.45 system-ui, sans-serif; max-width: 75rem; margin: 2rem auto; color: #222;
+  padding: 0 1rem }
 h1 + p { background: #f3f5f8; padding: 1rem; border-left: .3rem solid #36c; white-space: pre-line }
 h1 + p::first-line { font-size: 1.3rem; font-weight: 600 }
 table { border-collapse: collapse; display: block; overflow-x: auto }
@@ -1095,7 +1093,9 @@ def show_examples(runs, count):
         for label, text in texts_of(runs, place):
             text = " ".join(text.split()) or "(empty)"
             text = f"{label}: {text[:600]}{' ...' if len(text) > 600 else ''}"
-            text = "".join(letter if letter.isprintable() else "�" for letter in text)
+            # A joiner is a part of words and of emoji; other invisible characters may be commands.
+            shown = [c if c.isprintable() or c in "\u200c\u200d" else "�" for c in text]
+            text = "".join(shown)
             lines.append(textwrap.fill(text, 98, subsequent_indent="    "))
         examples.append("\n".join(lines))
     return examples
@@ -1118,7 +1118,7 @@ def as_markdown(block):
     if isinstance(block, Path):
         return f"![{block.stem}]({block.name})"
     if isinstance(block, str):
-        return block.replace("\n", "  \n")
+        return html.escape(block, quote=False).replace("\n", "  \n")
 
     def escape(text):
         return html.escape(text, quote=False).replace("|", "\\|").replace("\n", "<br>")
