@@ -29,6 +29,7 @@ from collections import Counter
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
+from string import Template
 from types import SimpleNamespace
 
 import numpy as np
@@ -78,6 +79,20 @@ ANSWERS = {
     -1: "on the contrary, the opposite holds.",
 }
 NOTHING = "Nothing to test: no two models with primary measures."
+NOTES = {  # what the answer rests on, and what to know beside it
+    "tests": "Above: {first} minus each other run, its 95 % interval, and p by approximate "
+    f"randomisation, in bold below {LEVEL}. Perplexity a character and style were declared "
+    "primary in advance; Holm's correction is over all their tests on the same mails.",
+    "trend": "A doubling: the slope with each doubling of the training mails.",
+    "twins": "Trained on the same mail, so no rivals; they show what chance does: {twins}.",
+    "clean": "{clean} of {n} mails are clean: neither it nor its reply nor its thread is in a file "
+    "that a compared run learned from.",
+    "unknown": "Which mails are clean is not known: {problem}.",
+    "intervals": "Intervals are over mails: a second training would vary, too. One without width "
+    "says that all mails agree; none of {n} still leaves up to {rare:.1%}. In the tables of values "
+    "the best one is bold, copied replies have been seen by the style classifier, and the author's "
+    "line shows how high style can get.",
+}
 
 # A character of a script without blanks between words, such as Chinese, Japanese or Thai, is one
 # beside which Unicode lets a line break (its annex 14): ideographs, kana, the complex scripts of
@@ -131,22 +146,16 @@ def parse_args(argv):
     several("--compare", metavar="RUN", nargs="+", type=Path, help="evaluated run folders")
     several("--output", metavar="MD", type=Path, help="Markdown; the other files go beside it")
     several("--against", metavar="RUN", type=Path, help="tested against all (default: the first)")
-    several("--examples", metavar="N", type=natural, default=0, help="mails to show (%(default)s)")
+    several("--examples", metavar="N", type=int, default=0, help="mails to show (%(default)s)")
     args = parser.parse_args(argv)
-    if bool(args.run) == bool(args.compare) or bool(args.compare) != bool(args.output):
-        die("give either one run's folder or --compare RUN RUN ... --output F.md")
-    if args.output and args.output.is_dir():
-        die(f"{args.output}: is a folder; name a file")
-    of_one = args.style_data or args.style_holdout or args.train_data or args.brief
-    if args.compare and of_one or args.run and (args.against or args.examples):
-        die("--style-..., --train-data and --brief are for one run, the others for --compare")
+    for_one = [args.run, args.style_data, args.style_holdout, args.train_data, args.brief]
+    for_several = [args.compare, args.output, args.against, args.examples]
+    complete = args.run or args.compare and args.output
+    if not complete or any(for_one) and any(for_several):
+        die("give either one run's folder or --compare RUN RUN ... --output F.md, and its flags")
+    if args.examples < 0:
+        die(f"argument --examples: {args.examples} is not a number of mails")
     return args
-
-
-def natural(text):
-    if not (text.isascii() and text.isdigit()):
-        raise argparse.ArgumentTypeError(f"{text} is not a number of mails")
-    return int(text)
 
 
 def die(message):
@@ -185,12 +194,12 @@ def evaluate(run, args):
         own |= copies(references, mails, known)
         method = "char 1-4-grams|TF-IDF, sublinear|logistic regression C=10|"
         signatures["style"] = method + version("scikit-learn")
-    training, problem = read_training(run)
+    training, problem, _ = read_training(run)
     if args.train_data:
         training, problem = read_completions(args.train_data), None
     if problem:
         print(f"memorization not measured: {problem} (--train-data names another)", file=sys.stderr)
-    elif training:
+    if training:
         per_mail |= copies(replies, mails, [row["reply"] for row in training])
     bootstrap = f"95 % percentile bootstrap over mails|{RESAMPLES} resamples|seed {SEED}"
     facts = {
@@ -200,15 +209,18 @@ def evaluate(run, args):
         "style": style,
         "signatures": signatures | {"interval": bootstrap},
         "predictions_sha256": sha256(run / "predictions.jsonl"),
+        "per_mail": per_mail,
+        "reference_per_mail": own,
     }
-    text = json.dumps(facts, indent=1, allow_nan=False).removesuffix("\n}")
-    for key, measures in (("per_mail", per_mail), ("reference_per_mail", own)):  # a line a measure
-        lines = [f'  "{name}": {json.dumps(terms.tolist())}' for name, terms in measures.items()]
-        text += f',\n "{key}": {{\n' + ",\n".join(lines) + "\n }"
-    write(run / "metrics.json", text + "\n}\n")
+    write(run / "metrics.json", json.dumps(facts, default=np.ndarray.tolist, allow_nan=False))
     summary = summarise(run, facts)
     write(run / "results_summary.txt", summary)
-    print(headline(run, facts) if args.brief else f"{summary}\n{run}/results_summary.txt written")
+    if not args.brief:
+        print(f"{summary}\n{run}/results_summary.txt written")
+        return
+    found = {name: facts["metrics"][name] for name in (*PRIMARY, "rougeL", "memorized_rate")}
+    values = [f"{name} {number(each['value'], 3)}" for name, each in found.items() if each]
+    print(f"{run}: {len(rows)} mails scored; {', '.join(values)}")
 
 
 def read_jsonl(path, maker):
@@ -218,32 +230,21 @@ def read_jsonl(path, maker):
         die(f"{path}: {'no rows' if path.is_file() else 'no such file'}; {maker} makes it")
     for number, line in enumerate(lines, 1):
         if line.strip():
-            if (row := parse(line)) is None:
-                die(f"{path}, line {number}: not a JSON object; {maker} makes the file again")
-            yield f"{path}, line {number}", row
+            place = f"{path}, line {number}"
+            yield place, parse(line, f"{place}: not a JSON object; {maker} makes the file again")
 
 
-def parse(data):
-    """The JSON object that these bytes are, or None."""
+def parse(data, complaint):
+    """The JSON object that these bytes are."""
     try:
         value = json.loads(data)
     except (ValueError, RecursionError):  # not JSON, not UTF-8, or nested without end
-        return None
-    return value if isinstance(value, dict) else None
-
-
-def read_json(path):
-    if (facts := parse(path.read_bytes())) is None:
-        maker = {"train.json": "train.py", "baseline.json": "generate.py"}.get(
-            path.name, "evaluate.py"
-        )
-        die(f"{path}: not JSON; {maker} makes it again")
-    return facts
+        value = None
+    return value if isinstance(value, dict) else die(complaint)
 
 
 def read_predictions(run):
-    """The rows of a run's predictions.jsonl. finish_reason ("stop" or "length") and reference_nll
-    (nats) with reference_tokens are in every row or, where they have no meaning, in none."""
+    """The rows of a run's predictions.jsonl, "reference_nll" (nats) None where it is unknown."""
     rows = {}
     for place, row in read_jsonl(run / "predictions.jsonl", "generate.py"):
         keys = ("id", "mail", "reference", "prediction")
@@ -253,16 +254,10 @@ def read_predictions(run):
             die(f"{place}: id {row['id']} is there twice")
         if not row["reference"].strip():
             die(f"{place}: the reference is empty; leave this mail out of the test data")
-        keys = ("reference_nll", "reference_tokens", "finish_reason")
-        nll, tokens, reason = (row.setdefault(key) for key in keys)
+        nll, tokens = row.setdefault("reference_nll"), row.get("reference_tokens")
         numbers = isinstance(nll, int | float) and isinstance(tokens, int)
         if nll is not None and not (numbers and 0 <= nll < 700 * tokens < 1e15):  # NaN is not
             die(f"{place}: reference_nll {nll} over reference_tokens {tokens} is no likelihood")
-        if reason not in (None, "stop", "length"):
-            die(f'{place}: finish_reason {reason} is neither "stop" nor "length"')
-        first = next(iter(rows.values()), row)
-        if any((row[key] is None) != (first[key] is None) for key in keys[::2]):
-            die(f"{place}: reference_nll and finish_reason must each be in all rows or in none")
         rows[row["id"]] = row
     return list(rows.values())
 
@@ -285,20 +280,21 @@ def read_completions(path):
 
 
 def read_training(run):
-    """What a run or a copying baseline learned from: (rows, None), ([], None) for an untuned model,
-    or (None, why its data is not at hand)."""
-    files = [file for name in ("train", "baseline") if (file := run / f"{name}.json").is_file()]
-    if not files:
-        return [], None
-    settings = read_json(files[0])
+    """What a run or a copying baseline learned from: its rows, [] for an untuned model; why they
+    are unknown, if so; and on how many mails it was trained, if it was."""
+    files = [run / "train.json", run / "baseline.json"]
+    if not (file := next((file for file in files if file.is_file()), None)):
+        return [], None, None
+    settings = parse(file.read_bytes(), f"{file}: not JSON; its script makes it again")
     path, limit = settings.get("train_data"), settings.get("limit")
     if not (isinstance(path, str) and isinstance(limit, int | None)):
-        die(f"{files[0]}: names no training data: it is of an older version; make it again")
+        die(f"{file}: names no training data: it is of an older version; make it again")
+    size = settings.get("train_rows") if file == files[0] else None
     if not Path(path).is_file():
-        return None, f"{path} is missing"
+        return [], f"{path} is missing", size
     if sha256(Path(path)) != settings.get("train_data_sha256"):
-        return None, f"{path} has changed since the training"
-    return read_completions(Path(path))[:limit], None
+        return [], f"{path} has changed since the training", size
+    return read_completions(Path(path))[:limit], None, size
 
 
 # ---------------------------------------------------------------------- measures, for every script
@@ -373,15 +369,18 @@ def rouge(reference, reply, names):
 
 
 def likelihood(rows):
-    """Per-mail terms of the measures that only a model has."""
+    """Per-mail terms of the measures that only a model has, and that it has on every mail."""
     terms = {}
-    if rows[0]["finish_reason"]:
+    if all(row.get("finish_reason") for row in rows):
         terms["stop_rate"] = rate(row["finish_reason"] == "stop" for row in rows)
-    if rows[0]["reference_nll"] is not None:
-        counts = [[row["reference_tokens"], len(row["reference"])] for row in rows]
-        for name, units in zip(("token", "char"), np.transpose(counts), strict=True):
-            nll = [row["reference_nll"] for row in rows]
-            terms[f"perplexity_{name}"] = np.column_stack([nll, units])
+    if all(row["reference_nll"] is not None for row in rows):
+        nll = [row["reference_nll"] for row in rows]
+        units = {
+            "token": [row["reference_tokens"] for row in rows],
+            "char": [len(row["reference"]) for row in rows],
+        }
+        for name, counts in units.items():
+            terms[f"perplexity_{name}"] = np.column_stack([nll, counts])
     return terms
 
 
@@ -402,14 +401,10 @@ def train_classifier(paths, holdout, rows):
     least = min(map(len, authors))
     samples = [random.Random(SEED).sample(replies, least) for replies in authors]
     texts = [text for sample in samples for text in sample]
-    letters = Counter(letter for text in texts for letter in set(text))
-    if max(letters.values()) < len(texts) / 4 + 2:
-        die(f"{paths[0]} and the others: the replies share too few characters for style")
     labels = np.repeat(np.arange(len(authors)), least)
+    ngrams = {"analyzer": "char", "ngram_range": (1, 4), "min_df": 2, "lowercase": False}
     classifier = make_pipeline(
-        TfidfVectorizer(
-            analyzer="char", ngram_range=(1, 4), min_df=2, sublinear_tf=True, lowercase=False
-        ),
+        TfidfVectorizer(**ngrams, sublinear_tf=True),
         # The default solver finds the same in four times the time.
         LogisticRegression(C=10, solver="newton-cg"),
     )
@@ -503,33 +498,30 @@ def copies(texts, mails, replies):
 def score(name, terms, weights):
     """A measure's values (B,) from its terms (mails, terms) and how often each mail counts, weights
     (B, mails)."""
+    from sacrebleu.metrics import BLEU
+
     if name == "longest_copy":  # a maximum; its interval shows how much hangs on a single mail
         return np.where(weights > 0, terms[:, 0], 0).max(axis=1)
     sums = weights @ terms
     if name == "bleu":
-        return bleu_of(sums.astype(int).tolist(), is_short(terms, weights))
+        rows = zip(sums.astype(int).tolist(), is_short(terms, weights), strict=True)
+        return np.array(
+            [
+                BLEU.compute_bleu(
+                    row[2:6], row[6:], *row[:2], smooth_method="exp", effective_order=short
+                ).score
+                for row, short in rows
+            ]
+        )
     if name == "chrf":
         return chrf_of(*np.moveaxis(sums.reshape(-1, 6, 3), 2, 0))
     ratio = sums[:, 0] / sums[:, 1]
     return np.exp(ratio) if name.startswith("perplexity") else ratio
 
 
-def bleu_of(sums, short):
-    """BLEU from a sample's tokens (in replies, in references), matches and runs of 1 to 4 tokens.
-    In a sample of short references, only the lengths that runs have count."""
-    from sacrebleu.metrics import BLEU
-
-    scores = [
-        BLEU.compute_bleu(
-            row[2:6], row[6:], *row[:2], smooth_method="exp", effective_order=effective
-        )
-        for row, effective in zip(sums, short, strict=True)
-    ]
-    return np.array([found.score for found in scores])
-
-
 def is_short(terms, weights):
-    """Whether no reference in a sample of weights (mails,) or (B, mails) has four tokens."""
+    """Whether no reference in a sample, weights (mails,) or (B, mails), has four tokens: then BLEU
+    is of the lengths that runs of tokens have."""
     return weights @ (terms[:, 1] >= 4) == 0
 
 
@@ -567,33 +559,27 @@ def summarise(run, facts):
     """results_summary.txt: metrics.json for people."""
     import pandas as pd
 
-    lines = []
-    for name, (better, meaning) in MEASURES.items():
-        value, _, interval = cell(facts["metrics"][name], 3).partition("\n")
-        own = cell(facts["reference"].get(name)).split("\n")[0]
-        lines.append([name, value, interval, own, better, meaning])
-    columns = ["measure", "value", "95 % interval", "author", "better", "what it says"]
-    text = f"run         {run}\ntest mails  {facts['n']}\n\n"
-    text += as_text(pd.DataFrame(lines, columns=columns), align="left") + "\n\n"
+    table = pd.DataFrame(MEASURES.values(), columns=["better", "what it says"])
+    values = [cell(found, 3).partition("\n")[::2] for found in facts["metrics"].values()]
+    table[["value", "95 % interval"]] = values
+    table["author"] = [cell(facts["reference"].get(name)).split("\n")[0] for name in MEASURES]
+    table.insert(0, "measure", list(MEASURES))
+    table = table[["measure", "value", "95 % interval", "author", "better", "what it says"]]
+    text = f"run         {run}\ntest mails  {facts['n']}\n\n{as_text(table, align='left')}\n\n"
     text += "author: the author's real replies; better: lower, higher or near the author's\n"
-    if style := facts["style"]:
-        text += "style classifier of {rows_per_author} replies an author: cross-validated accuracy "
-        text += "{cross_validated_accuracy:.3f}, by chance {chance:.3f}\n"
-        text = text.format(**style)
+    if facts["style"]:
+        text += (
+            "style classifier of {rows_per_author} replies an author: cross-validated accuracy "
+            "{cross_validated_accuracy:.3f}, by chance {chance:.3f}\n"
+        ).format(**facts["style"])
     return text + "".join(f"\n{name}: {how}" for name, how in facts["signatures"].items()) + "\n"
 
 
-def headline(run, facts):
-    found = {name: facts["metrics"][name] for name in (*PRIMARY, "rougeL", "memorized_rate")}
-    values = [f"{name} {number(each['value'], 3)}" for name, each in found.items() if each]
-    return f"{run}: {facts['n']} mails scored; {', '.join(values)}"
-
-
-def cell(found, digits=2, best=None):
-    """An estimate in two lines, value and interval; the best value is marked."""
+def cell(found, digits=2, bold=False):
+    """An estimate in two lines, value and interval; the best value is in bold."""
     if not found:
         return "-"
-    mark = "**" if found["value"] == best else ""
+    mark = "**" if bold else ""
     low, high = number(found["low"], digits), number(found["high"], digits)
     return f"{mark}{number(found['value'], 3)}{mark}\n{low}–{high}"
 
@@ -624,8 +610,11 @@ def write(path, content):
 def compare(paths, against, output, examples):
     """Compare evaluated runs, on all mails and on the clean ones. Nothing is scored again: each
     run's metrics.json holds the terms of every mail."""
-    paths = dict.fromkeys([*paths, against or paths[0]])
-    runs = [run for path in paths if (run := load_run(path))]
+    paths = list(dict.fromkeys([*paths, against or paths[0]]))
+    runs = [load_run(path) for path in paths if (path / "predictions.jsonl").is_file()]
+    for path in paths:
+        if path not in [run["path"] for run in runs]:
+            print(f"passed over {path}: no predictions.jsonl")
     first = next((run for run in runs if against in (None, run["path"])), None)
     if not first:
         named = f"{against} is not a run" if against else "none of the folders is a run"
@@ -640,7 +629,9 @@ def compare(paths, against, output, examples):
     parts = [measure(runs, first, f"all {count} test mails", np.full(count, True))]
     if not problem and not clean.all():
         parts.append(measure(runs, first, f"the {clean.sum()} clean ones", clean))
-    twins = [run["name"] for run in runs if is_twin(run, first)]
+    # Trainings on the same mail are no rivals: they show what chance does.
+    alike = [run for run in runs if run["size"] and run["training"] == first["training"] != []]
+    twins = [run["name"] for run in alike if first["size"]]
     verdict, tests = answer(first["name"], twins, parts), tests_table(parts, PRIMARY)
     examples = show_examples(runs, examples)
     values = score_table(parts[0]).map(lambda text: text.split("\n")[0])
@@ -662,40 +653,23 @@ def compare(paths, against, output, examples):
 
 
 def load_run(path):
-    """An evaluated run: its rows, its per-mail terms as arrays, and what it learned from. None, and
-    a line on standard output, for a folder without predictions."""
-    if not (path / "predictions.jsonl").is_file():
-        print(f"passed over {path}: no predictions.jsonl")
-        return None
+    """An evaluated run: its rows, its per-mail terms as arrays, and what it learned from."""
     again = f"`python evaluate.py {path}` makes it again"
-    scores = path / "metrics.json"
-    facts = read_json(scores) if scores.is_file() else {}
+    file = path / "metrics.json"
+    data = file.read_bytes() if file.is_file() else b"{}"
+    facts = parse(data, f"{file}: not JSON; {again}")
     if facts.get("predictions_sha256") != sha256(path / "predictions.jsonl"):
         die(f"{path}: no metrics.json of these predictions; {again}")
-    run = {"path": path, "rows": read_predictions(path), "size": None}
-    try:
-        for key in ("per_mail", "reference_per_mail"):
-            terms = facts[key].items()
-            run[key] = {name: as_terms(name, each, len(run["rows"])) for name, each in terms}
-        run["style"], run["signatures"] = facts["style"], dict(facts["signatures"])
-        if run["style"]:  # what the classifier learned from decides what it says
-            sources = [(file["sha256"], file["left_out"]) for file in run["style"]["files"]]
-            run["signatures"]["style"] += str(sources)
-    except (KeyError, TypeError, ValueError, AttributeError):
-        die(f"{path}: its metrics.json is of an older version or damaged; {again}")
-    run["training"], run["problem"] = read_training(path)
-    if (path / "train.json").is_file():
-        size = read_json(path / "train.json").get("train_rows")
-        run["size"] = size if isinstance(size, int) and size > 0 else None
+    if not facts.keys() >= {"per_mail", "reference_per_mail", "signatures", "style"}:
+        die(f"{path}: its metrics.json is of an older version; {again}")
+    run = {"path": path, "rows": read_predictions(path), "signatures": facts["signatures"]}
+    for key in ("per_mail", "reference_per_mail"):
+        run[key] = {name: np.array(terms, dtype=float) for name, terms in facts[key].items()}
+    if facts["style"]:  # what the classifier learned from decides what it says
+        sources = [(file["sha256"], file["left_out"]) for file in facts["style"]["files"]]
+        run["signatures"]["style"] += str(sources)
+    run["training"], run["problem"], run["size"] = read_training(path)
     return run
-
-
-def as_terms(name, terms, mails):
-    """A measure's terms out of metrics.json; ValueError where they are not numbers of each mail."""
-    terms = np.array(terms, dtype=float)
-    if terms.shape != (mails, TERMS.get(name, 2)) or not np.isfinite(terms).all():
-        raise ValueError(name)
-    return terms
 
 
 def check_alike(first, runs):
@@ -707,8 +681,9 @@ def check_alike(first, runs):
             row = len(os.path.commonprefix([ours, theirs])) + 1
             counts = f"{len(ours)} and {len(theirs)} mails, first difference at row {row}"
             die(f"{first['path']} and {run['path']} do not answer the same mails: {counts}")
-    for name in dict.fromkeys(name for run in runs for name in run["signatures"]):
-        if len({run["signatures"][name] for run in runs if name in run["signatures"]}) > 1:
+    methods = {method for run in runs for method in run["signatures"].items()}
+    for name, count in Counter(name for name, _ in methods).items():
+        if count > 1:
             what = f"the runs' {name} is of different kinds (data, model or version)"
             die(f"{what}: evaluate each again, with the same flags")
 
@@ -720,12 +695,9 @@ def clean_rows(runs):
     for run in runs:
         if run["problem"]:
             return None, f"{run['path']}: {run['problem']}"
-    training = [row for run in runs for row in run["training"]]
-    tests = (run["rows"] for run in runs)
-    rows = next((t for t in tests if all(isinstance(row.get("subject"), str) for row in t)), None)
-    if not rows or any(row["subject"] is None for row in training):
-        kind = "training" if rows else "test"
-        return None, f"the {kind} mails have no subjects; make their JSONL and what follows again"
+    rows, training = runs[0]["rows"], [row for run in runs for row in run["training"]]
+    if not all(isinstance(row.get("subject"), str) for row in [*rows, *training]):
+        return None, "not all mails have a subject; make their JSONL and what follows again"
     seen = {key for row in training for key in marks(row["mail"], row["reply"], row["subject"])}
     clean = [not seen & marks(row["mail"], row["reference"], row["subject"]) for row in rows]
     return np.array(clean), None if any(clean) else "mail, reply or thread of each was trained on"
@@ -735,12 +707,6 @@ def marks(mail, reply, subject):
     """What a mail can be known by, case and punctuation aside; nothing is known by no words."""
     texts = {"mail": mail, "reply": reply, "thread": REPLY_MARKS.sub("", subject, count=1)}
     return {(kind, *found) for kind, text in texts.items() if (found := words(text))}
-
-
-def is_twin(run, first):
-    """Whether both were trained on the same mail: such runs show what chance does."""
-    known = run["size"] and first["size"] and first["training"]
-    return bool(known) and run["training"] == first["training"]
 
 
 def measure(runs, first, title, selected):
@@ -829,72 +795,54 @@ def answer(first, twins, parts):
     or the contrary where all tests show it, else no. Trainings on the same mail are no rivals, nor
     are copying baselines, which have no perplexity."""
     kind = "trend" if parts[0]["trend"] else "tests"
+    models = [run for run, found in parts[0]["metrics"].items() if found["perplexity_char"]]
+    rivals = {DOUBLING, *models} - set(twins)
     lines = [QUESTIONS[kind].format(first=first)]
     for name, how in PRIMARY.items():
+        better = {"higher": 1, "lower": -1}[MEASURES[name][0]]
         for part in parts:
-            models = [run for run, found in part["metrics"].items() if found["perplexity_char"]]
-            rivals = {DOUBLING, *models} - set(twins)
-            tests = [test for test in part[kind] if test["measure"] == name]
-            signs = {sign_of(test) for test in tests if test["run"] in rivals}
+            signs = {
+                better * np.sign(test["difference"]) if test["p_holm"] < LEVEL else 0
+                for test in part[kind]
+                if test["measure"] == name and test["run"] in rivals
+            }
             if signs:
                 sign = signs.pop() if len(signs) == 1 else 0
                 lines.append(f"{how}, on {part['title']}: {ANSWERS[sign]}")
     return "\n".join(lines) if lines[1:] else NOTHING
 
 
-def sign_of(test):
-    """1 or -1 where a test shows that the first run, or more mail, is better or worse; else 0."""
-    better = {"higher": 1, "lower": -1}[MEASURES[test["measure"]][0]]
-    return int(better * np.sign(test["difference"])) if test["p_holm"] < LEVEL else 0
-
-
 def notes(first, twins, parts, problem):
     """What the answer rests on, and what to know beside it, in fixed sentences."""
-    mails = parts[0]["n"]
-    lines = [
-        f"Above: {first} minus each other run, its 95 % interval, and p by approximate "
-        f"randomisation, in bold below {LEVEL}. Perplexity a character and style were declared "
-        "primary in advance; Holm's correction is over all their tests on the same mails."
-    ]
-    if parts[0]["trend"]:
-        lines.append(
-            f"{DOUBLING.capitalize()}: the slope with each doubling of the training mails."
-        )
-    if len(twins) > 1:
-        same = ", ".join(twins)
-        lines.append(f"Trained on the same mail, so no rivals; they show what chance does: {same}.")
-    clean = "neither it nor its reply nor its thread is in a file that a compared run learned from"
-    clean = f"{parts[-1]['n']} of {mails} mails are clean: {clean}."
-    lines.append(f"Which mails are clean is not known: {problem}." if problem else clean)
-    lines.append(
-        "Intervals are over mails: a second training would vary, too. One without width says that "
-        f"all mails agree; none of {mails} still leaves up to {min(1, 3 / mails):.1%}. In the "
-        "tables of values the best one is bold, copied replies have been seen by the style "
-        "classifier, and the author's line shows how high style can get."
-    )
-    return lines
+    known = {"first": first, "n": parts[0]["n"], "clean": parts[-1]["n"], "problem": problem}
+    known |= {"twins": ", ".join(twins), "rare": min(1, 3 / parts[0]["n"])}
+    shown = {
+        "tests": True,
+        "trend": parts[0]["trend"],
+        "twins": len(twins) > 1,
+        "clean": not problem,
+        "unknown": problem,
+        "intervals": True,
+    }
+    return [text.format(**known) for name, text in NOTES.items() if shown[name]]
 
 
 def score_table(part):
     """Runs by measures, the best in bold, the author's own replies last."""
     import pandas as pd
 
-    best = {name: best_value(name, part) for name in COLUMNS}
-    lines = [
-        [run, *(cell(metrics[name], best=best[name]) for name in COLUMNS)]
-        for run, metrics in part["metrics"].items()
-    ]
-    lines.append(["the author", *(cell(part["reference"].get(name)) for name in COLUMNS)])
-    return pd.DataFrame(lines, columns=["run", *(name.replace("_", "\n") for name in COLUMNS)])
-
-
-def best_value(name, part):
-    values = [found["value"] for metrics in part["metrics"].values() if (found := metrics[name])]
-    goals = {"lower": 0, "higher": np.inf, "author's": part["reference"].get(name, {}).get("value")}
-    goal = goals[MEASURES[name][0]]
-    if goal == np.inf:
-        return max(values, default=None)
-    return min(values, key=lambda value: abs(value - goal), default=None)
+    table = {"run": [*part["metrics"], "the author"]}
+    for name in COLUMNS:
+        own = part["reference"].get(name)
+        found = [metrics[name] for metrics in part["metrics"].values()]
+        # No measure of which more is better goes beyond 100.
+        goals = {"lower": 0, "higher": 100, "author's": own and own["value"]}
+        misses = [each and abs(each["value"] - goals[MEASURES[name][0]]) for each in found]
+        best = min((miss for miss in misses if miss is not None), default=None)
+        pairs = zip(found, misses, strict=True)
+        cells = [cell(each, bold=miss == best) for each, miss in pairs]
+        table[name.replace("_", "\n")] = [*cells, cell(own)]
+    return pd.DataFrame(table)
 
 
 def tests_table(parts, names):
@@ -902,13 +850,13 @@ def tests_table(parts, names):
     where nothing is tested."""
     import pandas as pd
 
-    tests = [(part["title"], test) for part in parts for test in [*part["tests"], *part["trend"]]]
     table = {}
     for name in names:
-        for title, test in tests:
-            if test["measure"] == name:
-                header = f"{name}\n{title}" if len(parts) > 1 else name
-                table.setdefault(header, {})[test["run"]] = tests_cell(test)
+        for part in parts:
+            for test in [*part["tests"], *part["trend"]]:
+                if test["measure"] == name:
+                    header = f"{name}\n{part['title']}" if len(parts) > 1 else name
+                    table.setdefault(header, {})[test["run"]] = tests_cell(test)
     frame = pd.DataFrame(table).fillna("-")
     return frame.rename_axis("against").reset_index() if table else None
 
@@ -939,7 +887,9 @@ def draw(runs, parts, output):
 
 
 def draw_measures(parts):
-    """Each measure of the table, with intervals, for all mails and for the clean ones."""
+    """Each measure of the table with its intervals, for all mails and for the clean ones: as bars
+    or, where trainings differ in size, over the number of mails."""
+    import pandas as pd
     from matplotlib.figure import Figure
 
     metrics, sizes = parts[0]["metrics"], parts[0]["sizes"]
@@ -949,8 +899,18 @@ def draw_measures(parts):
     labels = {}
     for place, name in enumerate(names, 1):
         axes = figure.add_subplot(height, 3, place)
+        spans = {part["title"]: spans_of(part, name) for part in parts}
+        values, low, high = (
+            pd.DataFrame({title: ends[i] for title, ends in spans.items()}, index=list(metrics))
+            for i in range(3)
+        )
+        errors = np.transpose([values - low, high - values], (2, 0, 1)).clip(0)
+        if sizes:
+            draw_trend(axes, values, errors, sizes)
+        else:
+            values.plot.bar(ax=axes, yerr=errors, capsize=2, legend=False)
+            axes.set_xticks(range(len(values)), values.index, rotation=30, ha="right")
         axes.set_title(f"{name}: {MEASURES[name][0]} is better", fontsize=10)
-        (draw_trend if sizes else draw_bars)(axes, name, parts)
         if own := parts[0]["reference"].get(name):
             axes.axhline(own["value"], color="black", linewidth=1, label="the author")
         handles = axes.get_legend_handles_labels()
@@ -959,39 +919,25 @@ def draw_measures(parts):
     return figure
 
 
-def draw_bars(axes, name, parts):
-    """A bar for each run on all mails, and one beside it on the clean ones."""
-    runs = list(parts[0]["metrics"])
-    for part, color, shift in zip(parts, ("tab:blue", "tab:orange"), (-0.2, 0.2), strict=False):
-        values, errors = spans(part, name, runs)
-        spots, label = np.arange(len(runs)) + shift, part["title"]
-        axes.bar(spots, values, 0.38, yerr=errors, color=color, capsize=2, label=label)
-    axes.set_xticks(range(len(runs)), runs, rotation=30, ha="right")
-
-
-def draw_trend(axes, name, parts):
-    """A line over the number of training mails; the runs without a number are level lines."""
-    sizes = parts[0]["sizes"]
-    for part, color, shift in zip(parts, ("tab:blue", "tab:orange"), (1, 1.03), strict=False):
-        values, errors = spans(part, name, sizes)
-        spots, label = np.array(list(sizes.values())) * shift, part["title"]
-        axes.errorbar(spots, values, errors, fmt="o-", color=color, capsize=3, label=label)
-    others = [run for run in parts[0]["metrics"] if run not in sizes]
-    for run, style in zip(others, ("--", "-.", ":", (0, (1, 4)), (0, (9, 4))), strict=False):
-        if found := parts[0]["metrics"][run][name]:
-            axes.axhline(found["value"], linestyle=style, color="gray", label=run)
-    axes.set(xscale="log", xlabel="training mails", xticks=sorted(set(sizes.values())))
-    axes.get_xaxis().set_major_formatter(lambda value, _: f"{value:.0f}")
-    axes.minorticks_off()
-    axes.tick_params(axis="x", rotation=60, labelsize=8)
-
-
-def spans(part, name, runs):
-    """A measure's values (runs,) and how far their intervals reach down and up (2, runs)."""
-    found = [part["metrics"][run][name] for run in runs]
+def spans_of(part, name):
+    """A measure's values, lower and upper ends, (3, runs)."""
+    found = [metrics[name] for metrics in part["metrics"].values()]
     keys = ("value", "low", "high")
-    values, *ends = np.array([[one[key] if one else np.nan for one in found] for key in keys])
-    return values, np.abs(ends - values)
+    return np.array([[one[key] if one else np.nan for one in found] for key in keys])
+
+
+def draw_trend(axes, values, errors, sizes):
+    """Lines over the number of training mails; the runs without a number are level lines."""
+    rows = values.index.get_indexer(list(sizes))
+    sized = values.iloc[rows].set_axis(sizes.values())
+    sized.plot(ax=axes, yerr=errors[:, :, rows], style="o-", capsize=3, legend=False)
+    others = values.iloc[:, 0].drop(list(sizes)).dropna()
+    for (run, value), style in zip(others.items(), ("--", "-.", ":"), strict=False):
+        axes.axhline(value, linestyle=style, color="gray", label=run)
+    ticks = sorted(set(sizes.values()))
+    axes.set(xscale="log", xlabel="training mails")
+    axes.set_xticks(ticks, ticks, rotation=60, fontsize=8)
+    axes.minorticks_off()
 
 
 def draw_losses(runs):
@@ -1033,7 +979,10 @@ def as_json(runs, first, parts, problem, verdict):
     return json.dumps(facts, indent=1, allow_nan=False) + "\n"
 
 
-PAGE_STYLE = """
+PAGE = Template("""<!DOCTYPE html><html lang="en"><meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy"
+  content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<meta name="viewport" content="width=device-width"><style>
 body { font: 15px/1.45 system-ui, sans-serif; max-width: 75rem; margin: 2rem auto; color: #222;
   padding: 0 1rem }
 h1 + p { background: #f3f5f8; padding: 1rem; border-left: .3rem solid #36c; white-space: pre-line }
@@ -1042,28 +991,21 @@ table { border-collapse: collapse; display: block; overflow-x: auto }
 td, th { padding: .25rem .6rem; text-align: right; vertical-align: top; white-space: pre-line }
 td { color: #666; border-top: 1px solid #ddd } td::first-line { color: #222 }
 td:first-child, th:first-child { text-align: left } img { max-width: 100% }
-section { display: grid; gap: .7rem }
-section { grid-template-columns: repeat(auto-fill, minmax(22rem, 1fr)) }
-pre { white-space: pre-wrap; overflow-wrap: anywhere; background: #f6f6f6; padding: .6rem }
-pre { margin: 0; font: inherit; unicode-bidi: isolate } summary { cursor: pointer }
-"""
+section { display: grid; gap: .7rem; grid-template-columns: repeat(auto-fill, minmax(22rem, 1fr)) }
+pre { white-space: pre-wrap; overflow-wrap: anywhere; background: #f6f6f6; padding: .6rem;
+  margin: 0; font: inherit; unicode-bidi: isolate } summary { cursor: pointer }
+</style><title>$title</title><h1>$title</h1>
+$blocks
+<h2 id="mails">The test mails and the replies</h2>
+$mails
+""")
 
 
 def report_page(runs, blocks, clean, title):
     """The comparison as one HTML page without a script and without a link to elsewhere: the answer,
     tests, tables, pictures, and every mail with all replies. All of it is escaped."""
-    policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-    title, mails = html.escape(title), f"The {len(runs[0]['rows'])} test mails and the replies"
-    page = [
-        '<!DOCTYPE html><html lang="en"><meta charset="utf-8">',
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}">',
-        f'<meta name="viewport" content="width=device-width"><style>{PAGE_STYLE}</style>',
-        f"<title>{title}</title><h1>{title}</h1>",
-        *map(as_html, blocks[:2]),
-        f'<p><a href="#mails">{mails}</a></p>',
-        *map(as_html, blocks[2:]),
-        f'<h2 id="mails">{mails}</h2>',
-    ]
+    link = '<p><a href="#mails">The test mails and the replies</a></p>'
+    mails = []
     for i, row in enumerate(runs[0]["rows"]):
         known = [row["id"], str(row.get("subject") or "no subject")]
         known += ["clean"] if clean is not None and clean[i] else []
@@ -1073,8 +1015,9 @@ def report_page(runs, blocks, clean, title):
             f'<div><b>{html.escape(name)}</b><pre dir="auto">\n{html.escape(text)}</pre></div>'
             for name, text in texts_of(runs, i)
         )
-        page.append(f"<details><summary>{label}</summary><section>{replies}</section></details>")
-    return "\n".join(page) + "\n"
+        mails.append(f"<details><summary>{label}</summary><section>{replies}</section></details>")
+    blocks = "\n".join([*map(as_html, blocks[:2]), link, *map(as_html, blocks[2:])])
+    return PAGE.substitute(title=html.escape(title), blocks=blocks, mails="\n".join(mails))
 
 
 def texts_of(runs, i):
@@ -1094,8 +1037,7 @@ def show_examples(runs, count):
             text = " ".join(text.split()) or "(empty)"
             text = f"{label}: {text[:600]}{' ...' if len(text) > 600 else ''}"
             # A joiner is a part of words and of emoji; other invisible characters may be commands.
-            shown = [c if c.isprintable() or c in "\u200c\u200d" else "�" for c in text]
-            text = "".join(shown)
+            text = "".join(c if c.isprintable() or c in "\u200c\u200d" else "�" for c in text)
             lines.append(textwrap.fill(text, 98, subsequent_indent="    "))
         examples.append("\n".join(lines))
     return examples
@@ -1108,10 +1050,7 @@ def as_html(block):
     if isinstance(block, str):
         tag = "h2" if block.startswith("## ") else "p"
         return f"<{tag}>{html.escape(block.removeprefix('## '))}</{tag}>"
-    import pandas as pd
-
-    with pd.option_context("display.max_colwidth", None):
-        return regex.sub(r"\*\*(.+?)\*\*", r"<b>\1</b>", block.to_html(index=False, border=0))
+    return regex.sub(r"\*\*(.+?)\*\*", r"<b>\1</b>", block.to_html(index=False, border=0))
 
 
 def as_markdown(block):
