@@ -854,6 +854,7 @@ def clone(tmp_path):
         "prepare_data.py",
         "tests/benchmark.py",
         "data/SHA256SUMS",
+        "data/mail_phrases.toml",
     ):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
@@ -1312,6 +1313,7 @@ def test_clean_private_leaves_what_is_public(tmp_path):
     shutil.copy(ROOT / "Makefile", tmp_path)
     public = [
         "data/SHA256SUMS",
+        "data/mail_phrases.toml",
         "data/sample/a.csv",
         "data/experience1/a.csv",
         "runs/experience1/exp1.J-J/train.json",
