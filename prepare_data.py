@@ -142,7 +142,7 @@ def add_format(add):
     held_out = "drop rows whose mail, or whose reply of eight words or more, is in these files"
     add("--holdout", metavar="TEST.csv", **SEVERAL, help=held_out)
     add("--author-name", metavar="NAME", help="ask in the instruction for the style of NAME")
-    add("--instruction", metavar="TEXT", help=f"another instruction than {INSTRUCTION!r}")
+    add("--instruction", metavar="TEXT", help=f"(default {INSTRUCTION!r}; '' for none)")
     add("--without-sender", metavar="ADDRESS", default="", help="drop rows that this address sent")
     add("--limit", metavar="N", type=row_count, help="only the first N rows that are kept")
     shipped = "cut and drop nothing (overrides --holdout and --without-sender)"
@@ -1737,8 +1737,11 @@ def keep_clean(rows, shipped, held_out, without_sender):
 def format_replies(args):
     import pandas
 
-    by_name = INSTRUCTION_BY_NAME.format(name=args.author_name)
-    instruction = args.instruction or (by_name if args.author_name else INSTRUCTION)
+    instruction = args.instruction
+    if instruction is None:
+        by_name = INSTRUCTION_BY_NAME.format(name=args.author_name)
+        instruction = by_name if args.author_name else INSTRUCTION
+    system = [{"role": "system", "content": instruction}] if instruction else []
     memory = read_memory(args)
     shipped = rows = read_replies(args.source)
     print(f"read {len(shipped)} rows from {args.source}")
@@ -1760,10 +1763,7 @@ def format_replies(args):
     rows = [
         {name: row[name] for name in ("id", "date", "subject", "From", "To")}
         | {
-            "prompt": [
-                {"role": "system", "content": instruction},
-                {"role": "user", "content": row["mail"]},
-            ],
+            "prompt": [*system, {"role": "user", "content": row["mail"]}],
             "completion": [{"role": "assistant", "content": row["response"]}],
         }
         for row in rows[: args.limit].to_dict("records")

@@ -281,6 +281,11 @@ def test_instruction(tmp_path, flags, instruction):
     assert rows[0]["prompt"][0]["content"] == instruction
 
 
+def test_an_empty_instruction_is_none(tmp_path):
+    rows = format_rows(tmp_path, [("7", "m@tern.example", REPLY, MAIL)], "--instruction", "")
+    assert [turn["role"] for turn in rows[0]["prompt"]] == ["user"]
+
+
 def test_filters_drop_and_count(tmp_path, capsys):
     test = write_csv(
         tmp_path / "test.csv",
