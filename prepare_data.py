@@ -253,8 +253,6 @@ QUOTE = layout(
         # ----- Forwarded by Maud Okafor on 02/06/2019 -----, -----Original Message-----
         (?:(?<!\S)>[>\s]{{0,20}})?(?<![-_=*])[-_=*]{{3,}}\s*
         (?:Forwarded~by|Original|Reply~Separator|Inline~attachment~follows)
-        | Original~Message[\s-]*From: | --~Original~Message
-        | Forwarded~by~[^:]{{1,80}}~on~{DATE} | Begin~forwarded~message:
         # >>> "Len Corrigan" <len@tern.example> 02/06/19 03:50PM >>>
         | >>>~.{{1,100}}?~>>>
         # From: Len Sent: Monday To: Maud Subject: kiln
@@ -311,10 +309,9 @@ def split_quoted(text, author="", names=frozenset()):
     if not match["line"]:
         before = text[:end].rstrip()
         tail = before[-300:]
-        if match["to"] and (torn := TORN_ADDRESS.search(tail)):
-            start = torn.start()
-        else:
-            start = start_of_sender(tail, author, names, only_known=bool(match["to"]))
+        torn = match["to"] and TORN_ADDRESS.search(tail)
+        known = bool(match["to"])
+        start = torn.start() if torn else start_of_sender(tail, author, names, only_known=known)
         end = len(before) - len(tail) + start
         if match["wrote"]:
             end = len(text[:end].rstrip("-_=* \r\n\t"))
@@ -324,31 +321,27 @@ def split_quoted(text, author="", names=frozenset()):
 def start_of_sender(text, author, names, only_known=False):
     """Where the name of a quoted mail's sender begins, if `text` ends with it; else its length.
 
-    A sign-off may stand right before that name (Best, Jane John Q Public 07/30/2001). So a bare
-    name is looked up in `names` ("first last", lower case), or else the author's own name and
-    parting words are taken off its front. `only_known` takes a bare name only if it is among
-    `names`, for headers that often stand without a sender.
+    A sign-off may precede that name (Best, Jane John Q Public 07/30/2001). So a bare name is looked
+    up in `names` ("first last", lower case), or else the author's own name and parting words are
+    taken off its front. `only_known` is for headers that mostly have no sender: it takes a bare
+    name only if it is among `names`.
     """
     text = re.sub(r"\s+(?:on|Sent by:[^:]{1,60})$", "", text.rstrip())
     if (match := SENDER.search(text)) and match.group() != author:
         return match.start()
-    only_known = only_known and not (ORGANISATION.search(text) or re.search(r"@[^<>]*>?$", text))
     # Name <address>, Name (E-mail), Name/Org@Org
-    bare = re.sub(r"(?:\s*(?:<[^<>]*>?|[(\[][^()\[\]]*[)\]]))+$", "", text)
+    bare = re.sub(r"(?:\s*(?:<[^<>]*>|[(\[][^()\[\]]*[)\]]))+$", "", text)
     bare = ORGANISATION.sub("", bare).rstrip()
     words, sentence_end = last_words(bare)
-    own = re.split(r"\W+", author.casefold().partition("@")[0])
     for i in range(len(words) - 1):
         full = [key for key, _, _ in words[i:]]
         short_middle = all(len(word) < 3 for word in full[1:-1])
-        first_last = f"{full[0]} {full[-1]}" if short_middle else ""
-        by_author = only_known and {full[0], full[-1]} <= set(own)
-        if (first_last in names or " ".join(full) in names) and not by_author:
+        if " ".join(full) in names or short_middle and f"{full[0]} {full[-1]}" in names:
             return words[i][1]
     if only_known:
         return len(text)
     address = text[len(bare) :].casefold()
-    words = without_sign_off(words, own, address)
+    words = without_sign_off(words, re.split(r"\W+", author.casefold().partition("@")[0]), address)
     # A display name of three words after a full stop, such as a company's, is whole.
     if len(words) > 3 or len(words) == 3 and not ("<" in address and sentence_end):
         middle = MIDDLE.fullmatch(words[-2][2]) or words[-1][0] in ("jr", "ii", "iii")
@@ -378,16 +371,11 @@ def without_sign_off(words, own, address):
     initials = own[0][:1] + own[-1][:1]
     while len(words) > 1:
         first, second = words[0][0], words[1][0]
-        parting = first in SIGN_OFF
         own_name = first in own and second not in own and len(second) > 1
-        own_initials = len(words) > 2 and (
-            first == second
-            or len(first) == 1
-            or len(first) < 4
-            and first[0] + first[-1] == initials
-            or any(len(word) > 2 and word[:3] == first[:3] for word in own)
-        )
-        if not (parting or own_name or own_initials):
+        short = len(first) == 1 or len(first) < 4 and first[0] + first[-1] == initials
+        nick = any(len(word) > 2 and word[:3] == first[:3] for word in own)
+        own_initials = len(words) > 2 and (first == second or short or nick)
+        if not (first in SIGN_OFF or own_name or own_initials):
             break
         words.pop(0)
     return words
@@ -467,7 +455,9 @@ DATE_LINE = layout(rf"{DATE}(?:\s+To:.*)?$")
 TWO_COLUMNS = re.compile(r"\s{8,}(?:\S.*?\s{2,})?To:\s")
 SENT_BY = re.compile(r"\s*(?:Sent by|Please respond to)\b")
 LETTERHEAD = layout(rf"\s*{COMPANY}\b[.,]?\s*$")
-TELEPHONE = re.compile(r".{,40}\b\d{3}[-. ]\d{4}\b")
+SUBJECT_RIGHT = re.compile(r"\s{8,}(?:\S.*?\s{2,})?Subject:")
+TORN_LINK = re.compile(r"[(<]https?://[^)>\n]*\n|\n\s*[(<]https?://")
+TELEPHONE = re.compile(r"^.{,40}\b\d{3}[-. ]\d{4}\b", re.MULTILINE)
 RULE = re.compile(r"\s*(?:[-_=*#~+⸺—]\s?){3,}\s*")
 WITHIN_LINE = layout(  # words before quoted text that stand behind own words, on the same line
     r"""(?<=\w[^\s>-])(?<!=09)(?<!=20)[ \t]*(?=-{4,}[ ]?(?:Original[ ]Message|Forwarded[ ]by))
@@ -490,7 +480,8 @@ def split_own_words(text):
     """(own words, quoted text) of any mail; only white space is lost."""
     quoted = []
     while True:
-        own, more = split_lines(WITHIN_LINE.sub("\n", text))
+        inside = "----" in text or "wrote:" in text
+        own, more = split_lines(WITHIN_LINE.sub("\n", text) if inside else text)
         folded = ""
         if "\n" not in own:
             own, folded = split_quoted(own)
@@ -502,97 +493,108 @@ def split_own_words(text):
 
 def plain_lines(text):
     """Lines to match patterns on: with plain blanks, without marks that nobody sees."""
-    text = INVISIBLE.sub("", re.sub(r"=20|=09|[\xa0\u202f\u3000]", " ", text))
+    text = text.replace("=20", " ").replace("=09", " ")
+    if not text.isascii():
+        text = INVISIBLE.sub("", re.sub(r"[\xa0\u202f\u3000]", " ", text))
     return [line.rstrip() for line in text.split("\n")]
 
 
 def split_lines(text):
     """(own words, quoted text) of a mail with its lines; own lines between quoted ones stay."""
     lines, plain = text.split("\n"), plain_lines(text)
+    marked = marked_lines(plain)
     own, quoted, above, i = [], [], "", 0
     while i < len(lines):
-        length = introduction_length(plain, i) or header_length(plain, i, above)
-        if not length and not (QUOTED.match(plain[i]) and not is_escaped(plain, i)):
+        length = introduction_length(plain, marked, i) or header_length(plain, i, above)
+        if not length and not marked[i]:
             own.append(lines[i])
-            above = plain[i] if plain[i].strip() else above
+            above = plain[i] or above
             i += 1
             continue
         start, i = i, i + length
-        header = len(own)
-        if length and (
-            TWO_COLUMNS.match(plain[start]) or DATE_LINE.search(" ".join(plain[start:i]))
-        ):
-            header -= min(start - start_of_lotus_header(plain, start), len(own))
-        content = first_filled(plain, range(i, len(lines)), len(lines))
-        if length and not (content < len(lines) and QUOTED.match(plain[content])):
-            content = i = len(lines)
-        while content < len(lines) and (
-            QUOTED.match(plain[content]) or is_torn_quote(plain, content)
-        ):
+        content = next_filled(plain, i)
+        if length and not (content < len(lines) and marked[content]):
+            i = len(lines)  # without marks, all that follows is quoted
+        while i < len(lines) and content < len(lines) and marked[content]:
             i = content + 1
-            content = first_filled(plain, range(i, len(lines)), len(lines))
-        if (
-            not length
-            and i - start < 12
-            and sum(map(bool, map(TELEPHONE.match, plain[start:i]))) > 1
-        ):
+            content = next_filled(plain, i)
+        if not length and i - start < 12 and len(TELEPHONE.findall("\n".join(lines[start:i]))) > 1:
             own += lines[start:i]  # the author's signature, which Outlook marked like a quote
             continue
-        header = start_of_rule(own, header) if length else header
+        header = len(own)
+        if length:
+            lotus = start - start_of_lotus_header(plain, start, start + length)
+            header = start_of_rule(own, max(0, header - lotus))
         quoted += own[header:] + lines[start:i]
         own[header:] = [""]
     return "\n".join(own).strip(), "\n".join(quoted).strip("\n").rstrip()
 
 
+def marked_lines(lines):
+    """Which lines have the mark of a quote, or lost it when a long quoted line was wrapped."""
+    marks = [bool(QUOTED.match(line)) for line in lines]
+    marked = marks.copy()
+    for i, line in enumerate(lines):
+        above, below = i > 0 and marks[i - 1], marks[i + 1 : i + 2] == [True]
+        if not above and not below and line.startswith(">From ") and ":" not in line:
+            marked[i] = False  # it was "From " before an mbox
+        elif above and below and line and not marks[i]:
+            short = len(line) < 40 or line[0].islower() and len(line) < 60
+            long = len(lines[i - 1]) > 54 and lines[i - 1][-1] not in ".?!:"
+            link = TORN_LINK.search(f"{lines[i - 1]}\n{line}")
+            marked[i] = short and long or bool(link)
+    return marked
+
+
+def next_filled(lines, i):
+    """The number of the first line from line i on that is not blank."""
+    while i < len(lines) and not lines[i]:
+        i += 1
+    return i
+
+
+def filled_above(lines, i, most):
+    """The number of the line above line i, `most` blank ones apart; i if there is none."""
+    numbers = range(i - 1, max(-1, i - 2 - most), -1)
+    return next((j for j in numbers if lines[j].strip()), i)
+
+
 def start_of_rule(lines, end):
     """Where a line of dashes that leads to line `end` begins; `end` if there is none."""
-    last = first_filled(lines, range(end - 1, max(-1, end - 4), -1), end)
-    while last < end and RULE.fullmatch(lines[last]):
-        end, last = last, last - 1 if last else last
+    while (above := filled_above(lines, end, 2)) < end and RULE.fullmatch(lines[above]):
+        end = above
     return end
 
 
-def first_filled(lines, numbers, otherwise):
-    """The first of these line numbers whose line is not blank."""
-    return next((i for i in numbers if lines[i].strip()), otherwise)
-
-
-def introduction_length(lines, i):
+def introduction_length(lines, marked, i):
     """How many lines introduce another person's text, such as "On … wrote:", from line i on."""
-    if not lines[i].strip() or not MARK.search("\n".join(lines[i : i + 6])):
+    if not lines[i] or not MARK.search("\n".join(lines[i : i + 6])):
         return 0
-    ahead = [line for line in lines[i + 1 : i + 8] if line.strip()]
+    ahead = [line for line in lines[i + 1 : i + 8] if line]
     if SEPARATOR.match(lines[i]) or ahead and SEPARATOR_WRAPPED.match(f"{lines[i]} {ahead[0]}"):
         return 1
     for n in (1, 2):  # a date and "To:", as Lotus Notes quotes; a long sender wraps the date
-        below = lines[i + n : i + n + 8]
-        below = next((line for line in below if line.strip() and not SENT_BY.match(line)), "")
+        below = (line for line in lines[i + n : i + n + 8] if line and not SENT_BY.match(line))
         match = DATE_LINE.search(" ".join(lines[i : i + n]))
-        if match and (below.lstrip().startswith("To:") or "To:" in match.group()):
+        if match and (next(below, "").lstrip().startswith("To:") or "To:" in match.group()):
             return n
-    if TWO_COLUMNS.match(lines[i]) and any(
-        re.match(r"\s{8,}(?:\S.*?\s{2,})?Subject:", line) for line in ahead
-    ):
+    if TWO_COLUMNS.match(lines[i]) and any(map(SUBJECT_RIGHT.match, ahead)):
         return 1
     joined = ""
     for n, line in enumerate(lines[i : i + 6], 1):
-        bracket = "".join(lines[i + n : i + n + 1]).lstrip().startswith("<")
-        if n > 1 and (
-            not line.strip() and not bracket or QUOTED.match(line) and not line.endswith(":")
-        ):
+        torn = not line and lines[i + n : i + n + 1] and lines[i + n].lstrip().startswith("<")
+        if n > 1 and (not line and not torn or marked[i + n - 1] and not line.endswith(":")):
             break
         joined = f"{joined} {line.strip()}".strip()
-        if len(joined) > 400:
-            break
-        if not joined.endswith((":", "：", "-", "=", ">", ")")):
+        if not joined.endswith((":", "：", "-", "=", ">", ")")) or len(joined) > 400:
             continue
-        below = first_filled(lines, range(i + n, min(i + n + 4, len(lines))), 0)
-        marked = bool(below and QUOTED.match(lines[below]))
+        below = next_filled(lines, i + n)
+        quoted = below < min(i + n + 4, len(lines)) and marked[below]
         # One that begins on the next line has own words above it.
         shorter = " ".join(line.strip() for line in lines[i + 1 : i + n])
         part = lines[i].endswith("<") or BRACKETED.search(lines[i]) or YEAR.search(lines[i])
-        kind = introduction_kind(joined, marked)
-        if kind == "whole" or kind and (part or not introduction_kind(shorter, marked)):
+        kind = introduction_kind(joined, quoted)
+        if kind == "whole" or kind and (part or not introduction_kind(shorter, quoted)):
             return n
         if joined.endswith((":", "：")):
             break
@@ -607,23 +609,12 @@ def introduction_kind(text, marked):
     """
     match = INTRODUCTION.fullmatch(text)
     address, dated, timed = (bool(form.search(text)) for form in (BRACKETED, YEAR, CLOCK))
-    if match and (
-        marked
-        or address
-        or "@" in text
-        or text[-1] == "-"
-        or (dated or timed)
-        and not SELF.search(text)
-    ):
+    about_self = SELF.search(text)
+    if match and (marked or "@" in text or text[-1] == "-" or (dated or timed) and not about_self):
         return "inner" if match["inner"] else "whole"
     if marked and BARE_INTRODUCTION.fullmatch(text):
         return "inner"
-    if (
-        text[-1:] not in (":", "：")
-        or len(text) > 250
-        or SELF.search(text)
-        or re.search("[?!]", text)
-    ):
+    if text[-1:] not in (":", "：") or len(text) > 250 or about_self or re.search("[?!]", text):
         return None
     words = re.findall(r"[^\W\d_]{2,}", text)
     named = len(words) < 9 and any(not word.islower() for word in words[1:])
@@ -655,56 +646,35 @@ def header_length(lines, i, above):
             break
     if first == "recipient":  # a memo of the author's own begins so, but names its sender
         copied = any(re.match(r"\s*[Cc]c:", line) for line in lines[i:end])
-        lotus = above and copied and "subject" in kinds and "sender" not in kinds
-        return end - i if lotus else 0
-    memo = header_kind(above) == "recipient"
-    # "From: Leeds, To: York, Date: Monday" is a list of the author's own.
-    dated = kinds & {"sent", "date"}
-    mail = (
-        "sender" in kinds
-        and ("subject" in kinds or "sent" in kinds or addressed and len(kinds) > 1)
-        or dated
-        and "recipient" in kinds
-        and ("subject" in kinds or addressed)
-    )
-    return end - i if mail and not memo else 0
+        is_mail = above and copied and "subject" in kinds and "sender" not in kinds
+    elif header_kind(above) == "recipient":
+        is_mail = False
+    else:  # "From: Leeds, To: York, Date: Monday" is a list of the author's own
+        subject = "subject" in kinds
+        sent = "sender" in kinds and (subject or "sent" in kinds or addressed and len(kinds) > 1)
+        dated = kinds & {"sent", "date"} and "recipient" in kinds and (subject or addressed)
+        is_mail = sent or dated
+    return end - i if is_mail else 0
 
 
-def start_of_lotus_header(lines, i):
-    """Where the header begins whose date is on line i: at the sender's name or a letterhead."""
+def start_of_lotus_header(lines, i, end):
+    """Where the header begins whose date is on lines i to `end`: at its sender or letterhead."""
     start = i
     if TWO_COLUMNS.match(lines[i]):
         while start and re.match(r"\s{8,}\S", lines[start - 1]):
             start -= 1
         return start
+    if not DATE_LINE.search(" ".join(lines[i:end])):
+        return i
     date_only = re.fullmatch(r"\s*(?:on|<\S*>)?\s*(?:on)?\s*", DATE_LINE.sub("", lines[i]))
     if SENT_BY.match(lines[i]) or date_only:
         while start and SENT_BY.match(lines[start - 1]):
             start -= 1
-        above = first_filled(lines, range(start - 1, max(-1, start - 4), -1), start)
+        above = filled_above(lines, start, 2)
         if above == start - 1 or ORGANISATION.search(lines[above][-200:]):
             start = above
-    above = first_filled(lines, range(start - 1, max(-1, start - 5), -1), start)
+    above = filled_above(lines, start, 3)
     return above if LETTERHEAD.match(lines[above]) and "From:" in lines[start] else start
-
-
-def is_escaped(lines, i):
-    """Whether line i begins with ">From " only because it was "From " before an mbox."""
-    return (
-        lines[i].startswith(">From ")
-        and ":" not in lines[i]
-        and not any(map(QUOTED.match, lines[max(i - 1, 0) : i] + lines[i + 1 : i + 2]))
-    )
-
-
-def is_torn_quote(lines, i):
-    """Whether line i is the end of a long quoted line, which lost its mark when it was wrapped."""
-    if not (i + 1 < len(lines) and QUOTED.match(lines[i - 1]) and QUOTED.match(lines[i + 1])):
-        return False
-    above, line = lines[i - 1], lines[i]
-    link = re.match(r"\s*[(<]https?://", line) or re.search(r"[(<]https?://[^)>]*$", above)
-    short = len(line) < 40 or line[0].islower() and len(line) < 60
-    return bool(link or len(above) > 54 and short and above[-1] not in ".?!:")
 
 
 PROGRAM = layout(rf"(?<![A-Za-z]){one_of('program')}")
