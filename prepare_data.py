@@ -220,6 +220,11 @@ with open(os.path.join(os.path.dirname(__file__), "data", "mail_phrases.toml"), 
 INVISIBLE = re.compile(r"[\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff]")
 
 
+def visible(text):
+    """A text without the marks that nobody sees."""
+    return text if text.isascii() else INVISIBLE.sub("", text)
+
+
 def phrases_of(*keys):
     """What mail programs write, in all languages, the longest phrase first."""
     lists = (table.get(key, []) for table in PHRASES.values() for key in keys)
@@ -231,7 +236,7 @@ def one_of(*keys, without="\0"):
 
     A blank is any white space, ' any apostrophe, … any words, * up to three.
     """
-    phrases = (INVISIBLE.sub("", text) for text in phrases_of(*keys) if without not in text)
+    phrases = (visible(text) for text in phrases_of(*keys) if without not in text)
     phrases = "|".join(map(re.escape, phrases)).replace(r"\ ", r"\s+").replace("'", "['’]")
     phrases = phrases.replace("…", ".{1,90}?").replace(r"\*", r"[^\s,]+(?:\s[^\s,]+){0,2}")
     return f"(?:{phrases})"
@@ -247,6 +252,7 @@ def layout(text, flags=0):
 DAY = r"(?:\d{1,2}[/-]\d{1,2}[/-]\d{2,4}|\d{2,4}[/-]\d\d[/-]\d\d)"
 DATE = rf"{DAY},?~\d{{1,2}}:\d\d(?::\d\d)?(?:\s*[AP]M)?(?:~[A-Z]{{3,4}}\b)?"
 COMPANY = r"Enron(?:~[A-Z&][\w&-]*){0,6}~(?:Corp|Inc|Ltd|Co|LLC|Services|Company|Group)"
+MARK = re.compile(r"[:：@|]|--|__|==|\*\*|>>>|—")  # no words before quoted text are without one
 QUOTE = layout(
     rf"""
     (?P<line>  # the match is where quoted text begins
@@ -302,7 +308,7 @@ def split_quoted(text, author="", names=frozenset()):
 
     `author` is the address of the person who wrote `text`, `names` what known_names returns.
     """
-    match = QUOTE.search(text)
+    match = MARK.search(text) and QUOTE.search(text)
     if not match:
         return text.rstrip(), ""
     end = match.start()
@@ -332,7 +338,7 @@ def start_of_sender(text, author, names, only_known=False):
     # Name <address>, Name (E-mail), Name/Org@Org
     bare = re.sub(r"(?:\s*(?:<[^<>]*>|[(\[][^()\[\]]*[)\]]))+$", "", text)
     bare = ORGANISATION.sub("", bare).rstrip()
-    words, sentence_end = last_words(bare)
+    words = last_words(bare)
     for i in range(len(words) - 1):
         full = [key for key, _, _ in words[i:]]
         short_middle = all(len(word) < 3 for word in full[1:-1])
@@ -340,42 +346,38 @@ def start_of_sender(text, author, names, only_known=False):
             return words[i][1]
     if only_known:
         return len(text)
-    address = text[len(bare) :].casefold()
-    words = without_sign_off(words, re.split(r"\W+", author.casefold().partition("@")[0]), address)
+    words = without_sign_off(words, re.split(r"\W+", author.casefold().partition("@")[0]))
     # A display name of three words after a full stop, such as a company's, is whole.
-    if len(words) > 3 or len(words) == 3 and not ("<" in address and sentence_end):
+    whole = "<" in text[len(bare) :] and words and bare[: words[0][1]].rstrip()[-1:] == "."
+    if len(words) > 3 or len(words) == 3 and not whole:
         middle = MIDDLE.fullmatch(words[-2][2]) or words[-1][0] in ("jr", "ii", "iii")
         words = words[-3 if middle else -2 :]
     return words[0][1] if words else len(bare)
 
 
 def last_words(text):
-    """(up to five words at the end of a text, as (lower case, offset, as written); the end of
-    the sentence before them, if that is what stops them)."""
-    words, sentence_end = [], None
+    """Up to five words at the end of a text's last sentence: (lower case, offset, as written)."""
+    words = []
     for match in reversed(list(re.finditer(r"\S+", text))):
         word = match.group()
-        sentence_end = SENTENCE_END.fullmatch(word)
-        if sentence_end or len(words) == 5 or len(words) > 1 and word[-1] == ",":
+        if len(words) == 5 or len(words) > 1 and word[-1] == "," or SENTENCE_END.fullmatch(word):
             break
         words.insert(0, (word.casefold().strip(".,"), match.start(), word))
-    return words, sentence_end
+    return words
 
 
-def without_sign_off(words, own, address):
+def without_sign_off(words, own):
     """The words without what cannot be a name and what may be the author's parting words."""
     if words and not NAME.fullmatch(words[-1][2]):
-        words = words[-1:] if words[-1][0] in address or "@" in words[-1][0] else []
-    while not all(NAME.fullmatch(word) for _, _, word in words[:-1]):
+        return words[-1:] if "@" in words[-1][0] else []
+    while not all(NAME.fullmatch(word) for _, _, word in words):
         words.pop(0)
-    initials = own[0][:1] + own[-1][:1]
+    own_initials = own[0][:1] + own[-1][:1]
     while len(words) > 1:
         first, second = words[0][0], words[1][0]
         own_name = first in own and second not in own and len(second) > 1
-        short = len(first) == 1 or len(first) < 4 and first[0] + first[-1] == initials
-        nick = any(len(word) > 2 and word[:3] == first[:3] for word in own)
-        own_initials = len(words) > 2 and (first == second or short or nick)
-        if not (first in SIGN_OFF or own_name or own_initials):
+        initials = len(first) == 1 or len(first) < 4 and first[0] + first[-1] == own_initials
+        if not (first in SIGN_OFF or own_name or len(words) > 2 and initials):
             break
         words.pop(0)
     return words
@@ -462,10 +464,8 @@ RULE = re.compile(r"\s*(?:[-_=*#~+⸺—]\s?){3,}\s*")
 WITHIN_LINE = layout(  # words before quoted text that stand behind own words, on the same line
     r"""(?<=\w[^\s>-])(?<!=09)(?<!=20)[ \t]*(?=-{4,}[ ]?(?:Original[ ]Message|Forwarded[ ]by))
     | (?<=[^\s-])[ \t]*(?=(?:-{2,}|(?<=[ \t])-*)[ ]?On[ ](?=[^\n]{0,40}\d)[^\n]{5,150}
-    [ ]wrote:[ \t]*$)""",
-    re.MULTILINE,
+    [ ]wrote:[ \t]*$)"""
 )
-MARK = re.compile(r"[:：@|]|--|__|==|\*\*|>>>|—")  # no words before quoted text are without one
 
 
 def own_words(body, keep_signature=False):
@@ -480,8 +480,11 @@ def split_own_words(text):
     """(own words, quoted text) of any mail; only white space is lost."""
     quoted = []
     while True:
-        inside = "----" in text or "wrote:" in text
-        own, more = split_lines(WITHIN_LINE.sub("\n", text) if inside else text)
+        lines = [
+            WITHIN_LINE.sub("\n", line) if "----" in line or "wrote:" in line else line
+            for line in text.split("\n")
+        ]
+        own, more = split_lines("\n".join(lines))
         folded = ""
         if "\n" not in own:
             own, folded = split_quoted(own)
@@ -494,8 +497,7 @@ def split_own_words(text):
 def plain_lines(text):
     """Lines to match patterns on: with plain blanks, without marks that nobody sees."""
     text = text.replace("=20", " ").replace("=09", " ")
-    if not text.isascii():
-        text = INVISIBLE.sub("", re.sub(r"[\xa0\u202f\u3000]", " ", text))
+    text = visible(re.sub(r"[\xa0\u202f\u3000]", " ", text))
     return [line.rstrip() for line in text.split("\n")]
 
 
@@ -707,44 +709,39 @@ def drop_boilerplate(own):
     lines = own.split("\n")
     end = len(lines)
     for i in range(len(lines) - 1, -1, -1):
-        if end < len(lines) and i == end - 1 and (not lines[i].strip() or RULE.fullmatch(lines[i])):
-            end = i
-        elif lines[i].rstrip() == "--" and end - i <= 20:
-            end = i
-        elif lines[i].strip() and end - i <= 40:
-            ruled = i > 0 and bool(RULE.fullmatch(lines[i - 1]))
-            if ruled or i in (0, end - 1) or not lines[i - 1].strip():
-                paragraph = list(itertools.takewhile(str.strip, lines[i : min(i + 12, len(lines))]))
-                if is_boilerplate(paragraph, ruled, i == 0):
-                    end = i
+        ruled = i > 0 and bool(RULE.fullmatch(lines[i - 1]))
+        begins = ruled or i in (0, end - 1) or not lines[i - 1].strip()
+        empty = not lines[i].strip()
+        if empty or RULE.fullmatch(lines[i]):
+            end = i if i == end - 1 < len(lines) - 1 else end
+        elif lines[i].rstrip() == "--":
+            end = i if end - i <= 20 else end
+        elif begins and end - i <= 40:
+            paragraph = list(itertools.takewhile(str.strip, lines[i : i + 12]))
+            end = i if is_boilerplate(paragraph, ruled, i == 0) else end
     return "\n".join(lines[:end]).rstrip()
 
 
 def is_boilerplate(paragraph, ruled, first):
     """Whether a program or a company wrote a paragraph; `ruled` if a line of dashes is above it."""
-    line, text = INVISIBLE.sub("", paragraph[0]).strip(), "\n".join(paragraph)
-    if len(text) > 4000:
-        return False
+    line, text = visible(paragraph[0]).strip(), "\n".join(paragraph)
     short = " ".join(map(str.strip, paragraph)) if len(paragraph) < 4 else line
-    for added in filter(lambda text: len(text) < 160, (line, short)):
-        program = PROGRAM.search(added)
-        if program and ADDED_BY_PROGRAM.fullmatch(added) or ADDED.fullmatch(added) and not first:
+    for added in (added for added in {line, short} if len(added) < 160):
+        if ADDED.fullmatch(added) and not first:
             return True
-        if program and OUTLOOK.fullmatch(added) and not SELF.search(added):
+        if ADDED_BY_PROGRAM.fullmatch(added) and PROGRAM.search(added):
+            return True
+        if "Outlook" in added and OUTLOOK.fullmatch(added) and not SELF.search(added):
             return bool(re.search(r"iOS|Android|Mac\b|aka\.ms", added))
-    return bool(
-        ADDED_ANYWHERE.fullmatch(line)
-        or ADVERTISEMENT.match(text)
-        or NOTICE.match(text)
-        or MAIL_NAMED.match(text)
-        and len(set(map(str.casefold, LEGAL.findall(text)))) > 1
-        or SCANNER.search(text)
-        and VIRUS.search(text)
-        and len(text) < 500
-        or LIST.search(text)
-        and re.search(r"https?://|\w@\w|www\.", text)
-        and (ruled or len(text) < 400)
-    )
+    if ADDED_ANYWHERE.fullmatch(line) or ADVERTISEMENT.match(text) or NOTICE.match(text):
+        return True
+    if len(text) < 500 and VIRUS.search(text) and SCANNER.search(text):
+        return True
+    linked = any(mark in text for mark in ("@", "://", "www."))
+    if linked and (ruled or len(text) < 400) and LIST.search(text):
+        return True
+    named = len(text) < 4000 and MAIL_NAMED.match(text)
+    return bool(named) and len({word.casefold() for word in LEGAL.findall(text)}) > 1
 
 
 def print_own_words(args):
@@ -891,7 +888,8 @@ def messages_in_text(name, file):
         first = file.readline(1_000_000)
     first = first.removeprefix(codecs.BOM_UTF8)
     if not first.startswith(b"From "):
-        yield name, first + file.read(LARGEST)
+        pieces = iter(functools.partial(file.read, 100_000), b"")
+        yield name, b"".join([first, *itertools.islice(pieces, LARGEST // 100_000)])
         return
     ahead, number, lines, size, blank = collections.deque([first]), 0, [], 0, True
     while line := ahead.popleft() if ahead else file.readline(1_000_000):
