@@ -31,7 +31,6 @@ import csv
 import datetime
 import email
 import email.charset
-import email.errors
 import email.header
 import email.mime.text
 import email.utils
@@ -54,7 +53,6 @@ import sys
 import tarfile
 import tempfile
 import tomllib
-import warnings
 import zipfile
 import zlib
 
@@ -1609,42 +1607,26 @@ def read_replies(path):
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        stop(
-            f"{path}: line {line} is not UTF-8; convert the file first, for example: "
-            "iconv -f WINDOWS-1252 -t UTF-8"
-        )
+        stop(f"{path}: line {line} is not UTF-8; convert it first: iconv -f WINDOWS-1252 -t UTF-8")
     if "\0" in text:
         line = text.count("\n", 0, text.index("\0")) + 1
         stop(f"{path}: line {line} holds a NUL byte; remove it, for example: tr -d '\\000'")
-    try:  # Python's engine: it refuses a lost quotation mark, and shows which fields are missing
-        source, options = io.StringIO(text, newline=""), {"dtype": object, "keep_default_na": False}
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", pandas.errors.ParserWarning)  # of a field too many
-            rows = pandas.read_csv(source, engine="python", index_col=False, **options)
-    except pandas.errors.EmptyDataError:
-        rows = pandas.DataFrame()
-    except (pandas.errors.ParserError, pandas.errors.ParserWarning) as error:
-        number, lines = 0, csv.reader(io.StringIO(text, newline=""), strict=True)
-        with contextlib.suppress(csv.Error):
-            width = len(next(lines, []))
-            number = next((n for n, fields in enumerate(lines, 1) if len(fields) > width), 0)
-        number = number or lines.line_num - 1
-        stop(f"{path}: row {number}: {error}; is a quotation mark lost?")
-    if missing := [name for name in COLUMNS if name not in rows]:
+    lines, rows = csv.reader(io.StringIO(text, newline=""), strict=True), []
+    try:  # the csv module is stricter than pandas: it refuses a lost quotation mark
+        header = next(lines, [])
+        for row in filter(None, lines):
+            if len(row) != len(header):
+                raise csv.Error(f"{len(row)} fields, not {len(header)}")
+            rows.append(row)
+    except csv.Error as error:
+        stop(f"{path}: row {len(rows) + 1}: {error}; is a quotation mark lost?")
+    if missing := [name for name in COLUMNS if name not in header]:
         stop(f"{path}: no column {', '.join(missing)}; a reply CSV begins with {','.join(COLUMNS)}")
-    for number, count in enumerate(rows.notna().sum(axis=1), 1):
-        if count != len(rows.columns):
-            stop(
-                f"{path}: row {number} has {count} fields, not {len(rows.columns)}; "
-                "is a quotation mark lost?"
-            )
-    if rows["id"].duplicated().any():
-        again = rows["id"].duplicated().idxmax()
-        first = rows.index[rows["id"] == rows["id"][again]][0]
-        stop(
-            f"{path}: rows {first + 1} and {again + 1} have the same id {rows['id'][again]}; "
-            "give each row a number of its own"
-        )
+    rows = pandas.DataFrame(rows, columns=header, dtype=object)
+    for name, same in rows.groupby("id", sort=False).groups.items():
+        if len(same) > 1:
+            numbers = f"rows {same[0] + 1} and {same[1] + 1}"
+            stop(f"{path}: {numbers} have the same id {name}; give each row a number of its own")
     if rows.empty:
         stop(f"{path}: no rows below the header")
     return rows
@@ -1663,16 +1645,13 @@ def normalise_mail(mail):
 
 def cut_quotes(rows, names):
     """The rows with the quoted text moved from the end of `response` to the front of `mail`."""
-    cut = [
-        # without line breaks, all white space was folded
-        split_own_words(reply) if "\n" in reply else split_quoted(reply, author, names)
-        for reply, author in zip(rows["response"], rows["From"], strict=True)
-    ]
-    mails = [
-        f"{quoted} {mail}".strip() if quoted else mail
-        for (_, quoted), mail in zip(cut, rows["mail"], strict=True)
-    ]
-    return rows.assign(response=[own for own, _ in cut], mail=mails)
+    own, mails = [], []
+    for reply, author, mail in zip(rows["response"], rows["From"], rows["mail"], strict=True):
+        folded = "\n" not in reply  # without line breaks, all white space was folded
+        cut = split_quoted(reply, author, names) if folded else split_own_words(reply)
+        own.append(cut[0])
+        mails.append(f"{cut[1]} {mail}".strip() if cut[1] else mail)
+    return rows.assign(response=own, mail=mails)
 
 
 def keep_clean(rows, shipped, held_out, without_sender):
@@ -1685,8 +1664,7 @@ def keep_clean(rows, shipped, held_out, without_sender):
     test_replies = set(held_out["response"][long].map(normalise)) - {""}
     sender = rows["From"].map(lambda text: text.strip().casefold())
     rules = {
-        "sent by the left-out address": (sender == without_sender.casefold())
-        & bool(without_sender),
+        "sent by the left-out address": sender.isin({without_sender.casefold()} - {""}),
         "no word of the author's own": reply == "",
         "empty mail": rows["mail"].map(str.strip) == "",
         "mail is in the held-out file": mail.isin(test_mails) | uncut.isin(test_mails),
@@ -1713,33 +1691,32 @@ def format_replies(args):
     if args.as_shipped:
         print("as shipped: nothing cut, nothing dropped")
     else:
-        tests = [shipped[:0], *map(read_replies, args.holdout)]
-        tests = pandas.concat(tests, ignore_index=True)
+        tests = pandas.concat([shipped[:0], *map(read_replies, args.holdout)], ignore_index=True)
         names = known_names(pandas.concat([shipped, tests]))
         rows = cut_quotes(shipped, names)
         before, after = shipped["response"].map(len), rows["response"].map(len)
-        share = (before - after).sum() / max(1, before.sum())
-        changed = (before != after).sum()
+        share, changed = (before - after).sum() / max(1, before.sum()), (before != after).sum()
         print(f"cut quoted text off {changed} replies: {share:.1%} of the characters of all")
         tests = pandas.concat([tests, cut_quotes(tests, names)])
         rows, dropped = keep_clean(rows, shipped, tests, args.without_sender)
         for reason, count in dropped.items():
             print(f"dropped {count:4}: {reason}")
-    rows = [
-        {name: row[name] for name in ("id", "date", "subject", "From", "To")}
-        | {
-            "prompt": [
-                {"role": "system", "content": instruction},
-                {"role": "user", "content": row["mail"]},
-            ],
-            "completion": [{"role": "assistant", "content": row["response"]}],
-        }
-        for row in rows[: args.limit].to_dict("records")
-    ]
+    rows = [example(row, instruction) for row in rows[: args.limit].to_dict("records")]
     if args.examples:
         rows = with_examples(rows, memory or rows, args.examples)
     write_whole({args.output: json_lines(rows)})
     print(f"kept {len(rows)} rows in {args.output}")
+
+
+def example(row, instruction):
+    """A row as one line of JSONL: what is known of the mail, and the turns of a conversation."""
+    prompt = [turn("system", instruction), turn("user", row["mail"])]
+    head = {name: row[name] for name in ("id", "date", "subject", "From", "To")}
+    return head | {"prompt": prompt, "completion": [turn("assistant", row["response"])]}
+
+
+def turn(role, content):
+    return {"role": role, "content": content}
 
 
 MEMORY = {"id": str, "date": str, "subject": str, "prompt": list, "completion": list}
@@ -1764,11 +1741,8 @@ def read_jsonl(path, kinds):
             except (ValueError, LookupError, TypeError, RecursionError):
                 values = [(None, str)]
             if not all(isinstance(*value) for value in values):
-                maker = "format" if kinds == MEMORY else "inbox"
-                stop(
-                    f"{path}: line {number} is no row with {', '.join(kinds)}; "
-                    f"`prepare_data.py {maker}` makes them"
-                )
+                maker = f"`prepare_data.py {'format' if kinds == MEMORY else 'inbox'}` makes them"
+                stop(f"{path}: line {number} is no row with {', '.join(kinds)}; {maker}")
             rows.append(row)
     return rows
 
@@ -1799,10 +1773,7 @@ def with_examples(rows, memory, count):
     vectorizer.fit([*known_mails, "mail"])  # never without words
     known, asked = vectorizer.transform(known_mails), vectorizer.transform(mails)
     turns = [
-        [
-            {"role": "user", "content": shorten(mail)},
-            {"role": "assistant", "content": shorten(row["completion"][0]["content"])},
-        ]
+        [turn("user", shorten(mail)), turn("assistant", shorten(row["completion"][0]["content"]))]
         for row, mail in zip(memory, known_mails, strict=True)
     ]
     rows_with, few = [], 0
@@ -1820,9 +1791,8 @@ def with_examples(rows, memory, count):
         start = [message for message in start if message["role"] == "system"]
         examples = itertools.chain(*(turns[j] for j in best[::-1]))
         rows_with.append(row | {"prompt": [*start, *examples, mail]})
-    print(
-        f"put {count} earlier replies in front of {len(rows) - few} mails, fewer in front of {few}"
-    )
+    all_of_them = f"{count} earlier replies in front of {len(rows) - few} mails"
+    print(f"put {all_of_them}, fewer in front of {few}")
     return rows_with
 
 
@@ -1879,16 +1849,13 @@ def split_replies(args):
     test = rows["thread"].isin(chosen)
     train = list(rows.index[~test])
     if not test.any() or not train:
-        stop(
-            f"{args.source}: {len(rows)} rows in {len(order)} threads leave no "
-            f"{'train' if test.any() else 'test'} rows; change --test-fraction or extract more mail"
-        )
+        empty = f"leave no {'train' if test.any() else 'test'} rows"
+        advice = "change --test-fraction or extract more mail"
+        stop(f"{args.source}: {len(rows)} rows in {len(order)} threads {empty}; {advice}")
     shuffled.shuffle(train)
     write_whole({args.train: csv_text(rows.loc[train]), args.test: csv_text(rows[test])})
-    print(
-        f"kept {len(train)} rows in {args.train}, {test.sum()} in {args.test}; "
-        f"{len(order)} threads, none on both"
-    )
+    kept = f"kept {len(train)} rows in {args.train}, {test.sum()} in {args.test}"
+    print(f"{kept}; {len(order)} threads, none on both")
 
 
 # ---------------------------------------------------------------------------- inbox and drafts
@@ -1962,22 +1929,18 @@ def reason_not_to_answer(name, fields, subject, authors, answered):
     status = fields.get("x-status", b"")
     replied = re.match(rb"[\da-fA-F]{3}[2367abefABEF]", fields.get("x-mozilla-status", b""))
     lists = any(field.startswith("list-") for field in fields)
+    spam = fields.get("x-spam-flag", b"").lower() == b"yes"
+    replied = replied or b"A" in status or "R" in maildir_flags(name)
+    bulk = lists or fields.get("precedence", b"").lower() in (b"bulk", b"list", b"junk")
     reasons = {
         "no mail message": not fields.keys() & {"from", "date"},
         "in another folder of the Maildir": re.search(r"(?:^|/)\.[^/]+/(?:cur|new|tmp)/", name),
         "by the author": is_author(*sender_of(fields), authors),
-        "already answered": id_of(fields) in answered
-        or "R" in maildir_flags(name)
-        or b"A" in status
-        or replied,
-        "deleted, a draft or spam": place_of(name, fields)
-        or fields.get("x-spam-flag", b"").lower() == b"yes",
-        "bulk or list mail": lists
-        or fields.get("precedence", b"").lower() in (b"bulk", b"list", b"junk"),
+        "already answered": replied or id_of(fields) in answered,
+        "deleted, a draft or spam": spam or place_of(name, fields),
+        "bulk or list mail": bulk,
         "an automatic mail": is_automatic(fields, subject),
-        "from an address that reads no replies": any(
-            NO_REPLY.match(address.lower()) for _, address in to
-        ),
+        "from an address that reads no replies": any(NO_REPLY.match(at.lower()) for _, at in to),
         "no address to answer": not to,
     }
     return next((reason for reason, holds in reasons.items() if holds), None)
@@ -2002,19 +1965,18 @@ def read_mail(fields, body, subject, authors):
         return "no text"
     people = {name: people_in(fields, name.lower()) for name in PEOPLE}
     reached = {address.casefold() for name in ("To", "Cc") for _, address in people[name]}
-    lines = {
-        name: ", ".join(
-            f'"{email.utils.quote(person)}" <{address}>' if person else address
-            for person, address in pairs
-        )
-        for name, pairs in people.items()
-    }
+    lines = {name: ", ".join(map(written, pairs)) for name, pairs in people.items()}
     before = ids_of(fields.get("references") or fields.get("in-reply-to", b""))
     row = {"id": "", "date": f"{date:{DATE_FORMAT}}" if date else "", "subject": subject, **lines}
     row |= {"Message-ID": bracketed(filter(None, [id_of(fields)]))}
     row |= {"References": bracketed(before[-20:])}
     row |= {"author": sorted(authors, key=lambda author: author not in reached)}
-    return row | {"prompt": [{"role": "user", "content": text}]}
+    return row | {"prompt": [turn("user", text)]}
+
+
+def written(pair):
+    """(name, address) as it is written in a header, but not encoded."""
+    return f'"{email.utils.quote(pair[0])}" <{pair[1]}>' if pair[0] else pair[1]
 
 
 def bracketed(ids):
@@ -2062,14 +2024,9 @@ def write_drafts(args):
                 box.add(draft)
     except BlockingIOError:
         stop(f"{args.output}: another program has it open; close that first")
-    print_left_out(
-        +collections.Counter(
-            {
-                "no word of a reply": len(rows) - len(drafts),
-                "is there already": len(drafts) - len(new),
-            }
-        )
-    )
+    left_out = {"no word of a reply": len(rows) - len(drafts)}
+    left_out |= {"is there already": len(drafts) - len(new)}
+    print_left_out(+collections.Counter(left_out))
     print(f"added {len(new)} drafts to {args.output}; nothing is sent")
 
 
@@ -2118,12 +2075,10 @@ def write_draft(row):
     row = {name: row[name] if name in texts else one_line(row[name]) for name in DRAFT}
     to, copied, sender = people_to_answer(row, authors)
     reply, date = clean(row["prediction"]).strip(), sent_at(row)
-    written = (
-        f"On {date:%Y-%m-%d at %H:%M}, {sender} wrote:" if date > NO_DATE else f"{sender} wrote:"
-    )
+    when = f"On {date:%Y-%m-%d at %H:%M}, " if date > NO_DATE else ""
     lines = clean(row["mail"]).split("\n")
     quoted = "\n".join(f">{'' if line[:1] in ('', '>') else ' '}{line}" for line in lines)
-    text = f"{reply}\n\n{written}\n{quoted}\n"
+    text = f"{reply}\n\n{when}{sender} wrote:\n{quoted}\n"
     message = email.mime.text.MIMEText(text, "plain", QUOTED_PRINTABLE)
     # An mbox would mark a line that begins with "From ".
     body = re.sub("^From ", "=46rom ", message.get_payload(), flags=re.MULTILINE)
