@@ -1331,6 +1331,7 @@ def html_to_text(source):
 
 SENT_FOLDERS = {"sent", "sent_items", "_sent_mail", "sent_mail"}  # of the Enron corpus
 ONE_DAY = datetime.timedelta(days=1)
+INVITATION = "an invitation or an answer to one"
 OWN_DRAFT = "draft."  # how the ids begin of the drafts that this program writes
 AUTOMATIC_SUBJECT = layout(rf"\W*{one_of('automatic')}", re.IGNORECASE)
 SUBJECT_MARK = r"\s*(?:[\[(^]\d+[\])]?)?\s*[:：]"
@@ -1338,13 +1339,17 @@ FORWARD_SUBJECT = layout(rf"\s*{one_of('forward')}\.?{SUBJECT_MARK}", re.IGNOREC
 REPLY_SUBJECT = layout(rf"\A(?:\s*{one_of('reply', 'forward')}\.?{SUBJECT_MARK})+", re.IGNORECASE)
 # "VS" marks a forward in Danish and a reply in Finnish: a quoted sender tells which it is.
 AMBIGUOUS = set(phrases_of("reply")) & set(phrases_of("forward"))
+FILE_ENDING = re.compile(r"(?:\.(?:mbox|mbx|sbd|gz|bz2|xz|zip|tgz|tar))+$")
+ROOT = re.compile(r"^\.?(?:inbox\.)?\.?(?:\[?(?:gmail|google mail)\]?[/.]|inbox\.)?")
 DISCARDED = {kind: set(map(str.casefold, phrases_of(kind))) for kind in ("drafts", "trash", "spam")}
 
 
 def extract(args):
-    authors = keys_of_authors(args.author)
-    rows, ids, seen = [], {}, {}
-    senders, names, left_out, written = collections.Counter(), {}, collections.Counter(), 0
+    import pandas
+
+    authors, shown = keys_of_authors(args.author), ", ".join(sorted(args.author))
+    rows, ids, seen, senders, names = [], {}, {}, collections.Counter(), {}
+    left_out, written = collections.Counter(), 0
     for number, (name, raw) in enumerate(messages(args.source)):
         fields, body = open_message(raw)
         sender, address = sender_of(fields)
@@ -1354,24 +1359,22 @@ def extract(args):
         names.setdefault(address or sender, sender)
         ids.setdefault(id_of(fields), number)
         if not fields.keys() & {"from", "date"}:
-            found = (
-                f"no mail message{'; ' + advice if (advice := beginning(UNREADABLE, raw)) else ''}"
-            )
-            print(f"{args.source}: {name}: {found}", file=sys.stderr)
+            advice = beginning(UNREADABLE, raw)
+            reason = f"no mail message{'; ' + advice if advice else ''}"
+            print(f"{args.source}: {name}: {reason}", file=sys.stderr)
+            left_out[reason] += 1
         elif own:
-            found = read_own(name, fields, body, authors, args.keep_signature, seen)
-        else:
-            continue
-        if isinstance(found, dict):
-            rows.append(found)
-        else:
-            left_out[found] += 1
-    shown = ", ".join(sorted(args.author))
+            row, reason = read_own(name, fields, body, authors, args.keep_signature, seen)
+            if row:
+                rows.append(row)
+            else:
+                left_out[reason] += 1
     print(f"read {senders.total()} messages from {args.source}\n{written} of them are by {shown}")
     if not written:
+        most = [(names[key], key, count) for key, count in senders.most_common(5)]
         most = ", ".join(
-            f"{f'{names[key]} <{key}>' if names[key] not in ('', key) else key} ({count})"
-            for key, count in senders.most_common(5)
+            f"{f'{name} <{key}>' if name not in ('', key) else key} ({count})"
+            for name, key, count in most
         )
         stop(f"{args.source}: no message is by {shown}; most are by {most}")
     rows, more = join_answered(rows, find_answered(args.source, rows, ids), authors)
@@ -1380,48 +1383,53 @@ def extract(args):
         stop(f"{args.source}: no reply by {shown} is left")
     for number, thread in enumerate(group(row["names"] for row in rows), 1):
         rows[number - 1]["id"] = f"{thread}.{number}"
-    import pandas
-
     write_whole({args.output: csv_text(pandas.DataFrame(rows))})
     print(f"kept {len(rows)} replies in {args.output}")
 
 
 def read_own(name, fields, body, authors, keep_signature, seen):
-    """The row of a message that the author sent, or the reason to leave it out.
+    """(the row of a message that the author sent, None), or (None, the reason to leave it out).
 
     `seen` is {key of what was sent to whom: date} of the messages before.
     """
     subject, date = decode_words(fields.get("subject", b"")), date_of(fields)
     folder = re.search(r"([^/]+)/\d+[._]$", name)  # only the Enron corpus names its files so
     if folder and folder[1].lower() not in SENT_FOLDERS:
-        return "not in a folder of sent mail"
+        return None, "not in a folder of sent mail"
     if place := place_of(name, fields):
-        return {"drafts": "a draft", "trash": "deleted", "spam": "spam"}[place]
+        return None, {"drafts": "a draft", "trash": "deleted", "spam": "spam"}[place]
     if is_automatic(fields, subject):
-        return "an automatic reply"
+        return None, "an automatic reply"
     message = parse(fields, body)
-    if any(part.get_content_type() == "text/calendar" for part in message.walk()):
-        return "an invitation or an answer to one"
-    text = clean(text_in(message))
-    links = links_of(fields)
+    if is_invitation(message):
+        return None, INVITATION
+    text, links = clean(text_in(message)), links_of(fields)
     key = hash((normalise(subject), normalise(text), fields.get("to"), tuple(links)))
     if key in seen and not (date and seen[key] and abs(date - seen[key]) > ONE_DAY):
-        return "a copy of an earlier message"
+        return None, "a copy of an earlier message"
     seen[key] = date
     own, quoted = own_words(text, keep_signature)
     if not normalise(own):
-        return "no word of the author's own"
+        return None, "no word of the author's own"
     if not links and not quoted:
-        return "answers no mail"
+        return None, "answers no mail"
     sender, address = sender_of(fields)
     to, to_address = first_address(fields.get("to", b""))
     text, own, quoted = (part.replace(STUFFED, "") for part in (text, own, quoted))
-    row = {"date": f"{date:{DATE_FORMAT}}" if date else "", "subject": subject, "links": links}
+    row = {"date": written_date(date), "subject": subject, "links": links}
     row |= {"From": address or sender, "To": to_address.casefold() or to}
     row |= {"body": text, "length": len(text), "response": own, "mail": quoted}
     row |= {"names": [*filter(None, [id_of(fields)]), *links]}
     row |= {"forward": is_marked_forward(fields, subject, quoted)}
-    return row | {"recipients": recipients_of(fields, authors)}
+    return row | {"recipients": recipients_of(fields, authors)}, None
+
+
+def written_date(date):
+    return f"{date:{DATE_FORMAT}}" if date else ""
+
+
+def is_invitation(message):
+    return any(part.get_content_type() == "text/calendar" for part in message.walk())
 
 
 def decode_utf7(match):
@@ -1439,26 +1447,22 @@ def place_of(name, fields):
     if "T" in flags or b"D" in status or re.match(rb"[\da-fA-F]{3}[89a-fA-F]", mozilla):
         return "trash"
     labels = decode_words(fields.get("x-gmail-labels", b"")).split(",")
-    folders = re.sub(r", message \d+$", "", name).split("/")
-    for folder in itertools.chain(labels, folders):
-        folder = re.sub(r"&([^-]*)-", decode_utf7, folder.strip(' "').casefold())
-        folder = re.sub(
-            r"(?:\.(?:mbox|mbx|sbd|gz|bz2|xz|zip|tgz|tar))+$|^\.?inbox\.|^\.", "", folder
-        )
-        folder = re.sub(r"^\[?(?:gmail|google mail)\]?[/.]|^inbox\.", "", folder)
-        for kind, names in DISCARDED.items():
-            if folder in names:
+    for folder in labels + re.sub(r", message \d+$", "", name).split("/"):
+        folder = folder.strip(' "').casefold()
+        folder = re.sub(r"&([^-]*)-", decode_utf7, folder) if "&" in folder else folder
+        folder = ROOT.sub("", FILE_ENDING.sub("", folder))
+        for kind, folders in DISCARDED.items():
+            if folder in folders:
                 return kind
     return None
 
 
 def is_automatic(fields, subject):
-    precedence = fields.get("precedence", b"").lower()
     return bool(
         AUTOMATIC_SUBJECT.match(subject)
         or fields.get("auto-submitted", b"no").lower() != b"no"
         or fields.keys() & {"x-autoreply", "x-autorespond"}
-        or b"auto" in precedence
+        or b"auto" in fields.get("precedence", b"").lower()
         or fields.get("return-path") == b"<>"
         or fields.get("content-type", b"").lower().startswith(b"multipart/report")
     )
@@ -1474,14 +1478,9 @@ def recipients_of(fields, authors):
 def is_marked_forward(fields, subject, quoted):
     """Whether a program marked a message as a forward; Lotus Notes marks replies so, too."""
     prefix = FORWARD_SUBJECT.match(subject)
-    ambiguous = prefix and prefix[0].strip(" :：.") in AMBIGUOUS
-    title = re.match(r"[>\s]*(.*)", INVISIBLE.sub("", quoted[:1000]))[1]
-    return bool(
-        prefix
-        and (quoted or not ambiguous)
-        or FORWARD_TITLE.match(title)
-        or "x-forwarded-message-id" in fields
-    )
+    by_subject = prefix and (quoted or prefix[0].strip(" :：.") not in AMBIGUOUS)
+    title = re.match(r"[>\s]*(.*)", visible(quoted[:1000]))[1]
+    return bool(by_subject or FORWARD_TITLE.match(title) or "x-forwarded-message-id" in fields)
 
 
 def quoted_senders(quoted):
@@ -1514,11 +1513,13 @@ def is_named(words, name, address):
         if person and (person <= said or said <= person and said):
             return True
     local = address.partition("@")[0].casefold()  # jcorrigan, lenc, corriganl
-    return any(
-        local in (first[0] + last, first + last[0], first + last)
-        for first, last in itertools.permutations(said, 2)
-        if len(local) > 3 and local[:1] == first[0] and len(said) < 12
-    )
+    pairs = itertools.permutations(said, 2) if len(local) > 3 and len(said) < 12 else ()
+    return any(local in (a[0] + b, a + b[0], a + b) and local[0] == a[0] for a, b in pairs)
+
+
+def names_one(senders, people):
+    """Whether the words for a sender name one of these people, who are pairs (name, address)."""
+    return any(is_named(words, *pair) for words in senders if words for pair in people)
 
 
 def find_answered(source, rows, ids):
@@ -1547,14 +1548,11 @@ def join_answered(rows, answered, authors):
     kept, left_out = [], collections.Counter()
     for row in rows:
         name, address, text, links = answered.get(row["answers"], ("", "", "", []))
-        forwarder, quoted_sender = quoted_senders(row["mail"]) if row["mail"] else ("", "")
-        senders = [f"{name} <{address}>"] if text else [forwarder, quoted_sender]
-        goes_back = any(
-            is_named(words, *pair) for words in senders if words for pair in row["recipients"]
-        )
+        forwarder, sender = quoted_senders(row["mail"]) if row["mail"] else ("", "")
+        senders = [f"{name} <{address}>"] if text else [forwarder, sender]
+        goes_back = names_one(senders, row["recipients"])
         own = is_author(name, address, authors)
-        if not text and quoted_sender:
-            own = any(is_named(quoted_sender, *pair) for pair in author_pairs(authors))
+        own = own or not text and names_one([sender], author_pairs(authors))
         if row["forward"] and not goes_back:
             left_out["a forward"] += 1
         elif own:
@@ -1886,17 +1884,17 @@ def read_inbox(args):
     for name, raw in messages(args.source):
         fields, body = open_message(raw)
         subject = decode_words(fields.get("subject", b""))
-        found = reason_not_to_answer(name, fields, subject, authors, answered)
-        found = found or read_mail(fields, body, subject, authors)
-        if isinstance(found, dict):
-            key = found["Message-ID"]
-            key = key or (found["From"], found["subject"], found["prompt"][0]["content"])
-            if key not in seen:
-                seen.add(key)
-                rows.append(found)
-                continue
-            found = "a copy of an earlier message"
-        left_out[found] += 1
+        row, reason = None, reason_not_to_answer(name, fields, subject, authors, answered)
+        if not reason:
+            row, reason = read_mail(fields, body, subject, authors)
+        if row:
+            key = row["Message-ID"] or (row["From"], row["subject"], row["prompt"][0]["content"])
+            reason = "a copy of an earlier message" if key in seen else None
+            seen.add(key)
+        if reason:
+            left_out[reason] += 1
+        else:
+            rows.append(row)
     print(f"read {len(rows) + left_out.total()} messages from {args.source}")
     print_left_out(left_out)
     if not rows:
@@ -1917,9 +1915,7 @@ def answers(name, fields, body, authors):
     quoted = split_own_words(text_of(fields, body))[1]
     if not is_marked_forward(fields, subject, quoted):
         return True
-    people = recipients_of(fields, authors)
-    senders = filter(None, quoted_senders(quoted))
-    return any(is_named(words, *pair) for words in senders for pair in people)
+    return names_one(quoted_senders(quoted), recipients_of(fields, authors))
 
 
 def reason_not_to_answer(name, fields, subject, authors, answered):
@@ -1956,22 +1952,22 @@ def people_in(fields, name):
 
 
 def read_mail(fields, body, subject, authors):
-    """The row of a mail to answer: what a draft needs, and a prompt; or why it wants no reply."""
+    """(the row of a mail to answer, with a prompt, None), or (None, why it wants no reply)."""
     message = parse(fields, body)
-    if any(part.get_content_type() == "text/calendar" for part in message.walk()):
-        return "an invitation or an answer to one"
+    if is_invitation(message):
+        return None, INVITATION
     text, date = clean(text_in(message)).replace(STUFFED, ""), date_of(fields)
     if not text.strip():
-        return "no text"
+        return None, "no text"
     people = {name: people_in(fields, name.lower()) for name in PEOPLE}
     reached = {address.casefold() for name in ("To", "Cc") for _, address in people[name]}
     lines = {name: ", ".join(map(written, pairs)) for name, pairs in people.items()}
     before = ids_of(fields.get("references") or fields.get("in-reply-to", b""))
-    row = {"id": "", "date": f"{date:{DATE_FORMAT}}" if date else "", "subject": subject, **lines}
+    row = {"id": "", "date": written_date(date), "subject": subject, **lines}
     row |= {"Message-ID": bracketed(filter(None, [id_of(fields)]))}
     row |= {"References": bracketed(before[-20:])}
     row |= {"author": sorted(authors, key=lambda author: author not in reached)}
-    return row | {"prompt": [turn("user", text)]}
+    return row | {"prompt": [turn("user", text)]}, None
 
 
 def written(pair):
