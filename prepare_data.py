@@ -296,9 +296,7 @@ ORGANISATION = layout(  # the end of Joss Whitfield/HOU/ECT@ECT, of Joss Whitfie
 SENTENCE_END = re.compile(r"(?!(?:Jr|Dr|St|Co|Corp|Inc|Ltd)\.).*(?:[!?;:)>]|[^A-Z.]\.|\.\.)")
 NAME = re.compile(r"[A-Z][\w.'’&-]*,?|\(?[A-Z]+\)?|de|van|der|von|la|del|&")
 MIDDLE = re.compile(r"[A-Z]{1,2}\.?|[Dd]e|[Vv]an|der|[Vv]on|[Ll]a|del")
-SIGN_OFF = set(
-    "thanks thank thx best regards cheers love later sincerely bye adios fyi yes no ok okay".split()
-)
+SIGN_OFF = set(phrases_of("sign_off"))
 
 
 def split_quoted(text, author="", names=frozenset()):
@@ -419,9 +417,6 @@ SEPARATOR = layout(
     | \s*Message-ID:[ ]<
     | [-_=*\s]*Inline[ ]attachment[ ]follows
     """
-)
-SEPARATOR_WRAPPED = layout(
-    r"\s*(?:>>>[ ].{1,100}[ ]>>>\s*$|[-_=*]{3,}\s*(?:Forwarded[ ]by|Original[ ][Mm]essage))"
 )
 FORWARD_TITLE = layout(rf"[\s\-_=*‐–—(]*{one_of('forwarded')}", re.IGNORECASE)
 BRACKETED = re.compile(r"[<(\[](?:mailto:)?[^\s<>()\[\]@]+@[^<>()\[\]@]+[>)\]]")
@@ -571,7 +566,7 @@ def introduction_length(lines, marked, i):
     if not lines[i] or not MARK.search("\n".join(lines[i : i + 6])):
         return 0
     ahead = [line for line in lines[i + 1 : i + 8] if line]
-    if SEPARATOR.match(lines[i]) or ahead and SEPARATOR_WRAPPED.match(f"{lines[i]} {ahead[0]}"):
+    if SEPARATOR.match(lines[i]) or ahead and SEPARATOR.match(f"{lines[i]} {ahead[0]}"):
         return 1
     for n in (1, 2):  # a date and "To:", as Lotus Notes quotes; a long sender wraps the date
         below = (line for line in lines[i + n : i + n + 8] if line and not SENT_BY.match(line))
@@ -582,8 +577,7 @@ def introduction_length(lines, marked, i):
         return 1
     joined = ""
     for n, line in enumerate(lines[i : i + 6], 1):
-        torn = not line and lines[i + n : i + n + 1] and lines[i + n].lstrip().startswith("<")
-        if n > 1 and (not line and not torn or marked[i + n - 1] and not line.endswith(":")):
+        if n > 1 and (not line or marked[i + n - 1] and not line.endswith(":")):
             break
         joined = f"{joined} {line.strip()}".strip()
         if not joined.endswith((":", "：", "-", "=", ">", ")")) or len(joined) > 400:
@@ -688,11 +682,7 @@ ADDED_ANYWHERE = layout(  # without the name of a program
     """,
     re.IGNORECASE,
 )
-ADVERTISEMENT = layout(
-    r"""do~you~yahoo | join~the~world | chat~with~friends~online
-    | get~(?:your|free|private)\b.{0,60}\b(?:hotmail|msn|yahoo)""",
-    re.IGNORECASE | re.DOTALL,
-)
+ADVERTISEMENT = layout(one_of("advertisement"), re.IGNORECASE | re.DOTALL)
 OUTLOOK = re.compile(r"(?:[^\s?!,;]+ ){0,4}\S*Outlook(?: ?[^\s?!,;]+){0,6}")
 MAIL_NAMED = layout(rf".{{0,80}}?{one_of('mail')}", re.IGNORECASE | re.DOTALL)
 LEGAL = layout(one_of("legal"), re.IGNORECASE)
@@ -1858,12 +1848,8 @@ def split_replies(args):
 
 # ---------------------------------------------------------------------------- inbox and drafts
 
-NO_REPLY = layout(
-    r"""(?:.*[-_.+])?
-    (?: (?:no|do[-_.]?not|dont|never)[-_.]?(?:reply|respond) | ne[-_.]?pas[-_.]?repondre
-      | nicht[-_.]?antworten | no[-_.]?responder | mailer-daemon | postmaster | bounces?
-      | notifications?)
-    (?:[-_.+\d].*)?@"""
+NO_REPLY = re.compile(
+    rf"(?:.*[-_.+])?{one_of('no_reply')}(?:[-_.+\d].*)?@".replace(r"\-", "[-_.]?")
 )
 PEOPLE = ["From", "To", "Cc", "Reply-To"]
 
