@@ -31,7 +31,6 @@ import csv
 import datetime
 import email
 import email.charset
-import email.errors
 import email.header
 import email.mime.text
 import email.utils
@@ -54,7 +53,6 @@ import sys
 import tarfile
 import tempfile
 import tomllib
-import warnings
 import zipfile
 import zlib
 
@@ -220,6 +218,11 @@ with open(os.path.join(os.path.dirname(__file__), "data", "mail_phrases.toml"), 
 INVISIBLE = re.compile(r"[\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff]")
 
 
+def visible(text):
+    """A text without the marks that nobody sees."""
+    return text if text.isascii() else INVISIBLE.sub("", text)
+
+
 def phrases_of(*keys):
     """What mail programs write, in all languages, the longest phrase first."""
     lists = (table.get(key, []) for table in PHRASES.values() for key in keys)
@@ -231,7 +234,7 @@ def one_of(*keys, without="\0"):
 
     A blank is any white space, ' any apostrophe, … any words, * up to three.
     """
-    phrases = (INVISIBLE.sub("", text) for text in phrases_of(*keys) if without not in text)
+    phrases = (visible(text) for text in phrases_of(*keys) if without not in text)
     phrases = "|".join(map(re.escape, phrases)).replace(r"\ ", r"\s+").replace("'", "['’]")
     phrases = phrases.replace("…", ".{1,90}?").replace(r"\*", r"[^\s,]+(?:\s[^\s,]+){0,2}")
     return f"(?:{phrases})"
@@ -247,14 +250,13 @@ def layout(text, flags=0):
 DAY = r"(?:\d{1,2}[/-]\d{1,2}[/-]\d{2,4}|\d{2,4}[/-]\d\d[/-]\d\d)"
 DATE = rf"{DAY},?~\d{{1,2}}:\d\d(?::\d\d)?(?:\s*[AP]M)?(?:~[A-Z]{{3,4}}\b)?"
 COMPANY = r"Enron(?:~[A-Z&][\w&-]*){0,6}~(?:Corp|Inc|Ltd|Co|LLC|Services|Company|Group)"
+MARK = re.compile(r"[:：@|]|--|__|==|\*\*|>>>|—")  # no words before quoted text are without one
 QUOTE = layout(
     rf"""
     (?P<line>  # the match is where quoted text begins
         # ----- Forwarded by Maud Okafor on 02/06/2019 -----, -----Original Message-----
         (?:(?<!\S)>[>\s]{{0,20}})?(?<![-_=*])[-_=*]{{3,}}\s*
         (?:Forwarded~by|Original|Reply~Separator|Inline~attachment~follows)
-        | Original~Message[\s-]*From: | --~Original~Message
-        | Forwarded~by~[^:]{{1,80}}~on~{DATE} | Begin~forwarded~message:
         # >>> "Len Corrigan" <len@tern.example> 02/06/19 03:50PM >>>
         | >>>~.{{1,100}}?~>>>
         # From: Len Sent: Monday To: Maud Subject: kiln
@@ -294,9 +296,7 @@ ORGANISATION = layout(  # the end of Joss Whitfield/HOU/ECT@ECT, of Joss Whitfie
 SENTENCE_END = re.compile(r"(?!(?:Jr|Dr|St|Co|Corp|Inc|Ltd)\.).*(?:[!?;:)>]|[^A-Z.]\.|\.\.)")
 NAME = re.compile(r"[A-Z][\w.'’&-]*,?|\(?[A-Z]+\)?|de|van|der|von|la|del|&")
 MIDDLE = re.compile(r"[A-Z]{1,2}\.?|[Dd]e|[Vv]an|der|[Vv]on|[Ll]a|del")
-SIGN_OFF = set(
-    "thanks thank thx best regards cheers love later sincerely bye adios fyi yes no ok okay".split()
-)
+SIGN_OFF = set(phrases_of("sign_off"))
 
 
 def split_quoted(text, author="", names=frozenset()):
@@ -304,17 +304,16 @@ def split_quoted(text, author="", names=frozenset()):
 
     `author` is the address of the person who wrote `text`, `names` what known_names returns.
     """
-    match = QUOTE.search(text)
+    match = MARK.search(text) and QUOTE.search(text)
     if not match:
         return text.rstrip(), ""
     end = match.start()
     if not match["line"]:
         before = text[:end].rstrip()
         tail = before[-300:]
-        if match["to"] and (torn := TORN_ADDRESS.search(tail)):
-            start = torn.start()
-        else:
-            start = start_of_sender(tail, author, names, only_known=bool(match["to"]))
+        torn = match["to"] and TORN_ADDRESS.search(tail)
+        known = bool(match["to"])
+        start = torn.start() if torn else start_of_sender(tail, author, names, only_known=known)
         end = len(before) - len(tail) + start
         if match["wrote"]:
             end = len(text[:end].rstrip("-_=* \r\n\t"))
@@ -324,70 +323,57 @@ def split_quoted(text, author="", names=frozenset()):
 def start_of_sender(text, author, names, only_known=False):
     """Where the name of a quoted mail's sender begins, if `text` ends with it; else its length.
 
-    A sign-off may stand right before that name (Best, Jane John Q Public 07/30/2001). So a bare
-    name is looked up in `names` ("first last", lower case), or else the author's own name and
-    parting words are taken off its front. `only_known` takes a bare name only if it is among
-    `names`, for headers that often stand without a sender.
+    A sign-off may precede that name (Best, Jane John Q Public 07/30/2001). So a bare name is looked
+    up in `names` ("first last", lower case), or else the author's own name and parting words are
+    taken off its front. `only_known` is for headers that mostly have no sender: it takes a bare
+    name only if it is among `names`.
     """
     text = re.sub(r"\s+(?:on|Sent by:[^:]{1,60})$", "", text.rstrip())
     if (match := SENDER.search(text)) and match.group() != author:
         return match.start()
-    only_known = only_known and not (ORGANISATION.search(text) or re.search(r"@[^<>]*>?$", text))
     # Name <address>, Name (E-mail), Name/Org@Org
-    bare = re.sub(r"(?:\s*(?:<[^<>]*>?|[(\[][^()\[\]]*[)\]]))+$", "", text)
+    bare = re.sub(r"(?:\s*(?:<[^<>]*>|[(\[][^()\[\]]*[)\]]))+$", "", text)
     bare = ORGANISATION.sub("", bare).rstrip()
-    words, sentence_end = last_words(bare)
-    own = re.split(r"\W+", author.casefold().partition("@")[0])
+    words = last_words(bare)
     for i in range(len(words) - 1):
         full = [key for key, _, _ in words[i:]]
         short_middle = all(len(word) < 3 for word in full[1:-1])
-        first_last = f"{full[0]} {full[-1]}" if short_middle else ""
-        by_author = only_known and {full[0], full[-1]} <= set(own)
-        if (first_last in names or " ".join(full) in names) and not by_author:
+        if " ".join(full) in names or short_middle and f"{full[0]} {full[-1]}" in names:
             return words[i][1]
     if only_known:
         return len(text)
-    address = text[len(bare) :].casefold()
-    words = without_sign_off(words, own, address)
+    words = without_sign_off(words, re.split(r"\W+", author.casefold().partition("@")[0]))
     # A display name of three words after a full stop, such as a company's, is whole.
-    if len(words) > 3 or len(words) == 3 and not ("<" in address and sentence_end):
+    whole = "<" in text[len(bare) :] and words and bare[: words[0][1]].rstrip()[-1:] == "."
+    if len(words) > 3 or len(words) == 3 and not whole:
         middle = MIDDLE.fullmatch(words[-2][2]) or words[-1][0] in ("jr", "ii", "iii")
         words = words[-3 if middle else -2 :]
     return words[0][1] if words else len(bare)
 
 
 def last_words(text):
-    """(up to five words at the end of a text, as (lower case, offset, as written); the end of
-    the sentence before them, if that is what stops them)."""
-    words, sentence_end = [], None
+    """Up to five words at the end of a text's last sentence: (lower case, offset, as written)."""
+    words = []
     for match in reversed(list(re.finditer(r"\S+", text))):
         word = match.group()
-        sentence_end = SENTENCE_END.fullmatch(word)
-        if sentence_end or len(words) == 5 or len(words) > 1 and word[-1] == ",":
+        if len(words) == 5 or len(words) > 1 and word[-1] == "," or SENTENCE_END.fullmatch(word):
             break
         words.insert(0, (word.casefold().strip(".,"), match.start(), word))
-    return words, sentence_end
+    return words
 
 
-def without_sign_off(words, own, address):
+def without_sign_off(words, own):
     """The words without what cannot be a name and what may be the author's parting words."""
     if words and not NAME.fullmatch(words[-1][2]):
-        words = words[-1:] if words[-1][0] in address or "@" in words[-1][0] else []
-    while not all(NAME.fullmatch(word) for _, _, word in words[:-1]):
+        return words[-1:] if "@" in words[-1][0] else []
+    while not all(NAME.fullmatch(word) for _, _, word in words):
         words.pop(0)
-    initials = own[0][:1] + own[-1][:1]
+    own_initials = own[0][:1] + own[-1][:1]
     while len(words) > 1:
         first, second = words[0][0], words[1][0]
-        parting = first in SIGN_OFF
         own_name = first in own and second not in own and len(second) > 1
-        own_initials = len(words) > 2 and (
-            first == second
-            or len(first) == 1
-            or len(first) < 4
-            and first[0] + first[-1] == initials
-            or any(len(word) > 2 and word[:3] == first[:3] for word in own)
-        )
-        if not (parting or own_name or own_initials):
+        initials = len(first) == 1 or len(first) < 4 and first[0] + first[-1] == own_initials
+        if not (first in SIGN_OFF or own_name or len(words) > 2 and initials):
             break
         words.pop(0)
     return words
@@ -432,9 +418,6 @@ SEPARATOR = layout(
     | [-_=*\s]*Inline[ ]attachment[ ]follows
     """
 )
-SEPARATOR_WRAPPED = layout(
-    r"\s*(?:>>>[ ].{1,100}[ ]>>>\s*$|[-_=*]{3,}\s*(?:Forwarded[ ]by|Original[ ][Mm]essage))"
-)
 FORWARD_TITLE = layout(rf"[\s\-_=*‐–—(]*{one_of('forwarded')}", re.IGNORECASE)
 BRACKETED = re.compile(r"[<(\[](?:mailto:)?[^\s<>()\[\]@]+@[^<>()\[\]@]+[>)\]]")
 INTRODUCTION = layout(
@@ -467,15 +450,15 @@ DATE_LINE = layout(rf"{DATE}(?:\s+To:.*)?$")
 TWO_COLUMNS = re.compile(r"\s{8,}(?:\S.*?\s{2,})?To:\s")
 SENT_BY = re.compile(r"\s*(?:Sent by|Please respond to)\b")
 LETTERHEAD = layout(rf"\s*{COMPANY}\b[.,]?\s*$")
-TELEPHONE = re.compile(r".{,40}\b\d{3}[-. ]\d{4}\b")
+SUBJECT_RIGHT = re.compile(r"\s{8,}(?:\S.*?\s{2,})?Subject:")
+TORN_LINK = re.compile(r"[(<]https?://[^)>\n]*\n|\n\s*[(<]https?://")
+TELEPHONE = re.compile(r"^.{,40}\b\d{3}[-. ]\d{4}\b", re.MULTILINE)
 RULE = re.compile(r"\s*(?:[-_=*#~+⸺—]\s?){3,}\s*")
 WITHIN_LINE = layout(  # words before quoted text that stand behind own words, on the same line
     r"""(?<=\w[^\s>-])(?<!=09)(?<!=20)[ \t]*(?=-{4,}[ ]?(?:Original[ ]Message|Forwarded[ ]by))
     | (?<=[^\s-])[ \t]*(?=(?:-{2,}|(?<=[ \t])-*)[ ]?On[ ](?=[^\n]{0,40}\d)[^\n]{5,150}
-    [ ]wrote:[ \t]*$)""",
-    re.MULTILINE,
+    [ ]wrote:[ \t]*$)"""
 )
-MARK = re.compile(r"[:：@|]|--|__|==|\*\*|>>>|—")  # no words before quoted text are without one
 
 
 def own_words(body, keep_signature=False):
@@ -490,7 +473,11 @@ def split_own_words(text):
     """(own words, quoted text) of any mail; only white space is lost."""
     quoted = []
     while True:
-        own, more = split_lines(WITHIN_LINE.sub("\n", text))
+        lines = [
+            WITHIN_LINE.sub("\n", line) if "----" in line or "wrote:" in line else line
+            for line in text.split("\n")
+        ]
+        own, more = split_lines("\n".join(lines))
         folded = ""
         if "\n" not in own:
             own, folded = split_quoted(own)
@@ -502,97 +489,106 @@ def split_own_words(text):
 
 def plain_lines(text):
     """Lines to match patterns on: with plain blanks, without marks that nobody sees."""
-    text = INVISIBLE.sub("", re.sub(r"=20|=09|[\xa0\u202f\u3000]", " ", text))
+    text = text.replace("=20", " ").replace("=09", " ")
+    text = visible(re.sub(r"[\xa0\u202f\u3000]", " ", text))
     return [line.rstrip() for line in text.split("\n")]
 
 
 def split_lines(text):
     """(own words, quoted text) of a mail with its lines; own lines between quoted ones stay."""
     lines, plain = text.split("\n"), plain_lines(text)
+    marked = marked_lines(plain)
     own, quoted, above, i = [], [], "", 0
     while i < len(lines):
-        length = introduction_length(plain, i) or header_length(plain, i, above)
-        if not length and not (QUOTED.match(plain[i]) and not is_escaped(plain, i)):
+        length = introduction_length(plain, marked, i) or header_length(plain, i, above)
+        if not length and not marked[i]:
             own.append(lines[i])
-            above = plain[i] if plain[i].strip() else above
+            above = plain[i] or above
             i += 1
             continue
         start, i = i, i + length
-        header = len(own)
-        if length and (
-            TWO_COLUMNS.match(plain[start]) or DATE_LINE.search(" ".join(plain[start:i]))
-        ):
-            header -= min(start - start_of_lotus_header(plain, start), len(own))
-        content = first_filled(plain, range(i, len(lines)), len(lines))
-        if length and not (content < len(lines) and QUOTED.match(plain[content])):
-            content = i = len(lines)
-        while content < len(lines) and (
-            QUOTED.match(plain[content]) or is_torn_quote(plain, content)
-        ):
+        content = next_filled(plain, i)
+        if length and not (content < len(lines) and marked[content]):
+            i = len(lines)  # without marks, all that follows is quoted
+        while i < len(lines) and content < len(lines) and marked[content]:
             i = content + 1
-            content = first_filled(plain, range(i, len(lines)), len(lines))
-        if (
-            not length
-            and i - start < 12
-            and sum(map(bool, map(TELEPHONE.match, plain[start:i]))) > 1
-        ):
+            content = next_filled(plain, i)
+        if not length and i - start < 12 and len(TELEPHONE.findall("\n".join(lines[start:i]))) > 1:
             own += lines[start:i]  # the author's signature, which Outlook marked like a quote
             continue
-        header = start_of_rule(own, header) if length else header
+        header = len(own)
+        if length:
+            lotus = start - start_of_lotus_header(plain, start, start + length)
+            header = start_of_rule(own, max(0, header - lotus))
         quoted += own[header:] + lines[start:i]
         own[header:] = [""]
     return "\n".join(own).strip(), "\n".join(quoted).strip("\n").rstrip()
 
 
+def marked_lines(lines):
+    """Which lines have the mark of a quote, or lost it when a long quoted line was wrapped."""
+    marks = [bool(QUOTED.match(line)) for line in lines]
+    marked = marks.copy()
+    for i, line in enumerate(lines):
+        above, below = i > 0 and marks[i - 1], marks[i + 1 : i + 2] == [True]
+        if not above and not below and line.startswith(">From ") and ":" not in line:
+            marked[i] = False  # it was "From " before an mbox
+        elif above and below and line and not marks[i]:
+            short = len(line) < 40 or line[0].islower() and len(line) < 60
+            long = len(lines[i - 1]) > 54 and lines[i - 1][-1] not in ".?!:"
+            link = TORN_LINK.search(f"{lines[i - 1]}\n{line}")
+            marked[i] = short and long or bool(link)
+    return marked
+
+
+def next_filled(lines, i):
+    """The number of the first line from line i on that is not blank."""
+    while i < len(lines) and not lines[i]:
+        i += 1
+    return i
+
+
+def filled_above(lines, i, most):
+    """The number of the line above line i, `most` blank ones apart; i if there is none."""
+    numbers = range(i - 1, max(-1, i - 2 - most), -1)
+    return next((j for j in numbers if lines[j].strip()), i)
+
+
 def start_of_rule(lines, end):
     """Where a line of dashes that leads to line `end` begins; `end` if there is none."""
-    last = first_filled(lines, range(end - 1, max(-1, end - 4), -1), end)
-    while last < end and RULE.fullmatch(lines[last]):
-        end, last = last, last - 1 if last else last
+    while (above := filled_above(lines, end, 2)) < end and RULE.fullmatch(lines[above]):
+        end = above
     return end
 
 
-def first_filled(lines, numbers, otherwise):
-    """The first of these line numbers whose line is not blank."""
-    return next((i for i in numbers if lines[i].strip()), otherwise)
-
-
-def introduction_length(lines, i):
+def introduction_length(lines, marked, i):
     """How many lines introduce another person's text, such as "On … wrote:", from line i on."""
-    if not lines[i].strip() or not MARK.search("\n".join(lines[i : i + 6])):
+    if not lines[i] or not MARK.search("\n".join(lines[i : i + 6])):
         return 0
-    ahead = [line for line in lines[i + 1 : i + 8] if line.strip()]
-    if SEPARATOR.match(lines[i]) or ahead and SEPARATOR_WRAPPED.match(f"{lines[i]} {ahead[0]}"):
+    ahead = [line for line in lines[i + 1 : i + 8] if line]
+    if SEPARATOR.match(lines[i]) or ahead and SEPARATOR.match(f"{lines[i]} {ahead[0]}"):
         return 1
     for n in (1, 2):  # a date and "To:", as Lotus Notes quotes; a long sender wraps the date
-        below = lines[i + n : i + n + 8]
-        below = next((line for line in below if line.strip() and not SENT_BY.match(line)), "")
+        below = (line for line in lines[i + n : i + n + 8] if line and not SENT_BY.match(line))
         match = DATE_LINE.search(" ".join(lines[i : i + n]))
-        if match and (below.lstrip().startswith("To:") or "To:" in match.group()):
+        if match and (next(below, "").lstrip().startswith("To:") or "To:" in match.group()):
             return n
-    if TWO_COLUMNS.match(lines[i]) and any(
-        re.match(r"\s{8,}(?:\S.*?\s{2,})?Subject:", line) for line in ahead
-    ):
+    if TWO_COLUMNS.match(lines[i]) and any(map(SUBJECT_RIGHT.match, ahead)):
         return 1
     joined = ""
     for n, line in enumerate(lines[i : i + 6], 1):
-        bracket = "".join(lines[i + n : i + n + 1]).lstrip().startswith("<")
-        if n > 1 and (
-            not line.strip() and not bracket or QUOTED.match(line) and not line.endswith(":")
-        ):
+        if n > 1 and (not line or marked[i + n - 1] and not line.endswith(":")):
             break
         joined = f"{joined} {line.strip()}".strip()
-        if len(joined) > 400:
-            break
-        if not joined.endswith((":", "：", "-", "=", ">", ")")):
+        if not joined.endswith((":", "：", "-", "=", ">", ")")) or len(joined) > 400:
             continue
-        below = first_filled(lines, range(i + n, min(i + n + 4, len(lines))), 0)
-        marked = bool(below and QUOTED.match(lines[below]))
+        below = next_filled(lines, i + n)
+        quoted = below < min(i + n + 4, len(lines)) and marked[below]
         # One that begins on the next line has own words above it.
         shorter = " ".join(line.strip() for line in lines[i + 1 : i + n])
         part = lines[i].endswith("<") or BRACKETED.search(lines[i]) or YEAR.search(lines[i])
-        kind = introduction_kind(joined, marked)
-        if kind == "whole" or kind and (part or not introduction_kind(shorter, marked)):
+        kind = introduction_kind(joined, quoted)
+        if kind == "whole" or kind and (part or not introduction_kind(shorter, quoted)):
             return n
         if joined.endswith((":", "：")):
             break
@@ -607,23 +603,12 @@ def introduction_kind(text, marked):
     """
     match = INTRODUCTION.fullmatch(text)
     address, dated, timed = (bool(form.search(text)) for form in (BRACKETED, YEAR, CLOCK))
-    if match and (
-        marked
-        or address
-        or "@" in text
-        or text[-1] == "-"
-        or (dated or timed)
-        and not SELF.search(text)
-    ):
+    about_self = SELF.search(text)
+    if match and (marked or "@" in text or text[-1] == "-" or (dated or timed) and not about_self):
         return "inner" if match["inner"] else "whole"
     if marked and BARE_INTRODUCTION.fullmatch(text):
         return "inner"
-    if (
-        text[-1:] not in (":", "：")
-        or len(text) > 250
-        or SELF.search(text)
-        or re.search("[?!]", text)
-    ):
+    if text[-1:] not in (":", "：") or len(text) > 250 or about_self or re.search("[?!]", text):
         return None
     words = re.findall(r"[^\W\d_]{2,}", text)
     named = len(words) < 9 and any(not word.islower() for word in words[1:])
@@ -655,56 +640,35 @@ def header_length(lines, i, above):
             break
     if first == "recipient":  # a memo of the author's own begins so, but names its sender
         copied = any(re.match(r"\s*[Cc]c:", line) for line in lines[i:end])
-        lotus = above and copied and "subject" in kinds and "sender" not in kinds
-        return end - i if lotus else 0
-    memo = header_kind(above) == "recipient"
-    # "From: Leeds, To: York, Date: Monday" is a list of the author's own.
-    dated = kinds & {"sent", "date"}
-    mail = (
-        "sender" in kinds
-        and ("subject" in kinds or "sent" in kinds or addressed and len(kinds) > 1)
-        or dated
-        and "recipient" in kinds
-        and ("subject" in kinds or addressed)
-    )
-    return end - i if mail and not memo else 0
+        is_mail = above and copied and "subject" in kinds and "sender" not in kinds
+    elif header_kind(above) == "recipient":
+        is_mail = False
+    else:  # "From: Leeds, To: York, Date: Monday" is a list of the author's own
+        subject = "subject" in kinds
+        sent = "sender" in kinds and (subject or "sent" in kinds or addressed and len(kinds) > 1)
+        dated = kinds & {"sent", "date"} and "recipient" in kinds and (subject or addressed)
+        is_mail = sent or dated
+    return end - i if is_mail else 0
 
 
-def start_of_lotus_header(lines, i):
-    """Where the header begins whose date is on line i: at the sender's name or a letterhead."""
+def start_of_lotus_header(lines, i, end):
+    """Where the header begins whose date is on lines i to `end`: at its sender or letterhead."""
     start = i
     if TWO_COLUMNS.match(lines[i]):
         while start and re.match(r"\s{8,}\S", lines[start - 1]):
             start -= 1
         return start
+    if not DATE_LINE.search(" ".join(lines[i:end])):
+        return i
     date_only = re.fullmatch(r"\s*(?:on|<\S*>)?\s*(?:on)?\s*", DATE_LINE.sub("", lines[i]))
     if SENT_BY.match(lines[i]) or date_only:
         while start and SENT_BY.match(lines[start - 1]):
             start -= 1
-        above = first_filled(lines, range(start - 1, max(-1, start - 4), -1), start)
+        above = filled_above(lines, start, 2)
         if above == start - 1 or ORGANISATION.search(lines[above][-200:]):
             start = above
-    above = first_filled(lines, range(start - 1, max(-1, start - 5), -1), start)
+    above = filled_above(lines, start, 3)
     return above if LETTERHEAD.match(lines[above]) and "From:" in lines[start] else start
-
-
-def is_escaped(lines, i):
-    """Whether line i begins with ">From " only because it was "From " before an mbox."""
-    return (
-        lines[i].startswith(">From ")
-        and ":" not in lines[i]
-        and not any(map(QUOTED.match, lines[max(i - 1, 0) : i] + lines[i + 1 : i + 2]))
-    )
-
-
-def is_torn_quote(lines, i):
-    """Whether line i is the end of a long quoted line, which lost its mark when it was wrapped."""
-    if not (i + 1 < len(lines) and QUOTED.match(lines[i - 1]) and QUOTED.match(lines[i + 1])):
-        return False
-    above, line = lines[i - 1], lines[i]
-    link = re.match(r"\s*[(<]https?://", line) or re.search(r"[(<]https?://[^)>]*$", above)
-    short = len(line) < 40 or line[0].islower() and len(line) < 60
-    return bool(link or len(above) > 54 and short and above[-1] not in ".?!:")
 
 
 PROGRAM = layout(rf"(?<![A-Za-z]){one_of('program')}")
@@ -718,11 +682,7 @@ ADDED_ANYWHERE = layout(  # without the name of a program
     """,
     re.IGNORECASE,
 )
-ADVERTISEMENT = layout(
-    r"""do~you~yahoo | join~the~world | chat~with~friends~online
-    | get~(?:your|free|private)\b.{0,60}\b(?:hotmail|msn|yahoo)""",
-    re.IGNORECASE | re.DOTALL,
-)
+ADVERTISEMENT = layout(one_of("advertisement"), re.IGNORECASE | re.DOTALL)
 OUTLOOK = re.compile(r"(?:[^\s?!,;]+ ){0,4}\S*Outlook(?: ?[^\s?!,;]+){0,6}")
 MAIL_NAMED = layout(rf".{{0,80}}?{one_of('mail')}", re.IGNORECASE | re.DOTALL)
 LEGAL = layout(one_of("legal"), re.IGNORECASE)
@@ -737,44 +697,39 @@ def drop_boilerplate(own):
     lines = own.split("\n")
     end = len(lines)
     for i in range(len(lines) - 1, -1, -1):
-        if end < len(lines) and i == end - 1 and (not lines[i].strip() or RULE.fullmatch(lines[i])):
-            end = i
-        elif lines[i].rstrip() == "--" and end - i <= 20:
-            end = i
-        elif lines[i].strip() and end - i <= 40:
-            ruled = i > 0 and bool(RULE.fullmatch(lines[i - 1]))
-            if ruled or i in (0, end - 1) or not lines[i - 1].strip():
-                paragraph = list(itertools.takewhile(str.strip, lines[i : min(i + 12, len(lines))]))
-                if is_boilerplate(paragraph, ruled, i == 0):
-                    end = i
+        ruled = i > 0 and bool(RULE.fullmatch(lines[i - 1]))
+        begins = ruled or i in (0, end - 1) or not lines[i - 1].strip()
+        empty = not lines[i].strip()
+        if empty or RULE.fullmatch(lines[i]):
+            end = i if i == end - 1 < len(lines) - 1 else end
+        elif lines[i].rstrip() == "--":
+            end = i if end - i <= 20 else end
+        elif begins and end - i <= 40:
+            paragraph = list(itertools.takewhile(str.strip, lines[i : i + 12]))
+            end = i if is_boilerplate(paragraph, ruled, i == 0) else end
     return "\n".join(lines[:end]).rstrip()
 
 
 def is_boilerplate(paragraph, ruled, first):
     """Whether a program or a company wrote a paragraph; `ruled` if a line of dashes is above it."""
-    line, text = INVISIBLE.sub("", paragraph[0]).strip(), "\n".join(paragraph)
-    if len(text) > 4000:
-        return False
+    line, text = visible(paragraph[0]).strip(), "\n".join(paragraph)
     short = " ".join(map(str.strip, paragraph)) if len(paragraph) < 4 else line
-    for added in filter(lambda text: len(text) < 160, (line, short)):
-        program = PROGRAM.search(added)
-        if program and ADDED_BY_PROGRAM.fullmatch(added) or ADDED.fullmatch(added) and not first:
+    for added in (added for added in {line, short} if len(added) < 160):
+        if ADDED.fullmatch(added) and not first:
             return True
-        if program and OUTLOOK.fullmatch(added) and not SELF.search(added):
+        if ADDED_BY_PROGRAM.fullmatch(added) and PROGRAM.search(added):
+            return True
+        if "Outlook" in added and OUTLOOK.fullmatch(added) and not SELF.search(added):
             return bool(re.search(r"iOS|Android|Mac\b|aka\.ms", added))
-    return bool(
-        ADDED_ANYWHERE.fullmatch(line)
-        or ADVERTISEMENT.match(text)
-        or NOTICE.match(text)
-        or MAIL_NAMED.match(text)
-        and len(set(map(str.casefold, LEGAL.findall(text)))) > 1
-        or SCANNER.search(text)
-        and VIRUS.search(text)
-        and len(text) < 500
-        or LIST.search(text)
-        and re.search(r"https?://|\w@\w|www\.", text)
-        and (ruled or len(text) < 400)
-    )
+    if ADDED_ANYWHERE.fullmatch(line) or ADVERTISEMENT.match(text) or NOTICE.match(text):
+        return True
+    if len(text) < 500 and VIRUS.search(text) and SCANNER.search(text):
+        return True
+    linked = any(mark in text for mark in ("@", "://", "www."))
+    if linked and (ruled or len(text) < 400) and LIST.search(text):
+        return True
+    named = len(text) < 4000 and MAIL_NAMED.match(text)
+    return bool(named) and len({word.casefold() for word in LEGAL.findall(text)}) > 1
 
 
 def print_own_words(args):
@@ -921,7 +876,8 @@ def messages_in_text(name, file):
         first = file.readline(1_000_000)
     first = first.removeprefix(codecs.BOM_UTF8)
     if not first.startswith(b"From "):
-        yield name, first + file.read(LARGEST)
+        pieces = iter(functools.partial(file.read, 100_000), b"")
+        yield name, b"".join([first, *itertools.islice(pieces, LARGEST // 100_000)])
         return
     ahead, number, lines, size, blank = collections.deque([first]), 0, [], 0, True
     while line := ahead.popleft() if ahead else file.readline(1_000_000):
@@ -1365,6 +1321,7 @@ def html_to_text(source):
 
 SENT_FOLDERS = {"sent", "sent_items", "_sent_mail", "sent_mail"}  # of the Enron corpus
 ONE_DAY = datetime.timedelta(days=1)
+INVITATION = "an invitation or an answer to one"
 OWN_DRAFT = "draft."  # how the ids begin of the drafts that this program writes
 AUTOMATIC_SUBJECT = layout(rf"\W*{one_of('automatic')}", re.IGNORECASE)
 SUBJECT_MARK = r"\s*(?:[\[(^]\d+[\])]?)?\s*[:：]"
@@ -1372,13 +1329,17 @@ FORWARD_SUBJECT = layout(rf"\s*{one_of('forward')}\.?{SUBJECT_MARK}", re.IGNOREC
 REPLY_SUBJECT = layout(rf"\A(?:\s*{one_of('reply', 'forward')}\.?{SUBJECT_MARK})+", re.IGNORECASE)
 # "VS" marks a forward in Danish and a reply in Finnish: a quoted sender tells which it is.
 AMBIGUOUS = set(phrases_of("reply")) & set(phrases_of("forward"))
+FILE_ENDING = re.compile(r"(?:\.(?:mbox|mbx|sbd|gz|bz2|xz|zip|tgz|tar))+$")
+ROOT = re.compile(r"^\.?(?:inbox\.)?\.?(?:\[?(?:gmail|google mail)\]?[/.]|inbox\.)?")
 DISCARDED = {kind: set(map(str.casefold, phrases_of(kind))) for kind in ("drafts", "trash", "spam")}
 
 
 def extract(args):
-    authors = keys_of_authors(args.author)
-    rows, ids, seen = [], {}, {}
-    senders, names, left_out, written = collections.Counter(), {}, collections.Counter(), 0
+    import pandas
+
+    authors, shown = keys_of_authors(args.author), ", ".join(sorted(args.author))
+    rows, ids, seen, senders, names = [], {}, {}, collections.Counter(), {}
+    left_out, written = collections.Counter(), 0
     for number, (name, raw) in enumerate(messages(args.source)):
         fields, body = open_message(raw)
         sender, address = sender_of(fields)
@@ -1388,24 +1349,22 @@ def extract(args):
         names.setdefault(address or sender, sender)
         ids.setdefault(id_of(fields), number)
         if not fields.keys() & {"from", "date"}:
-            found = (
-                f"no mail message{'; ' + advice if (advice := beginning(UNREADABLE, raw)) else ''}"
-            )
-            print(f"{args.source}: {name}: {found}", file=sys.stderr)
+            advice = beginning(UNREADABLE, raw)
+            reason = f"no mail message{'; ' + advice if advice else ''}"
+            print(f"{args.source}: {name}: {reason}", file=sys.stderr)
+            left_out[reason] += 1
         elif own:
-            found = read_own(name, fields, body, authors, args.keep_signature, seen)
-        else:
-            continue
-        if isinstance(found, dict):
-            rows.append(found)
-        else:
-            left_out[found] += 1
-    shown = ", ".join(sorted(args.author))
+            row, reason = read_own(name, fields, body, authors, args.keep_signature, seen)
+            if row:
+                rows.append(row)
+            else:
+                left_out[reason] += 1
     print(f"read {senders.total()} messages from {args.source}\n{written} of them are by {shown}")
     if not written:
+        most = [(names[key], key, count) for key, count in senders.most_common(5)]
         most = ", ".join(
-            f"{f'{names[key]} <{key}>' if names[key] not in ('', key) else key} ({count})"
-            for key, count in senders.most_common(5)
+            f"{f'{name} <{key}>' if name not in ('', key) else key} ({count})"
+            for name, key, count in most
         )
         stop(f"{args.source}: no message is by {shown}; most are by {most}")
     rows, more = join_answered(rows, find_answered(args.source, rows, ids), authors)
@@ -1414,48 +1373,53 @@ def extract(args):
         stop(f"{args.source}: no reply by {shown} is left")
     for number, thread in enumerate(group(row["names"] for row in rows), 1):
         rows[number - 1]["id"] = f"{thread}.{number}"
-    import pandas
-
     write_whole({args.output: csv_text(pandas.DataFrame(rows))})
     print(f"kept {len(rows)} replies in {args.output}")
 
 
 def read_own(name, fields, body, authors, keep_signature, seen):
-    """The row of a message that the author sent, or the reason to leave it out.
+    """(the row of a message that the author sent, None), or (None, the reason to leave it out).
 
     `seen` is {key of what was sent to whom: date} of the messages before.
     """
     subject, date = decode_words(fields.get("subject", b"")), date_of(fields)
     folder = re.search(r"([^/]+)/\d+[._]$", name)  # only the Enron corpus names its files so
     if folder and folder[1].lower() not in SENT_FOLDERS:
-        return "not in a folder of sent mail"
+        return None, "not in a folder of sent mail"
     if place := place_of(name, fields):
-        return {"drafts": "a draft", "trash": "deleted", "spam": "spam"}[place]
+        return None, {"drafts": "a draft", "trash": "deleted", "spam": "spam"}[place]
     if is_automatic(fields, subject):
-        return "an automatic reply"
+        return None, "an automatic reply"
     message = parse(fields, body)
-    if any(part.get_content_type() == "text/calendar" for part in message.walk()):
-        return "an invitation or an answer to one"
-    text = clean(text_in(message))
-    links = links_of(fields)
+    if is_invitation(message):
+        return None, INVITATION
+    text, links = clean(text_in(message)), links_of(fields)
     key = hash((normalise(subject), normalise(text), fields.get("to"), tuple(links)))
     if key in seen and not (date and seen[key] and abs(date - seen[key]) > ONE_DAY):
-        return "a copy of an earlier message"
+        return None, "a copy of an earlier message"
     seen[key] = date
     own, quoted = own_words(text, keep_signature)
     if not normalise(own):
-        return "no word of the author's own"
+        return None, "no word of the author's own"
     if not links and not quoted:
-        return "answers no mail"
+        return None, "answers no mail"
     sender, address = sender_of(fields)
     to, to_address = first_address(fields.get("to", b""))
     text, own, quoted = (part.replace(STUFFED, "") for part in (text, own, quoted))
-    row = {"date": f"{date:{DATE_FORMAT}}" if date else "", "subject": subject, "links": links}
+    row = {"date": written_date(date), "subject": subject, "links": links}
     row |= {"From": address or sender, "To": to_address.casefold() or to}
     row |= {"body": text, "length": len(text), "response": own, "mail": quoted}
     row |= {"names": [*filter(None, [id_of(fields)]), *links]}
     row |= {"forward": is_marked_forward(fields, subject, quoted)}
-    return row | {"recipients": recipients_of(fields, authors)}
+    return row | {"recipients": recipients_of(fields, authors)}, None
+
+
+def written_date(date):
+    return f"{date:{DATE_FORMAT}}" if date else ""
+
+
+def is_invitation(message):
+    return any(part.get_content_type() == "text/calendar" for part in message.walk())
 
 
 def decode_utf7(match):
@@ -1473,26 +1437,22 @@ def place_of(name, fields):
     if "T" in flags or b"D" in status or re.match(rb"[\da-fA-F]{3}[89a-fA-F]", mozilla):
         return "trash"
     labels = decode_words(fields.get("x-gmail-labels", b"")).split(",")
-    folders = re.sub(r", message \d+$", "", name).split("/")
-    for folder in itertools.chain(labels, folders):
-        folder = re.sub(r"&([^-]*)-", decode_utf7, folder.strip(' "').casefold())
-        folder = re.sub(
-            r"(?:\.(?:mbox|mbx|sbd|gz|bz2|xz|zip|tgz|tar))+$|^\.?inbox\.|^\.", "", folder
-        )
-        folder = re.sub(r"^\[?(?:gmail|google mail)\]?[/.]|^inbox\.", "", folder)
-        for kind, names in DISCARDED.items():
-            if folder in names:
+    for folder in labels + re.sub(r", message \d+$", "", name).split("/"):
+        folder = folder.strip(' "').casefold()
+        folder = re.sub(r"&([^-]*)-", decode_utf7, folder) if "&" in folder else folder
+        folder = ROOT.sub("", FILE_ENDING.sub("", folder))
+        for kind, folders in DISCARDED.items():
+            if folder in folders:
                 return kind
     return None
 
 
 def is_automatic(fields, subject):
-    precedence = fields.get("precedence", b"").lower()
     return bool(
         AUTOMATIC_SUBJECT.match(subject)
         or fields.get("auto-submitted", b"no").lower() != b"no"
         or fields.keys() & {"x-autoreply", "x-autorespond"}
-        or b"auto" in precedence
+        or b"auto" in fields.get("precedence", b"").lower()
         or fields.get("return-path") == b"<>"
         or fields.get("content-type", b"").lower().startswith(b"multipart/report")
     )
@@ -1508,14 +1468,9 @@ def recipients_of(fields, authors):
 def is_marked_forward(fields, subject, quoted):
     """Whether a program marked a message as a forward; Lotus Notes marks replies so, too."""
     prefix = FORWARD_SUBJECT.match(subject)
-    ambiguous = prefix and prefix[0].strip(" :：.") in AMBIGUOUS
-    title = re.match(r"[>\s]*(.*)", INVISIBLE.sub("", quoted[:1000]))[1]
-    return bool(
-        prefix
-        and (quoted or not ambiguous)
-        or FORWARD_TITLE.match(title)
-        or "x-forwarded-message-id" in fields
-    )
+    by_subject = prefix and (quoted or prefix[0].strip(" :：.") not in AMBIGUOUS)
+    title = re.match(r"[>\s]*(.*)", visible(quoted[:1000]))[1]
+    return bool(by_subject or FORWARD_TITLE.match(title) or "x-forwarded-message-id" in fields)
 
 
 def quoted_senders(quoted):
@@ -1548,11 +1503,13 @@ def is_named(words, name, address):
         if person and (person <= said or said <= person and said):
             return True
     local = address.partition("@")[0].casefold()  # jcorrigan, lenc, corriganl
-    return any(
-        local in (first[0] + last, first + last[0], first + last)
-        for first, last in itertools.permutations(said, 2)
-        if len(local) > 3 and local[:1] == first[0] and len(said) < 12
-    )
+    pairs = itertools.permutations(said, 2) if len(local) > 3 and len(said) < 12 else ()
+    return any(local in (a[0] + b, a + b[0], a + b) and local[0] == a[0] for a, b in pairs)
+
+
+def names_one(senders, people):
+    """Whether the words for a sender name one of these people, who are pairs (name, address)."""
+    return any(is_named(words, *pair) for words in senders if words for pair in people)
 
 
 def find_answered(source, rows, ids):
@@ -1581,14 +1538,11 @@ def join_answered(rows, answered, authors):
     kept, left_out = [], collections.Counter()
     for row in rows:
         name, address, text, links = answered.get(row["answers"], ("", "", "", []))
-        forwarder, quoted_sender = quoted_senders(row["mail"]) if row["mail"] else ("", "")
-        senders = [f"{name} <{address}>"] if text else [forwarder, quoted_sender]
-        goes_back = any(
-            is_named(words, *pair) for words in senders if words for pair in row["recipients"]
-        )
+        forwarder, sender = quoted_senders(row["mail"]) if row["mail"] else ("", "")
+        senders = [f"{name} <{address}>"] if text else [forwarder, sender]
+        goes_back = names_one(senders, row["recipients"])
         own = is_author(name, address, authors)
-        if not text and quoted_sender:
-            own = any(is_named(quoted_sender, *pair) for pair in author_pairs(authors))
+        own = own or not text and names_one([sender], author_pairs(authors))
         if row["forward"] and not goes_back:
             left_out["a forward"] += 1
         elif own:
@@ -1641,42 +1595,26 @@ def read_replies(path):
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        stop(
-            f"{path}: line {line} is not UTF-8; convert the file first, for example: "
-            "iconv -f WINDOWS-1252 -t UTF-8"
-        )
+        stop(f"{path}: line {line} is not UTF-8; convert it first: iconv -f WINDOWS-1252 -t UTF-8")
     if "\0" in text:
         line = text.count("\n", 0, text.index("\0")) + 1
         stop(f"{path}: line {line} holds a NUL byte; remove it, for example: tr -d '\\000'")
-    try:  # Python's engine: it refuses a lost quotation mark, and shows which fields are missing
-        source, options = io.StringIO(text, newline=""), {"dtype": object, "keep_default_na": False}
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", pandas.errors.ParserWarning)  # of a field too many
-            rows = pandas.read_csv(source, engine="python", index_col=False, **options)
-    except pandas.errors.EmptyDataError:
-        rows = pandas.DataFrame()
-    except (pandas.errors.ParserError, pandas.errors.ParserWarning) as error:
-        number, lines = 0, csv.reader(io.StringIO(text, newline=""), strict=True)
-        with contextlib.suppress(csv.Error):
-            width = len(next(lines, []))
-            number = next((n for n, fields in enumerate(lines, 1) if len(fields) > width), 0)
-        number = number or lines.line_num - 1
-        stop(f"{path}: row {number}: {error}; is a quotation mark lost?")
-    if missing := [name for name in COLUMNS if name not in rows]:
+    lines, rows = csv.reader(io.StringIO(text, newline=""), strict=True), []
+    try:  # the csv module is stricter than pandas: it refuses a lost quotation mark
+        header = next(lines, [])
+        for row in filter(None, lines):
+            if len(row) != len(header):
+                raise csv.Error(f"{len(row)} fields, not {len(header)}")
+            rows.append(row)
+    except csv.Error as error:
+        stop(f"{path}: row {len(rows) + 1}: {error}; is a quotation mark lost?")
+    if missing := [name for name in COLUMNS if name not in header]:
         stop(f"{path}: no column {', '.join(missing)}; a reply CSV begins with {','.join(COLUMNS)}")
-    for number, count in enumerate(rows.notna().sum(axis=1), 1):
-        if count != len(rows.columns):
-            stop(
-                f"{path}: row {number} has {count} fields, not {len(rows.columns)}; "
-                "is a quotation mark lost?"
-            )
-    if rows["id"].duplicated().any():
-        again = rows["id"].duplicated().idxmax()
-        first = rows.index[rows["id"] == rows["id"][again]][0]
-        stop(
-            f"{path}: rows {first + 1} and {again + 1} have the same id {rows['id'][again]}; "
-            "give each row a number of its own"
-        )
+    rows = pandas.DataFrame(rows, columns=header, dtype=object)
+    for name, same in rows.groupby("id", sort=False).groups.items():
+        if len(same) > 1:
+            numbers = f"rows {same[0] + 1} and {same[1] + 1}"
+            stop(f"{path}: {numbers} have the same id {name}; give each row a number of its own")
     if rows.empty:
         stop(f"{path}: no rows below the header")
     return rows
@@ -1695,16 +1633,13 @@ def normalise_mail(mail):
 
 def cut_quotes(rows, names):
     """The rows with the quoted text moved from the end of `response` to the front of `mail`."""
-    cut = [
-        # without line breaks, all white space was folded
-        split_own_words(reply) if "\n" in reply else split_quoted(reply, author, names)
-        for reply, author in zip(rows["response"], rows["From"], strict=True)
-    ]
-    mails = [
-        f"{quoted} {mail}".strip() if quoted else mail
-        for (_, quoted), mail in zip(cut, rows["mail"], strict=True)
-    ]
-    return rows.assign(response=[own for own, _ in cut], mail=mails)
+    own, mails = [], []
+    for reply, author, mail in zip(rows["response"], rows["From"], rows["mail"], strict=True):
+        folded = "\n" not in reply  # without line breaks, all white space was folded
+        cut = split_quoted(reply, author, names) if folded else split_own_words(reply)
+        own.append(cut[0])
+        mails.append(f"{cut[1]} {mail}".strip() if cut[1] else mail)
+    return rows.assign(response=own, mail=mails)
 
 
 def keep_clean(rows, shipped, held_out, without_sender):
@@ -1717,8 +1652,7 @@ def keep_clean(rows, shipped, held_out, without_sender):
     test_replies = set(held_out["response"][long].map(normalise)) - {""}
     sender = rows["From"].map(lambda text: text.strip().casefold())
     rules = {
-        "sent by the left-out address": (sender == without_sender.casefold())
-        & bool(without_sender),
+        "sent by the left-out address": sender.isin({without_sender.casefold()} - {""}),
         "no word of the author's own": reply == "",
         "empty mail": rows["mail"].map(str.strip) == "",
         "mail is in the held-out file": mail.isin(test_mails) | uncut.isin(test_mails),
@@ -1741,37 +1675,39 @@ def format_replies(args):
     if instruction is None:
         by_name = INSTRUCTION_BY_NAME.format(name=args.author_name)
         instruction = by_name if args.author_name else INSTRUCTION
-    system = [{"role": "system", "content": instruction}] if instruction else []
     memory = read_memory(args)
     shipped = rows = read_replies(args.source)
     print(f"read {len(shipped)} rows from {args.source}")
     if args.as_shipped:
         print("as shipped: nothing cut, nothing dropped")
     else:
-        tests = [shipped[:0], *map(read_replies, args.holdout)]
-        tests = pandas.concat(tests, ignore_index=True)
+        tests = pandas.concat([shipped[:0], *map(read_replies, args.holdout)], ignore_index=True)
         names = known_names(pandas.concat([shipped, tests]))
         rows = cut_quotes(shipped, names)
         before, after = shipped["response"].map(len), rows["response"].map(len)
-        share = (before - after).sum() / max(1, before.sum())
-        changed = (before != after).sum()
+        share, changed = (before - after).sum() / max(1, before.sum()), (before != after).sum()
         print(f"cut quoted text off {changed} replies: {share:.1%} of the characters of all")
         tests = pandas.concat([tests, cut_quotes(tests, names)])
         rows, dropped = keep_clean(rows, shipped, tests, args.without_sender)
         for reason, count in dropped.items():
             print(f"dropped {count:4}: {reason}")
-    rows = [
-        {name: row[name] for name in ("id", "date", "subject", "From", "To")}
-        | {
-            "prompt": [*system, {"role": "user", "content": row["mail"]}],
-            "completion": [{"role": "assistant", "content": row["response"]}],
-        }
-        for row in rows[: args.limit].to_dict("records")
-    ]
+    rows = [example(row, instruction) for row in rows[: args.limit].to_dict("records")]
     if args.examples:
         rows = with_examples(rows, memory or rows, args.examples)
     write_whole({args.output: json_lines(rows)})
     print(f"kept {len(rows)} rows in {args.output}")
+
+
+def example(row, instruction):
+    """A row as one line of JSONL: what is known of the mail, and the turns of a conversation."""
+    system = [turn("system", instruction)] if instruction else []
+    prompt = [*system, turn("user", row["mail"])]
+    head = {name: row[name] for name in ("id", "date", "subject", "From", "To")}
+    return head | {"prompt": prompt, "completion": [turn("assistant", row["response"])]}
+
+
+def turn(role, content):
+    return {"role": role, "content": content}
 
 
 MEMORY = {"id": str, "date": str, "subject": str, "prompt": list, "completion": list}
@@ -1796,11 +1732,8 @@ def read_jsonl(path, kinds):
             except (ValueError, LookupError, TypeError, RecursionError):
                 values = [(None, str)]
             if not all(isinstance(*value) for value in values):
-                maker = "format" if kinds == MEMORY else "inbox"
-                stop(
-                    f"{path}: line {number} is no row with {', '.join(kinds)}; "
-                    f"`prepare_data.py {maker}` makes them"
-                )
+                maker = f"`prepare_data.py {'format' if kinds == MEMORY else 'inbox'}` makes them"
+                stop(f"{path}: line {number} is no row with {', '.join(kinds)}; {maker}")
             rows.append(row)
     return rows
 
@@ -1831,10 +1764,7 @@ def with_examples(rows, memory, count):
     vectorizer.fit([*known_mails, "mail"])  # never without words
     known, asked = vectorizer.transform(known_mails), vectorizer.transform(mails)
     turns = [
-        [
-            {"role": "user", "content": shorten(mail)},
-            {"role": "assistant", "content": shorten(row["completion"][0]["content"])},
-        ]
+        [turn("user", shorten(mail)), turn("assistant", shorten(row["completion"][0]["content"]))]
         for row, mail in zip(memory, known_mails, strict=True)
     ]
     rows_with, few = [], 0
@@ -1852,9 +1782,8 @@ def with_examples(rows, memory, count):
         start = [message for message in start if message["role"] == "system"]
         examples = itertools.chain(*(turns[j] for j in best[::-1]))
         rows_with.append(row | {"prompt": [*start, *examples, mail]})
-    print(
-        f"put {count} earlier replies in front of {len(rows) - few} mails, fewer in front of {few}"
-    )
+    all_of_them = f"{count} earlier replies in front of {len(rows) - few} mails"
+    print(f"put {all_of_them}, fewer in front of {few}")
     return rows_with
 
 
@@ -1911,26 +1840,19 @@ def split_replies(args):
     test = rows["thread"].isin(chosen)
     train = list(rows.index[~test])
     if not test.any() or not train:
-        stop(
-            f"{args.source}: {len(rows)} rows in {len(order)} threads leave no "
-            f"{'train' if test.any() else 'test'} rows; change --test-fraction or extract more mail"
-        )
+        empty = f"leave no {'train' if test.any() else 'test'} rows"
+        advice = "change --test-fraction or extract more mail"
+        stop(f"{args.source}: {len(rows)} rows in {len(order)} threads {empty}; {advice}")
     shuffled.shuffle(train)
     write_whole({args.train: csv_text(rows.loc[train]), args.test: csv_text(rows[test])})
-    print(
-        f"kept {len(train)} rows in {args.train}, {test.sum()} in {args.test}; "
-        f"{len(order)} threads, none on both"
-    )
+    kept = f"kept {len(train)} rows in {args.train}, {test.sum()} in {args.test}"
+    print(f"{kept}; {len(order)} threads, none on both")
 
 
 # ---------------------------------------------------------------------------- inbox and drafts
 
-NO_REPLY = layout(
-    r"""(?:.*[-_.+])?
-    (?: (?:no|do[-_.]?not|dont|never)[-_.]?(?:reply|respond) | ne[-_.]?pas[-_.]?repondre
-      | nicht[-_.]?antworten | no[-_.]?responder | mailer-daemon | postmaster | bounces?
-      | notifications?)
-    (?:[-_.+\d].*)?@"""
+NO_REPLY = re.compile(
+    rf"(?:.*[-_.+])?{one_of('no_reply')}(?:[-_.+\d].*)?@".replace(r"\-", "[-_.]?")
 )
 PEOPLE = ["From", "To", "Cc", "Reply-To"]
 
@@ -1951,17 +1873,17 @@ def read_inbox(args):
     for name, raw in messages(args.source):
         fields, body = open_message(raw)
         subject = decode_words(fields.get("subject", b""))
-        found = reason_not_to_answer(name, fields, subject, authors, answered)
-        found = found or read_mail(fields, body, subject, authors)
-        if isinstance(found, dict):
-            key = found["Message-ID"]
-            key = key or (found["From"], found["subject"], found["prompt"][0]["content"])
-            if key not in seen:
-                seen.add(key)
-                rows.append(found)
-                continue
-            found = "a copy of an earlier message"
-        left_out[found] += 1
+        row, reason = None, reason_not_to_answer(name, fields, subject, authors, answered)
+        if not reason:
+            row, reason = read_mail(fields, body, subject, authors)
+        if row:
+            key = row["Message-ID"] or (row["From"], row["subject"], row["prompt"][0]["content"])
+            reason = "a copy of an earlier message" if key in seen else None
+            seen.add(key)
+        if reason:
+            left_out[reason] += 1
+        else:
+            rows.append(row)
     print(f"read {len(rows) + left_out.total()} messages from {args.source}")
     print_left_out(left_out)
     if not rows:
@@ -1982,9 +1904,7 @@ def answers(name, fields, body, authors):
     quoted = split_own_words(text_of(fields, body))[1]
     if not is_marked_forward(fields, subject, quoted):
         return True
-    people = recipients_of(fields, authors)
-    senders = filter(None, quoted_senders(quoted))
-    return any(is_named(words, *pair) for words in senders for pair in people)
+    return names_one(quoted_senders(quoted), recipients_of(fields, authors))
 
 
 def reason_not_to_answer(name, fields, subject, authors, answered):
@@ -1994,22 +1914,18 @@ def reason_not_to_answer(name, fields, subject, authors, answered):
     status = fields.get("x-status", b"")
     replied = re.match(rb"[\da-fA-F]{3}[2367abefABEF]", fields.get("x-mozilla-status", b""))
     lists = any(field.startswith("list-") for field in fields)
+    spam = fields.get("x-spam-flag", b"").lower() == b"yes"
+    replied = replied or b"A" in status or "R" in maildir_flags(name)
+    bulk = lists or fields.get("precedence", b"").lower() in (b"bulk", b"list", b"junk")
     reasons = {
         "no mail message": not fields.keys() & {"from", "date"},
         "in another folder of the Maildir": re.search(r"(?:^|/)\.[^/]+/(?:cur|new|tmp)/", name),
         "by the author": is_author(*sender_of(fields), authors),
-        "already answered": id_of(fields) in answered
-        or "R" in maildir_flags(name)
-        or b"A" in status
-        or replied,
-        "deleted, a draft or spam": place_of(name, fields)
-        or fields.get("x-spam-flag", b"").lower() == b"yes",
-        "bulk or list mail": lists
-        or fields.get("precedence", b"").lower() in (b"bulk", b"list", b"junk"),
+        "already answered": replied or id_of(fields) in answered,
+        "deleted, a draft or spam": spam or place_of(name, fields),
+        "bulk or list mail": bulk,
         "an automatic mail": is_automatic(fields, subject),
-        "from an address that reads no replies": any(
-            NO_REPLY.match(address.lower()) for _, address in to
-        ),
+        "from an address that reads no replies": any(NO_REPLY.match(at.lower()) for _, at in to),
         "no address to answer": not to,
     }
     return next((reason for reason, holds in reasons.items() if holds), None)
@@ -2025,28 +1941,27 @@ def people_in(fields, name):
 
 
 def read_mail(fields, body, subject, authors):
-    """The row of a mail to answer: what a draft needs, and a prompt; or why it wants no reply."""
+    """(the row of a mail to answer, with a prompt, None), or (None, why it wants no reply)."""
     message = parse(fields, body)
-    if any(part.get_content_type() == "text/calendar" for part in message.walk()):
-        return "an invitation or an answer to one"
+    if is_invitation(message):
+        return None, INVITATION
     text, date = clean(text_in(message)).replace(STUFFED, ""), date_of(fields)
     if not text.strip():
-        return "no text"
+        return None, "no text"
     people = {name: people_in(fields, name.lower()) for name in PEOPLE}
     reached = {address.casefold() for name in ("To", "Cc") for _, address in people[name]}
-    lines = {
-        name: ", ".join(
-            f'"{email.utils.quote(person)}" <{address}>' if person else address
-            for person, address in pairs
-        )
-        for name, pairs in people.items()
-    }
+    lines = {name: ", ".join(map(written, pairs)) for name, pairs in people.items()}
     before = ids_of(fields.get("references") or fields.get("in-reply-to", b""))
-    row = {"id": "", "date": f"{date:{DATE_FORMAT}}" if date else "", "subject": subject, **lines}
+    row = {"id": "", "date": written_date(date), "subject": subject, **lines}
     row |= {"Message-ID": bracketed(filter(None, [id_of(fields)]))}
     row |= {"References": bracketed(before[-20:])}
     row |= {"author": sorted(authors, key=lambda author: author not in reached)}
-    return row | {"prompt": [{"role": "user", "content": text}]}
+    return row | {"prompt": [turn("user", text)]}, None
+
+
+def written(pair):
+    """(name, address) as it is written in a header, but not encoded."""
+    return f'"{email.utils.quote(pair[0])}" <{pair[1]}>' if pair[0] else pair[1]
 
 
 def bracketed(ids):
@@ -2094,14 +2009,9 @@ def write_drafts(args):
                 box.add(draft)
     except BlockingIOError:
         stop(f"{args.output}: another program has it open; close that first")
-    print_left_out(
-        +collections.Counter(
-            {
-                "no word of a reply": len(rows) - len(drafts),
-                "is there already": len(drafts) - len(new),
-            }
-        )
-    )
+    left_out = {"no word of a reply": len(rows) - len(drafts)}
+    left_out |= {"is there already": len(drafts) - len(new)}
+    print_left_out(+collections.Counter(left_out))
     print(f"added {len(new)} drafts to {args.output}; nothing is sent")
 
 
@@ -2150,12 +2060,10 @@ def write_draft(row):
     row = {name: row[name] if name in texts else one_line(row[name]) for name in DRAFT}
     to, copied, sender = people_to_answer(row, authors)
     reply, date = clean(row["prediction"]).strip(), sent_at(row)
-    written = (
-        f"On {date:%Y-%m-%d at %H:%M}, {sender} wrote:" if date > NO_DATE else f"{sender} wrote:"
-    )
+    when = f"On {date:%Y-%m-%d at %H:%M}, " if date > NO_DATE else ""
     lines = clean(row["mail"]).split("\n")
     quoted = "\n".join(f">{'' if line[:1] in ('', '>') else ' '}{line}" for line in lines)
-    text = f"{reply}\n\n{written}\n{quoted}\n"
+    text = f"{reply}\n\n{when}{sender} wrote:\n{quoted}\n"
     message = email.mime.text.MIMEText(text, "plain", QUOTED_PRINTABLE)
     # An mbox would mark a line that begins with "From ".
     body = re.sub("^From ", "=46rom ", message.get_payload(), flags=re.MULTILINE)

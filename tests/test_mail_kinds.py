@@ -134,6 +134,15 @@ def test_every_phrase_of_a_language_is_used(language):
         assert cut(f"______________________\n{phrase} http://lists.tern.example") == OWN, phrase
     for phrase in table.get("virus", []):
         assert cut(f"{phrase} www.avast.com") == OWN, phrase
+    for phrase in table.get("sign_off", []):
+        own = f"By six. {phrase}"
+        folded = f"{own} Joss Whitfield 02/06/2019 01:49 PM To: Maud"
+        assert prepare_data.split_quoted(folded)[0] == own, phrase
+    for phrase in table.get("advertisement", []):
+        assert cut(f"________\n{phrase.replace('…', 'mail at')}!") == OWN, phrase
+    for phrase in PHRASES["any"]["no_reply"]:
+        assert prepare_data.NO_REPLY.match(f"{phrase}@tern.example"), phrase
+        assert prepare_data.NO_REPLY.match(f"kiln.{phrase.replace('-', '')}+7@tern.example"), phrase
     for phrase in PHRASES["any"]["program"]:
         assert cut(f"Sent from {phrase} or any of the others") == OWN, phrase
     for phrase in PHRASES["any"]["scanner"]:
@@ -144,10 +153,10 @@ def test_the_tables_have_only_known_keys():
     tests = set(
         "example on wrote quoting self from sent date to cc subject original forwarded added reply forward".split()
     )
-    tests |= set("drafts trash spam automatic mail legal notice list virus".split())
+    tests |= set("drafts trash spam automatic mail legal notice list virus sign_off advertisement".split())
     assert all(set(PHRASES[language]) <= tests for language in LANGUAGES) and set(
         PHRASES["any"]
-    ) == {"program", "scanner"}
+    ) == {"program", "scanner", "no_reply"}
 
 
 # ------------------------------------------------------------------------------- own words, by form

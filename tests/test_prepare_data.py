@@ -379,7 +379,7 @@ HEADER = ",".join(prepare_data.COLUMNS) + "\n"
             HEADER + "1,,,,,,,a,b\n2,,,,,,,a,b\n1,,,,,,,a,b\n",
             "in.csv: rows 1 and 3 have the same id 1;",
         ),
-        (HEADER + "1,,,,,,,a,b\n2,,,a,b\n", "in.csv: row 2 has 5 fields, not 9;"),
+        (HEADER + "1,,,,,,,a,b\n2,,,a,b\n", "in.csv: row 2: 5 fields, not 9;"),
         (HEADER + "1,,,,,,,a,b,c\n", "in.csv: row 1: "),
         (HEADER + "1,,,,,,,a,b\n2,,,,,,,a,b,c\n", "in.csv: row 2: "),
         (HEADER + '1,,,,,,,a,b\n2,,,,,,,"a,b\n', "in.csv: row 2: unexpected end of data;"),
