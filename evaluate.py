@@ -20,7 +20,6 @@ import io
 import json
 import os
 import random
-import signal
 import sys
 import textwrap
 import unicodedata
@@ -28,6 +27,7 @@ from bisect import bisect
 from collections import Counter
 from functools import cache
 from importlib.metadata import version
+from itertools import zip_longest
 from pathlib import Path
 from string import Template
 from types import SimpleNamespace
@@ -59,7 +59,6 @@ MEASURES = {  # name: (what is better, what it says)
 }
 COLUMNS = ["perplexity_token", "perplexity_char", "style", "rougeL", "bleu", "chrf"]
 COLUMNS += ["length_ratio", "signoff_rate", "memorized_rate"]
-TERMS = {"bleu": 10, "chrf": 18, "longest_copy": 1}  # all else has a numerator and a denominator
 
 # Declared in advance: these two are primary, all others are secondary. A character, unlike a token,
 # is the same unit for every model.
@@ -79,20 +78,15 @@ ANSWERS = {
     -1: "on the contrary, the opposite holds.",
 }
 NOTHING = "Nothing to test: no two models with primary measures."
-NOTES = {  # what the answer rests on, and what to know beside it
-    "tests": "Above: {first} minus each other run, its 95 % interval, and p by approximate "
-    f"randomisation, in bold below {LEVEL}. Perplexity a character and style were declared "
-    "primary in advance; Holm's correction is over all their tests on the same mails.",
-    "trend": "A doubling: the slope with each doubling of the training mails.",
-    "twins": "Trained on the same mail, so no rivals; they show what chance does: {twins}.",
-    "clean": "{clean} of {n} mails are clean: neither it nor its reply nor its thread is in a file "
-    "that a compared run learned from.",
-    "unknown": "Which mails are clean is not known: {problem}.",
-    "intervals": "Intervals are over mails: a second training would vary, too. One without width "
-    "says that all mails agree; none of {n} still leaves up to {rare:.1%}. In the tables of values "
-    "the best one is bold, copied replies have been seen by the style classifier, and the author's "
-    "line shows how high style can get.",
-}
+NOTES = (
+    f"Each test is of {{first}} minus another run, or of the slope with {DOUBLING} of the training "
+    "mails: the difference, its 95 % interval, and p by approximate randomisation, in bold below "
+    f"{LEVEL}. Perplexity a character and style were declared primary in advance; Holm's correction "
+    "is over all their tests on the same mails. Intervals are over mails: a second training would "
+    "vary, too. One without width says that all mails agree; none of {n} still leaves up to "
+    "{rare:.1%}. In the tables of values the best one is bold, copied replies have been seen by the "
+    "style classifier, and the author's line shows how high style can get."
+)
 
 # A character of a script without blanks between words, such as Chinese, Japanese or Thai, is one
 # beside which Unicode lets a line break (its annex 14): ideographs, kana, the complex scripts of
@@ -123,6 +117,9 @@ def main(argv=None):
             evaluate(args.run, args)
     except OSError as error:
         die(error)
+    except KeyboardInterrupt:
+        print("evaluate.py: interrupted; the same command starts again", file=sys.stderr)
+        sys.exit(130)
 
 
 def parse_args(argv):
@@ -162,11 +159,6 @@ def die(message):
     """End on a user's mistake: one line on standard error, exit status 2."""
     print(f"evaluate.py: error: {message}", file=sys.stderr)
     sys.exit(2)
-
-
-def leave(number, frame):
-    print("evaluate.py: interrupted; the same command starts again", file=sys.stderr)
-    sys.exit(128 + number)
 
 
 # ---------------------------------------------------------------------------------------- one run
@@ -329,10 +321,9 @@ def overlap(references, replies):
     signatures = {"rouge": f"{method}Lsum:lines|rouge-score {version('rouge-score')}"}
 
     blankless = 2 * len(BLANKLESS.findall(letters)) > len(regex.findall(r"\p{L}", letters))
-    metric = BLEU(tokenize="char" if blankless else "13a")
+    metric = BLEU(tokenize="char" if blankless else "13a", effective_order=True)
     found = [metric.corpus_score([reply], [[reference]]) for reference, reply in pairs]
     per_mail["bleu"] = np.array([[m.sys_len, m.ref_len, *m.counts, *m.totals] for m in found])
-    metric.effective_order = is_short(per_mail["bleu"], np.ones(len(pairs)))
     signatures["bleu"] = str(metric.get_signature())
 
     terms = []
@@ -504,25 +495,14 @@ def score(name, terms, weights):
         return np.where(weights > 0, terms[:, 0], 0).max(axis=1)
     sums = weights @ terms
     if name == "bleu":
-        rows = zip(sums.astype(int).tolist(), is_short(terms, weights), strict=True)
-        return np.array(
-            [
-                BLEU.compute_bleu(
-                    row[2:6], row[6:], *row[:2], smooth_method="exp", effective_order=short
-                ).score
-                for row, short in rows
-            ]
-        )
+        method = {"smooth_method": "exp", "effective_order": True}
+        rows = sums.astype(int).tolist()
+        found = [BLEU.compute_bleu(row[2:6], row[6:], *row[:2], **method) for row in rows]
+        return np.array([bleu.score for bleu in found])
     if name == "chrf":
         return chrf_of(*np.moveaxis(sums.reshape(-1, 6, 3), 2, 0))
     ratio = sums[:, 0] / sums[:, 1]
     return np.exp(ratio) if name.startswith("perplexity") else ratio
-
-
-def is_short(terms, weights):
-    """Whether no reference in a sample, weights (mails,) or (B, mails), has four tokens: then BLEU
-    is of the lengths that runs of tokens have."""
-    return weights @ (terms[:, 1] >= 4) == 0
 
 
 def chrf_of(ours, theirs, matches):
@@ -610,26 +590,27 @@ def write(path, content):
 def compare(paths, against, output, examples):
     """Compare evaluated runs, on all mails and on the clean ones. Nothing is scored again: each
     run's metrics.json holds the terms of every mail."""
-    paths = list(dict.fromkeys([*paths, against or paths[0]]))
-    runs = [load_run(path) for path in paths if (path / "predictions.jsonl").is_file()]
-    for path in paths:
-        if path not in [run["path"] for run in runs]:
+    runs = {}
+    for path in dict.fromkeys([*paths, against or paths[0]]):
+        if (path / "predictions.jsonl").is_file():
+            runs[path] = load_run(path)
+        else:
             print(f"passed over {path}: no predictions.jsonl")
-    first = next((run for run in runs if against in (None, run["path"])), None)
-    if not first:
+    if not runs or against and against not in runs:
         named = f"{against} is not a run" if against else "none of the folders is a run"
         die(f"{named} with predictions.jsonl")
+    first, runs = runs[against or next(iter(runs))], list(runs.values())
     check_alike(first, runs)
     names = [run["path"].resolve().name for run in runs]
     for run, name in zip(runs, names, strict=True):
         run["name"] = name if names.count(name) == 1 else str(run["path"])
 
     count = len(first["rows"])
-    clean, problem = clean_rows(runs)
+    clean, cleanness = clean_rows(runs)
     parts = [measure(runs, first, f"all {count} test mails", np.full(count, True))]
-    if not problem and not clean.all():
+    if clean is not None and not clean.all():
         parts.append(measure(runs, first, f"the {clean.sum()} clean ones", clean))
-    # Trainings on the same mail are no rivals: they show what chance does.
+    # Trainings on the same mail are no rivals.
     alike = [run for run in runs if run["size"] and run["training"] == first["training"] != []]
     twins = [run["name"] for run in alike if first["size"]]
     verdict, tests = answer(first["name"], twins, parts), tests_table(parts, PRIMARY)
@@ -638,13 +619,24 @@ def compare(paths, against, output, examples):
     head = [verdict] if tests is None else [verdict, tests]
     print("\n" + "\n\n".join(map(as_text, [*head, values, *examples])))
 
-    blocks = [*head, *notes(first["name"], twins, parts, problem), *draw(runs, parts, output)]
+    notes = [NOTES.format(first=first["name"], n=count, rare=min(1, 3 / count)), cleanness]
+    if len(twins) > 1:
+        notes.append(f"Trained on the same mail, they show what chance does: {', '.join(twins)}.")
+    blocks = [*head, *notes, *draw(runs, parts, output)]
     for part in parts:
         blocks += [f"## {part['title'].capitalize()}", score_table(part)]
     for part in parts:
         if (table := tests_table([part], MEASURES)) is not None:
             blocks += [f"## Every measure on {part['title']}", table]
-    write(output.with_name("comparison.json"), as_json(runs, first, parts, problem, verdict))
+    facts = {"against": first["name"], "verdict": verdict, "runs": {}, **parts[0]}
+    metrics = facts.pop("metrics")
+    for run in runs:
+        known = {"path": str(run["path"]), "train_rows": run["size"]}
+        facts["runs"][run["name"]] = known | {"metrics": metrics[run["name"]]}
+    known = clean is not None
+    facts |= {"n_clean": parts[-1]["n"] if known else None, "clean": parts[-1] if known else None}
+    facts["clean_unknown"] = None if known else cleanness
+    write(output.with_name("comparison.json"), json.dumps(facts, indent=1, allow_nan=False))
     page = report_page(runs, blocks, clean, output.absolute().parent.name)
     write(output.with_name("report.html"), page)
     fenced = [f"~~~text\n{example}\n~~~" for example in examples]
@@ -674,33 +666,36 @@ def load_run(path):
 
 def check_alike(first, runs):
     """Die where runs answer different mails, or were measured in different ways."""
-    ours = [(row["id"], row["mail"], row["reference"]) for row in first["rows"]]
+    ours, methods = first["rows"], {}
     for run in runs:
-        theirs = [(row["id"], row["mail"], row["reference"]) for row in run["rows"]]
-        if ours != theirs:
-            row = len(os.path.commonprefix([ours, theirs])) + 1
-            counts = f"{len(ours)} and {len(theirs)} mails, first difference at row {row}"
-            die(f"{first['path']} and {run['path']} do not answer the same mails: {counts}")
-    methods = {method for run in runs for method in run["signatures"].items()}
-    for name, count in Counter(name for name, _ in methods).items():
-        if count > 1:
-            what = f"the runs' {name} is of different kinds (data, model or version)"
-            die(f"{what}: evaluate each again, with the same flags")
+        keys = ("id", "mail", "reference")
+        pairs = zip_longest(ours, run["rows"], fillvalue={})
+        alike = [all(a.get(key) == b.get(key) for key in keys) for a, b in pairs]
+        if not all(alike):
+            where = f"first difference at row {alike.index(False) + 1}"
+            die(f"{first['path']} and {run['path']} do not answer the same mails: {where}")
+        for name, method in run["signatures"].items():
+            if methods.setdefault(name, method) != method:
+                what = f"the runs' {name} is of different kinds (data, model or version)"
+                die(f"{what}: evaluate each again, with the same flags")
 
 
 def clean_rows(runs):
-    """(booleans (mails,), problem): the mails of which neither the mail, the reply nor the thread
-    (the subject without Re: and Fw:) is in a file that any of the runs learned from; or why that
-    is unknown."""
-    for run in runs:
-        if run["problem"]:
-            return None, f"{run['path']}: {run['problem']}"
+    """The mails (booleans) of which neither the mail, the reply nor the thread (the subject without
+    Re: and Fw:) is in a file that any of the runs learned from, None where that is unknown; and
+    a sentence on them."""
     rows, training = runs[0]["rows"], [row for run in runs for row in run["training"]]
+    problem = next((f"{run['path']}: {run['problem']}" for run in runs if run["problem"]), None)
     if not all(isinstance(row.get("subject"), str) for row in [*rows, *training]):
-        return None, "not all mails have a subject; make their JSONL and what follows again"
+        problem = problem or "not all mails have a subject; make their JSONL and what follows again"
+    if problem:
+        return None, f"Which mails are clean is not known: {problem}."
     seen = {key for row in training for key in marks(row["mail"], row["reply"], row["subject"])}
     clean = [not seen & marks(row["mail"], row["reference"], row["subject"]) for row in rows]
-    return np.array(clean), None if any(clean) else "mail, reply or thread of each was trained on"
+    if not any(clean):
+        return None, "No mail is clean: mail, reply or thread of each was trained on."
+    found = "neither it nor its reply nor its thread is in a file that a compared run learned from"
+    return np.array(clean), f"{sum(clean)} of {len(rows)} mails are clean: {found}."
 
 
 def marks(mail, reply, subject):
@@ -744,20 +739,19 @@ def one_author(runs):
 def run_tests(contrasts, terms):
     """Tests of every measure. The primary ones are corrected as one family (Holm 1979); the
     secondary ones stay as they are, with p_holm None."""
+    import pandas as pd
+
     tests = [
-        {"run": label, "measure": name, "p_holm": None}
+        {"run": label, "measure": name}
         | contrast(name, [terms[run][name] for run in runs], factors)
         for label, (runs, factors) in contrasts.items()
         for name in MEASURES
         if all(name in terms[run] for run in runs)
     ]
-    family = sorted(
-        (test for test in tests if test["measure"] in PRIMARY), key=lambda test: test["p"]
-    )
-    largest = 0.0
-    for rank, test in enumerate(family):
-        largest = test["p_holm"] = max(largest, min(1.0, (len(family) - rank) * test["p"]))
-    return tests
+    family = pd.Series({i: t["p"] for i, t in enumerate(tests) if t["measure"] in PRIMARY})
+    holm = family.sort_values() * np.arange(len(family), 0, -1)
+    holm = holm.clip(upper=1).cummax()
+    return [test | {"p_holm": holm.get(i)} for i, test in enumerate(tests)]
 
 
 def contrast(name, terms, factors):
@@ -810,21 +804,6 @@ def answer(first, twins, parts):
                 sign = signs.pop() if len(signs) == 1 else 0
                 lines.append(f"{how}, on {part['title']}: {ANSWERS[sign]}")
     return "\n".join(lines) if lines[1:] else NOTHING
-
-
-def notes(first, twins, parts, problem):
-    """What the answer rests on, and what to know beside it, in fixed sentences."""
-    known = {"first": first, "n": parts[0]["n"], "clean": parts[-1]["n"], "problem": problem}
-    known |= {"twins": ", ".join(twins), "rare": min(1, 3 / parts[0]["n"])}
-    shown = {
-        "tests": True,
-        "trend": parts[0]["trend"],
-        "twins": len(twins) > 1,
-        "clean": not problem,
-        "unknown": problem,
-        "intervals": True,
-    }
-    return [text.format(**known) for name, text in NOTES.items() if shown[name]]
 
 
 def score_table(part):
@@ -892,24 +871,22 @@ def draw_measures(parts):
     import pandas as pd
     from matplotlib.figure import Figure
 
-    metrics, sizes = parts[0]["metrics"], parts[0]["sizes"]
-    names = [name for name in COLUMNS if any(found[name] for found in metrics.values())]
+    frame = pd.DataFrame(
+        {"mails": part["title"], "run": run, "measure": name} | metrics[name]
+        for part in parts
+        for run, metrics in part["metrics"].items()
+        for name in COLUMNS
+        if metrics[name]
+    )
+    names = frame["measure"].unique()
     height = -(-len(names) // 3)
     figure = Figure(figsize=(13, 3.4 * height), layout="constrained")
     labels = {}
     for place, name in enumerate(names, 1):
         axes = figure.add_subplot(height, 3, place)
-        spans = {part["title"]: spans_of(part, name) for part in parts}
-        values, low, high = (
-            pd.DataFrame({title: ends[i] for title, ends in spans.items()}, index=list(metrics))
-            for i in range(3)
-        )
-        errors = np.transpose([values - low, high - values], (2, 0, 1)).clip(0)
-        if sizes:
-            draw_trend(axes, values, errors, sizes)
-        else:
-            values.plot.bar(ax=axes, yerr=errors, capsize=2, legend=False)
-            axes.set_xticks(range(len(values)), values.index, rotation=30, ha="right")
+        table = frame[frame["measure"] == name].pivot(index="run", columns="mails")
+        table = table.reindex(list(parts[0]["metrics"]))
+        (draw_trend if parts[0]["sizes"] else draw_bars)(axes, table, parts[0]["sizes"])
         axes.set_title(f"{name}: {MEASURES[name][0]} is better", fontsize=10)
         if own := parts[0]["reference"].get(name):
             axes.axhline(own["value"], color="black", linewidth=1, label="the author")
@@ -919,25 +896,27 @@ def draw_measures(parts):
     return figure
 
 
-def spans_of(part, name):
-    """A measure's values, lower and upper ends, (3, runs)."""
-    found = [metrics[name] for metrics in part["metrics"].values()]
-    keys = ("value", "low", "high")
-    return np.array([[one[key] if one else np.nan for one in found] for key in keys])
+def draw_bars(axes, table, _):
+    table["value"].plot.bar(ax=axes, yerr=reach(table), capsize=2, legend=False, xlabel="")
+    axes.set_xticks(range(len(table)), table.index, rotation=30, ha="right")
 
 
-def draw_trend(axes, values, errors, sizes):
+def draw_trend(axes, table, sizes):
     """Lines over the number of training mails; the runs without a number are level lines."""
-    rows = values.index.get_indexer(list(sizes))
-    sized = values.iloc[rows].set_axis(sizes.values())
-    sized.plot(ax=axes, yerr=errors[:, :, rows], style="o-", capsize=3, legend=False)
-    others = values.iloc[:, 0].drop(list(sizes)).dropna()
+    sized, others = table.loc[list(sizes)], table.drop(list(sizes))["value"].iloc[:, 0].dropna()
+    values = sized["value"].set_axis(sizes.values())
+    values.plot(ax=axes, yerr=reach(sized), style="o-", capsize=3, legend=False)
     for (run, value), style in zip(others.items(), ("--", "-.", ":"), strict=False):
         axes.axhline(value, linestyle=style, color="gray", label=run)
-    ticks = sorted(set(sizes.values()))
     axes.set(xscale="log", xlabel="training mails")
-    axes.set_xticks(ticks, ticks, rotation=60, fontsize=8)
+    axes.set_xticks(values.index, values.index, rotation=60, fontsize=8)
     axes.minorticks_off()
+
+
+def reach(table):
+    """How far the intervals reach down and up, (mails, 2, runs)."""
+    ends = [table["value"] - table["low"], table["high"] - table["value"]]
+    return np.abs(ends).transpose(2, 0, 1)
 
 
 def draw_losses(runs):
@@ -949,34 +928,19 @@ def draw_losses(runs):
 
     figure = Figure(figsize=(9, 5), layout="constrained")
     axes = figure.add_subplot(xlabel="update", ylabel="loss on the reply (nats a token)")
-    for i, run in enumerate(run for run in runs if (run["path"] / "log").is_dir()):
+    for run in [run for run in runs if (run["path"] / "log").is_dir()]:
         log = EventAccumulator(str(run["path"] / "log"), size_guidance={"scalars": 0}).Reload()
-        for tag, style in (("train/loss", "-"), ("eval/loss", "o")):
+        for tag, style in (("train/loss", "-"), ("eval/loss", "o-")):
             if tag in log.Tags()["scalars"]:  # of a step that was trained twice, the second
                 losses = pd.Series({event.step: event.value for event in log.Scalars(tag)})
-                losses = losses.sort_index()
-                if style == "-":
-                    losses = losses.rolling(1 + len(losses) // 20, min_periods=1).mean()
-                label = run["name"] if style == "-" else f"{run['name']}, validation"
-                axes.plot(losses.index, losses, style, color=f"C{i % 10}", linewidth=1, label=label)
+                losses = losses.sort_index().rolling(1 + len(losses) // 20, min_periods=1).mean()
+                axes.plot(losses.index, losses, style, label=f"{run['name']} {tag}", linewidth=1)
     if axes.lines:
         axes.legend()
     return figure if axes.lines else None
 
 
 # ---------------------------------------------------------------------------------------- reports
-
-
-def as_json(runs, first, parts, problem, verdict):
-    """comparison.json: every figure, and no word of any mail."""
-    facts = {"against": first["name"], "verdict": verdict, "runs": {}, **parts[0]}
-    metrics = facts.pop("metrics")
-    for run in runs:
-        known = {"path": str(run["path"]), "train_rows": run["size"]}
-        facts["runs"][run["name"]] = known | {"metrics": metrics[run["name"]]}
-    facts["n_clean"] = None if problem else parts[-1]["n"]
-    facts |= {"clean": None if problem else parts[-1], "clean_unknown": problem}
-    return json.dumps(facts, indent=1, allow_nan=False) + "\n"
 
 
 PAGE = Template("""<!DOCTYPE html><html lang="en"><meta charset="utf-8">
@@ -994,7 +958,8 @@ td:first-child, th:first-child { text-align: left } img { max-width: 100% }
 section { display: grid; gap: .7rem; grid-template-columns: repeat(auto-fill, minmax(22rem, 1fr)) }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; background: #f6f6f6; padding: .6rem;
   margin: 0; font: inherit; unicode-bidi: isolate } summary { cursor: pointer }
-</style><title>$title</title><h1>$title</h1>
+</style><title>$title</title><p><a href="#mails">The test mails and the replies</a></p>
+<h1>$title</h1>
 $blocks
 <h2 id="mails">The test mails and the replies</h2>
 $mails
@@ -1004,7 +969,6 @@ $mails
 def report_page(runs, blocks, clean, title):
     """The comparison as one HTML page without a script and without a link to elsewhere: the answer,
     tests, tables, pictures, and every mail with all replies. All of it is escaped."""
-    link = '<p><a href="#mails">The test mails and the replies</a></p>'
     mails = []
     for i, row in enumerate(runs[0]["rows"]):
         known = [row["id"], str(row.get("subject") or "no subject")]
@@ -1016,7 +980,7 @@ def report_page(runs, blocks, clean, title):
             for name, text in texts_of(runs, i)
         )
         mails.append(f"<details><summary>{label}</summary><section>{replies}</section></details>")
-    blocks = "\n".join([*map(as_html, blocks[:2]), link, *map(as_html, blocks[2:])])
+    blocks = "\n".join(map(as_html, blocks))
     return PAGE.substitute(title=html.escape(title), blocks=blocks, mails="\n".join(mails))
 
 
@@ -1073,7 +1037,5 @@ def as_text(block, align="right", tablefmt="plain"):
 
 
 if __name__ == "__main__":
-    for each in signal.SIGINT, signal.SIGTERM:
-        signal.signal(each, leave)
     sys.stdout.reconfigure(errors="replace")  # a terminal may lack a letter that a mail has
     main()
