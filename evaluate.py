@@ -134,10 +134,8 @@ def parse_args(argv):
     files = {"metavar": "JSONL", "type": Path}
     text = "training mail for style and sign-offs, a file an author, the tested one's first"
     one("--style-data", nargs="+", **files, help=text)
-    text = "test mail of other comparisons, which the style classifier must not know either"
-    one("--style-holdout", nargs="+", default=[], **files, help=text)
-    text = "replies it may have memorized (default: what its train.json or baseline.json names)"
-    one("--train-data", **files, help=text)
+    one("--style-holdout", nargs="+", default=[], **files, help="mail that style must not know")
+    one("--train-data", **files, help="what it learned from, where train.json's file is not there")
     one("--brief", action="store_true", help="print one line; the files hold the rest")
     several = parser.add_argument_group("several runs").add_argument
     several("--compare", metavar="RUN", nargs="+", type=Path, help="evaluated run folders")
@@ -539,19 +537,23 @@ def summarise(run, facts):
     """results_summary.txt: metrics.json for people."""
     import pandas as pd
 
-    table = pd.DataFrame(MEASURES.values(), columns=["better", "what it says"])
-    values = [cell(found, 3).partition("\n")[::2] for found in facts["metrics"].values()]
-    table[["value", "95 % interval"]] = values
-    table["author"] = [cell(facts["reference"].get(name)).split("\n")[0] for name in MEASURES]
-    table.insert(0, "measure", list(MEASURES))
-    table = table[["measure", "value", "95 % interval", "author", "better", "what it says"]]
-    text = f"run         {run}\ntest mails  {facts['n']}\n\n{as_text(table, align='left')}\n\n"
+    metrics, own = facts["metrics"], facts["reference"]
+    table = pd.DataFrame(MEASURES.values(), MEASURES, ["better", "what it says"])
+    table.insert(
+        0, "95 % interval", [cell(metrics[name], 3).split("\n")[-1] for name in table.index]
+    )
+    table.insert(0, "value", [cell(metrics[name]).split("\n")[0] for name in table.index])
+    table.insert(2, "author", [cell(own.get(name)).split("\n")[0] for name in table.index])
+    table = as_text(table.rename_axis("measure").reset_index(), align="left")
+    text = f"run         {run}\ntest mails  {facts['n']}\n\n{table}\n\n"
     text += "author: the author's real replies; better: lower, higher or near the author's\n"
-    if facts["style"]:
+    if style := facts["style"]:
         text += (
-            "style classifier of {rows_per_author} replies an author: cross-validated accuracy "
-            "{cross_validated_accuracy:.3f}, by chance {chance:.3f}\n"
-        ).format(**facts["style"])
+            f"style classifier of {style['rows_per_author']} replies an author: cross-validated "
+        )
+        text += (
+            f"accuracy {style['cross_validated_accuracy']:.3f}, by chance {style['chance']:.3f}\n"
+        )
     return text + "".join(f"\n{name}: {how}" for name, how in facts["signatures"].items()) + "\n"
 
 
@@ -613,21 +615,18 @@ def compare(paths, against, output, examples):
     # Trainings on the same mail are no rivals.
     alike = [run for run in runs if run["size"] and run["training"] == first["training"] != []]
     twins = [run["name"] for run in alike if first["size"]]
-    verdict, tests = answer(first["name"], twins, parts), tests_table(parts, PRIMARY)
+    verdict, tests = answer(first["name"], twins, parts), tests_table(parts)
     examples = show_examples(runs, examples)
     values = score_table(parts[0]).map(lambda text: text.split("\n")[0])
-    head = [verdict] if tests is None else [verdict, tests]
+    head = [verdict] if tests.empty else [verdict, tests]
     print("\n" + "\n\n".join(map(as_text, [*head, values, *examples])))
 
     notes = [NOTES.format(first=first["name"], n=count, rare=min(1, 3 / count)), cleanness]
     if len(twins) > 1:
         notes.append(f"Trained on the same mail, they show what chance does: {', '.join(twins)}.")
-    blocks = [*head, *notes, *draw(runs, parts, output)]
+    blocks = [*head, *notes, draw(parts, output.with_name("comparison.png"))]
     for part in parts:
         blocks += [f"## {part['title'].capitalize()}", score_table(part)]
-    for part in parts:
-        if (table := tests_table([part], MEASURES)) is not None:
-            blocks += [f"## Every measure on {part['title']}", table]
     facts = {"against": first["name"], "verdict": verdict, "runs": {}, **parts[0]}
     metrics = facts.pop("metrics")
     for run in runs:
@@ -641,7 +640,7 @@ def compare(paths, against, output, examples):
     write(output.with_name("report.html"), page)
     fenced = [f"~~~text\n{example}\n~~~" for example in examples]
     write(output, "\n\n".join(["# Comparison", *map(as_markdown, blocks), *fenced]) + "\n")
-    print(f"\n{output.parent}/: {output.name}, comparison.json, pictures and report.html written")
+    print(f"\n{output.parent}/: {output.name}, comparison.json, .png and report.html written")
 
 
 def load_run(path):
@@ -781,9 +780,6 @@ def deal(mails, runs):
     return dealt
 
 
-# ------------------------------------------------------------------------------ what they amount to
-
-
 def answer(first, twins, parts):
     """The question and, for each primary measure and selection of mails, one of three answers: yes
     or the contrary where all tests show it, else no. Trainings on the same mail are no rivals, nor
@@ -824,59 +820,38 @@ def score_table(part):
     return pd.DataFrame(table)
 
 
-def tests_table(parts, names):
-    """Differences with p (by Holm where primary) and interval, runs by measures and mails; None
-    where nothing is tested."""
+def tests_table(parts):
+    """The primary differences with p (by Holm) and interval, runs by measures and mails."""
     import pandas as pd
 
     table = {}
-    for name in names:
-        for part in parts:
-            for test in [*part["tests"], *part["trend"]]:
-                if test["measure"] == name:
-                    header = f"{name}\n{part['title']}" if len(parts) > 1 else name
-                    table.setdefault(header, {})[test["run"]] = tests_cell(test)
-    frame = pd.DataFrame(table).fillna("-")
-    return frame.rename_axis("against").reset_index() if table else None
+    for part in parts:
+        for test in [*part["tests"], *part["trend"]]:
+            if test["p_holm"] is not None:
+                mark = "**" if test["p_holm"] < LEVEL else ""
+                difference = number(test["difference"], 3, "+")
+                low, high = (number(test[end], 2, "+") for end in ("low", "high"))
+                text = f"{mark}{difference}, p {test['p_holm']:.4f}{mark}\n{low} to {high}"
+                table.setdefault(f"{test['measure']}\n{part['title']}", {})[test["run"]] = text
+    return pd.DataFrame(table).fillna("-").rename_axis("against").reset_index()
 
 
-def tests_cell(test):
-    p = test["p"] if test["p_holm"] is None else test["p_holm"]
-    mark = "**" if p < LEVEL else ""
-    low, high = (number(test[end], 2, "+") for end in ("low", "high"))
-    return f"{mark}{number(test['difference'], 3, '+')}, p {p:.4f}{mark}\n{low} to {high}"
-
-
-# --------------------------------------------------------------------------------------- pictures
-
-
-def draw(runs, parts, output):
-    """The pictures of measures and of losses, as far as there are any."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    matplotlib.rcParams["text.parse_math"] = False  # a run's name is no formula
-    drawn = {"comparison.png": draw_measures(parts), "loss_curves.png": draw_losses(runs)}
-    for name, figure in drawn.items():
-        if figure:
-            picture = io.BytesIO()
-            figure.savefig(picture, dpi=110)
-            write(output.with_name(name), picture.getvalue())
-    return [output.with_name(name) for name, figure in drawn.items() if figure]
-
-
-def draw_measures(parts):
+def draw(parts, path):
     """Each measure of the table with its intervals, for all mails and for the clean ones: as bars
-    or, where trainings differ in size, over the number of mails."""
+    or, where trainings differ in size, over the number of mails. Returns the picture's path."""
+    import matplotlib
     import pandas as pd
     from matplotlib.figure import Figure
 
+    matplotlib.use("Agg")
+    matplotlib.rcParams["text.parse_math"] = False  # a run's name is no formula
+    runs, own, sizes = (parts[0][key] for key in ("metrics", "reference", "sizes"))
     frame = pd.DataFrame(
-        {"mails": part["title"], "run": run, "measure": name} | metrics[name]
+        {"mails": part["title"], "run": run, "measure": name} | part["metrics"][run][name]
         for part in parts
-        for run, metrics in part["metrics"].items()
+        for run in runs
         for name in COLUMNS
-        if metrics[name]
+        if part["metrics"][run][name]
     )
     names = frame["measure"].unique()
     height = -(-len(names) // 3)
@@ -884,16 +859,18 @@ def draw_measures(parts):
     labels = {}
     for place, name in enumerate(names, 1):
         axes = figure.add_subplot(height, 3, place)
-        table = frame[frame["measure"] == name].pivot(index="run", columns="mails")
-        table = table.reindex(list(parts[0]["metrics"]))
-        (draw_trend if parts[0]["sizes"] else draw_bars)(axes, table, parts[0]["sizes"])
+        table = frame[frame["measure"] == name].pivot(index="run", columns="mails").reindex(runs)
+        (draw_trend if sizes else draw_bars)(axes, table, sizes)
         axes.set_title(f"{name}: {MEASURES[name][0]} is better", fontsize=10)
-        if own := parts[0]["reference"].get(name):
-            axes.axhline(own["value"], color="black", linewidth=1, label="the author")
+        if name in own:
+            axes.axhline(own[name]["value"], color="black", linewidth=1, label="the author")
         handles = axes.get_legend_handles_labels()
         labels |= {label: handle for handle, label in zip(*handles, strict=True)}
     figure.legend(labels.values(), labels.keys(), loc="outside lower center", ncols=6)
-    return figure
+    picture = io.BytesIO()
+    figure.savefig(picture, dpi=110)
+    write(path, picture.getvalue())
+    return path
 
 
 def draw_bars(axes, table, _):
@@ -917,27 +894,6 @@ def reach(table):
     """How far the intervals reach down and up, (mails, 2, runs)."""
     ends = [table["value"] - table["low"], table["high"] - table["value"]]
     return np.abs(ends).transpose(2, 0, 1)
-
-
-def draw_losses(runs):
-    """All loss curves in the runs' log/, in nats a token: training (its running mean) and
-    validation (dots); None where there are none."""
-    import pandas as pd
-    from matplotlib.figure import Figure
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    figure = Figure(figsize=(9, 5), layout="constrained")
-    axes = figure.add_subplot(xlabel="update", ylabel="loss on the reply (nats a token)")
-    for run in [run for run in runs if (run["path"] / "log").is_dir()]:
-        log = EventAccumulator(str(run["path"] / "log"), size_guidance={"scalars": 0}).Reload()
-        for tag, style in (("train/loss", "-"), ("eval/loss", "o-")):
-            if tag in log.Tags()["scalars"]:  # of a step that was trained twice, the second
-                losses = pd.Series({event.step: event.value for event in log.Scalars(tag)})
-                losses = losses.sort_index().rolling(1 + len(losses) // 20, min_periods=1).mean()
-                axes.plot(losses.index, losses, style, label=f"{run['name']} {tag}", linewidth=1)
-    if axes.lines:
-        axes.legend()
-    return figure if axes.lines else None
 
 
 # ---------------------------------------------------------------------------------------- reports

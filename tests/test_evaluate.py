@@ -715,7 +715,6 @@ def test_verdict_says_what_holds_and_what_does_not(tmp_path):
 
 def test_sizes_get_a_trend_and_a_curve(tmp_path):
     from matplotlib.image import imread
-    from torch.utils.tensorboard import SummaryWriter
 
     file = write_author(tmp_path / "ada.jsonl", "ada")
     write_jsonl(file, [row | {"From": "ada@example.org"} for row in read_rows(file)])
@@ -725,10 +724,6 @@ def test_sizes_get_a_trend_and_a_curve(tmp_path):
         rows = rows_of(["a word or two"] * 12, ["x"] * 12, reference_nll=nll)
         runs.append(write_run(tmp_path / str(size), rows))
         learned_from(runs[-1], file, limit=size, train_rows=size)
-        with SummaryWriter(runs[-1] / "log") as log:
-            for step in range(1, 8):
-                log.add_scalar("train/loss", 4 - step / 9, step)
-            log.add_scalar("eval/loss", 4.1, 7)
         main([str(runs[-1])])
     data = comparison(tmp_path / "c.md", *runs)
     assert {test["run"] for test in data["trend"]} == {"a doubling"}
@@ -738,10 +733,9 @@ def test_sizes_get_a_trend_and_a_curve(tmp_path):
     assert answer.endswith(f"on all 12 test mails: {YES}")
     page = (tmp_path / "c.md").read_text(encoding="utf-8")
     assert "\n| a doubling | **-" in page
-    for name in ("comparison.png", "loss_curves.png"):
-        assert imread(tmp_path / name).std() > 0 and f"]({name})" in page
+    assert imread(tmp_path / "comparison.png").std() > 0 and "](comparison.png)" in page
     report = (tmp_path / "report.html").read_text(encoding="utf-8")
-    assert report.count("data:image/png;base64,") == 2
+    assert report.count("data:image/png;base64,") == 1
 
 
 HOSTILE = [
