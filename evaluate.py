@@ -135,7 +135,6 @@ def parse_args(argv):
     text = "training mail for style and sign-offs, a file an author, the tested one's first"
     one("--style-data", nargs="+", **files, help=text)
     one("--style-holdout", nargs="+", default=[], **files, help="mail that style must not know")
-    one("--train-data", **files, help="what it learned from, where train.json's file is not there")
     one("--brief", action="store_true", help="print one line; the files hold the rest")
     several = parser.add_argument_group("several runs").add_argument
     several("--compare", metavar="RUN", nargs="+", type=Path, help="evaluated run folders")
@@ -143,7 +142,7 @@ def parse_args(argv):
     several("--against", metavar="RUN", type=Path, help="tested against all (default: the first)")
     several("--examples", metavar="N", type=int, default=0, help="mails to show (%(default)s)")
     args = parser.parse_args(argv)
-    for_one = [args.run, args.style_data, args.style_holdout, args.train_data, args.brief]
+    for_one = [args.run, args.style_data, args.style_holdout, args.brief]
     for_several = [args.compare, args.output, args.against, args.examples]
     complete = args.run or args.compare and args.output
     if not complete or any(for_one) and any(for_several):
@@ -185,10 +184,8 @@ def evaluate(run, args):
         method = "char 1-4-grams|TF-IDF, sublinear|logistic regression C=10|"
         signatures["style"] = method + version("scikit-learn")
     training, problem, _ = read_training(run)
-    if args.train_data:
-        training, problem = read_completions(args.train_data), None
     if problem:
-        print(f"memorization not measured: {problem} (--train-data names another)", file=sys.stderr)
+        print(f"memorization not measured: {problem}", file=sys.stderr)
     if training:
         per_mail |= copies(replies, mails, [row["reply"] for row in training])
     bootstrap = f"95 % percentile bootstrap over mails|{RESAMPLES} resamples|seed {SEED}"
@@ -205,12 +202,10 @@ def evaluate(run, args):
     write(run / "metrics.json", json.dumps(facts, default=np.ndarray.tolist, allow_nan=False))
     summary = summarise(run, facts)
     write(run / "results_summary.txt", summary)
-    if not args.brief:
-        print(f"{summary}\n{run}/results_summary.txt written")
-        return
-    found = {name: facts["metrics"][name] for name in (*PRIMARY, "rougeL", "memorized_rate")}
-    values = [f"{name} {number(each['value'], 3)}" for name, each in found.items() if each]
-    print(f"{run}: {len(rows)} mails scored; {', '.join(values)}")
+    shown = {name: facts["metrics"][name] for name in (*PRIMARY, "rougeL", "memorized_rate")}
+    values = [f"{name} {number(found['value'], 3)}" for name, found in shown.items() if found]
+    headline = f"{run}: {len(rows)} mails scored; {', '.join(values)}"
+    print(headline if args.brief else f"{summary}\n{run}/results_summary.txt written")
 
 
 def read_jsonl(path, maker):
@@ -362,14 +357,11 @@ def likelihood(rows):
     terms = {}
     if all(row.get("finish_reason") for row in rows):
         terms["stop_rate"] = rate(row["finish_reason"] == "stop" for row in rows)
-    if all(row["reference_nll"] is not None for row in rows):
-        nll = [row["reference_nll"] for row in rows]
-        units = {
-            "token": [row["reference_tokens"] for row in rows],
-            "char": [len(row["reference"]) for row in rows],
-        }
-        for name, counts in units.items():
-            terms[f"perplexity_{name}"] = np.column_stack([nll, counts])
+    nll = [row["reference_nll"] for row in rows]
+    if None not in nll:
+        tokens = [row["reference_tokens"] for row in rows]
+        terms["perplexity_token"] = np.column_stack([nll, tokens])
+        terms["perplexity_char"] = np.column_stack([nll, [len(row["reference"]) for row in rows]])
     return terms
 
 
@@ -378,9 +370,9 @@ def rate(booleans):
 
 
 def train_classifier(paths, holdout, rows):
-    """A classifier of authors: character n-grams and a linear model, the usual baseline of
-    authorship attribution. It learns as many replies of every author. Returns texts -> booleans
-    (the first author's? an empty text is nobody's), the first author's replies, and the facts."""
+    """A classifier of authors by character n-grams, the usual baseline of authorship attribution,
+    which learns as many replies of each. Returns texts -> booleans (the first author's? an empty
+    text is nobody's), the first author's replies, and the facts."""
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import StratifiedKFold, cross_val_score
@@ -414,13 +406,15 @@ def style_replies(paths, holdout, rows):
     another file sent."""
     if len(set(paths)) < max(2, len(paths)):
         die("--style-data needs files of two authors or more, each once")
-    held_out = [row for path in holdout for row in read_completions(path)]
+    mail = {path: read_completions(path) for path in [*paths, *holdout]}
     tested = {tuple(words(row[key])) for row in rows for key in ("mail", "reference")}
-    tested |= {tuple(words(row[key])) for row in held_out for key in ("mail", "reply")}
+    for path in holdout:
+        tested |= {tuple(words(row[key])) for row in mail[path] for key in ("mail", "reply")}
     tested.discard(())
-    authors, files, mail = [], [], [read_completions(path) for path in paths]
-    for path, pairs in zip(paths, mail, strict=True):
-        others = {main_sender(other) for other in mail} - {None, main_sender(pairs)}
+    senders = {path: main_sender(mail[path]) for path in paths}
+    authors, files = [], []
+    for path in paths:
+        pairs, others = mail[path], {*senders.values()} - {None, senders[path]}
         replies = [
             row["reply"]
             for row in pairs
@@ -627,14 +621,14 @@ def compare(paths, against, output, examples):
     blocks = [*head, *notes, draw(parts, output.with_name("comparison.png"))]
     for part in parts:
         blocks += [f"## {part['title'].capitalize()}", score_table(part)]
-    facts = {"against": first["name"], "verdict": verdict, "runs": {}, **parts[0]}
-    metrics = facts.pop("metrics")
-    for run in runs:
-        known = {"path": str(run["path"]), "train_rows": run["size"]}
-        facts["runs"][run["name"]] = known | {"metrics": metrics[run["name"]]}
-    known = clean is not None
-    facts |= {"n_clean": parts[-1]["n"] if known else None, "clean": parts[-1] if known else None}
-    facts["clean_unknown"] = None if known else cleanness
+    facts = {"against": first["name"], "verdict": verdict, **parts[0], "clean_unknown": None}
+    metrics = facts.pop("metrics").items()
+    known = {run["name"]: {"path": str(run["path"]), "train_rows": run["size"]} for run in runs}
+    facts["runs"] = {name: known[name] | {"metrics": found} for name, found in metrics}
+    if clean is None:
+        facts |= {"clean": None, "n_clean": None, "clean_unknown": cleanness}
+    else:
+        facts |= {"clean": parts[-1], "n_clean": parts[-1]["n"]}
     write(output.with_name("comparison.json"), json.dumps(facts, indent=1, allow_nan=False))
     page = report_page(runs, blocks, clean, output.absolute().parent.name)
     write(output.with_name("report.html"), page)
@@ -860,7 +854,11 @@ def draw(parts, path):
     for place, name in enumerate(names, 1):
         axes = figure.add_subplot(height, 3, place)
         table = frame[frame["measure"] == name].pivot(index="run", columns="mails").reindex(runs)
-        (draw_trend if sizes else draw_bars)(axes, table, sizes)
+        if sizes:
+            draw_trend(axes, table, sizes)
+        else:
+            table["value"].plot.bar(ax=axes, yerr=reach(table), capsize=2, legend=False, xlabel="")
+            axes.set_xticks(range(len(table)), table.index, rotation=30, ha="right")
         axes.set_title(f"{name}: {MEASURES[name][0]} is better", fontsize=10)
         if name in own:
             axes.axhline(own[name]["value"], color="black", linewidth=1, label="the author")
@@ -871,11 +869,6 @@ def draw(parts, path):
     figure.savefig(picture, dpi=110)
     write(path, picture.getvalue())
     return path
-
-
-def draw_bars(axes, table, _):
-    table["value"].plot.bar(ax=axes, yerr=reach(table), capsize=2, legend=False, xlabel="")
-    axes.set_xticks(range(len(table)), table.index, rotation=30, ha="right")
 
 
 def draw_trend(axes, table, sizes):
@@ -923,8 +916,7 @@ $mails
 
 
 def report_page(runs, blocks, clean, title):
-    """The comparison as one HTML page without a script and without a link to elsewhere: the answer,
-    tests, tables, pictures, and every mail with all replies. All of it is escaped."""
+    """One HTML page, all of it escaped, without a script and without a link to elsewhere."""
     mails = []
     for i, row in enumerate(runs[0]["rows"]):
         known = [row["id"], str(row.get("subject") or "no subject")]
@@ -948,8 +940,7 @@ def texts_of(runs, i):
 
 
 def show_examples(runs, count):
-    """Up to `count` test mails spread over the file with all replies, without line breaks and
-    control characters, and cut where they are long."""
+    """Up to `count` mails spread over the file, with all replies, cut where they are long."""
     mails, examples = len(runs[0]["rows"]), []
     for place in [mails * i // count for i in range(min(count, mails))]:
         lines = []

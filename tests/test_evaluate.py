@@ -833,7 +833,8 @@ def test_all_replies_empty(tmp_path, authors):
     empty = {"reference_nll": None, "finish_reason": None}
     rows = [row | empty for row in rows_of(REFERENCES, [""] * 4)]
     run = write_run(tmp_path / "run", rows)
-    main([str(run), "--style-data", *map(str, authors), "--train-data", str(authors[0])])
+    learned_from(run, authors[0], limit=None)
+    main([str(run), "--style-data", *map(str, authors)])
     metrics = metrics_of(run)["metrics"]
     for name in ("perplexity_token", "perplexity_char", "stop_rate", "notes_recall"):
         assert metrics.pop(name) is None
