@@ -8,8 +8,8 @@
 The first prints every measure with its 95 % interval and writes metrics.json and
 results_summary.txt to the run's folder: seconds for 16 mails, a quarter of a minute for 215 mails
 and four authors of 600 mails each. The second prints an answer, the tests behind it and a table of
-the runs, and writes them for all mails and for the clean ones as Markdown, as comparison.json, as
-pictures and as report.html, a page to browse with every mail and all replies: seconds.
+the runs, and writes them for all mails and for the clean ones as Markdown, comparison.json, a
+picture and report.html, a page to browse with every mail and all replies: seconds.
 """
 
 import argparse
@@ -23,11 +23,11 @@ import random
 import sys
 import textwrap
 import unicodedata
-from bisect import bisect
 from collections import Counter
 from functools import cache
 from importlib.metadata import version
-from itertools import zip_longest
+from itertools import accumulate
+from operator import itemgetter
 from pathlib import Path
 from string import Template
 from types import SimpleNamespace
@@ -147,6 +147,8 @@ def parse_args(argv):
     complete = args.run or args.compare and args.output
     if not complete or any(for_one) and any(for_several):
         die("give either one run's folder or --compare RUN RUN ... --output F.md, and its flags")
+    if args.output and args.output.is_dir():
+        die(f"{args.output}: is a folder; name a file")
     if args.examples < 0:
         die(f"argument --examples: {args.examples} is not a number of mails")
     return args
@@ -436,9 +438,8 @@ def main_sender(rows):
 
 
 def closings_of(replies):
-    """An author's sign-offs: the last sentence or line behind other text, of one to three words, in
-    at least two and at least 2 % of the replies. As tuples of words, for Enron's lines are folded;
-    here what is between blanks is a word in every script."""
+    """An author's sign-offs as tuples of words: the last sentence or line behind other text, of one
+    to three words between blanks, in at least two and at least 2 % of the replies."""
     endings = Counter()
     for reply in replies:
         closing = WORD.findall(SENTENCE_END.split(reply.strip())[-1].lower())
@@ -453,24 +454,21 @@ def ends_in(text, closings):
 
 def copies(texts, mails, replies):
     """Each text's longest run of words that is in one of the replies but not in its mail. A word
-    becomes a character, so that runs of words are strings, which compare fast."""
+    becomes a character, so that a run of words is found as a string in a string."""
     codes = {}
 
     def encode(text):
-        return "".join(chr(codes.setdefault(word, len(codes))) for word in words(text))
+        return "".join(chr(codes.setdefault(word, len(codes) + 1)) for word in words(text))
 
-    texts, mails, replies = ([*map(encode, each)] for each in (texts, mails, replies))
-    most = max(map(len, texts))
-    # In order, the suffix that shares the longest beginning with a text is next to its own place.
-    suffixes = sorted(reply[i : i + most] for reply in replies for i in range(len(reply)))
-    longest = [0] * len(texts)
-    for i, (text, mail) in enumerate(zip(texts, mails, strict=True)):
+    known, longest = "\0".join(map(encode, replies)), []
+    for text, mail in zip(map(encode, texts), map(encode, mails), strict=True):
+        longest.append(0)
         for start in range(len(text)):
-            place = bisect(suffixes, text[start:])
-            for suffix in suffixes[max(place - 1, 0) : place + 1]:
-                copy = os.path.commonprefix([suffix, text[start:]])
-                if len(copy) > longest[i] and copy not in mail:
-                    longest[i] = len(copy)
+            end = start + longest[-1]
+            while end < len(text) and text[start : end + 1] in known:
+                end += 1
+            if end - start > longest[-1] and text[start:end] not in mail:
+                longest[-1] = end - start
     memorized = rate(length >= COPY_WORDS for length in longest)
     return {"memorized_rate": memorized, "longest_copy": np.array([longest]).T}
 
@@ -596,7 +594,7 @@ def compare(paths, against, output, examples):
         named = f"{against} is not a run" if against else "none of the folders is a run"
         die(f"{named} with predictions.jsonl")
     first, runs = runs[against or next(iter(runs))], list(runs.values())
-    check_alike(first, runs)
+    check_alike(runs)
     names = [run["path"].resolve().name for run in runs]
     for run, name in zip(runs, names, strict=True):
         run["name"] = name if names.count(name) == 1 else str(run["path"])
@@ -657,16 +655,15 @@ def load_run(path):
     return run
 
 
-def check_alike(first, runs):
+def check_alike(runs):
     """Die where runs answer different mails, or were measured in different ways."""
-    ours, methods = first["rows"], {}
-    for run in runs:
-        keys = ("id", "mail", "reference")
-        pairs = zip_longest(ours, run["rows"], fillvalue={})
-        alike = [all(a.get(key) == b.get(key) for key in keys) for a, b in pairs]
-        if not all(alike):
-            where = f"first difference at row {alike.index(False) + 1}"
-            die(f"{first['path']} and {run['path']} do not answer the same mails: {where}")
+    keys, methods = ("id", "mail", "reference"), {}
+    mails = [[[row[key] for key in keys] for row in run["rows"]] for run in runs]
+    for run, theirs in zip(runs, mails, strict=True):
+        if theirs != mails[0]:
+            names = f"{runs[0]['path']} and {run['path']}"
+            row = len(os.path.commonprefix([mails[0], theirs])) + 1
+            die(f"{names} do not answer the same mails: they first differ at row {row}")
         for name, method in run["signatures"].items():
             if methods.setdefault(name, method) != method:
                 what = f"the runs' {name} is of different kinds (data, model or version)"
@@ -710,10 +707,10 @@ def measure(runs, first, title, selected):
         for run, found in terms.items()
     }
     pairs = {run: ([first["name"], run], [1, -1]) for run in terms if run != first["name"]}
-    sizes = {run["name"]: run["size"] for run in one_author(runs)}
-    slope = {}
+    sizes, slope = {run["name"]: run["size"] for run in one_author(runs)}, {}
     if sizes:  # over log2 of the size, by least squares
-        logs = np.log2(list(sizes.values())) - np.mean(np.log2(list(sizes.values())))
+        logs = np.log2(list(sizes.values()))
+        logs -= logs.mean()
         slope = {DOUBLING: (list(sizes), logs / (logs @ logs))}
     part = {"title": title, "n": int(selected.sum()), "metrics": metrics, "reference": author}
     tests = {"tests": run_tests(pairs, terms), "trend": run_tests(slope, terms)}
@@ -732,19 +729,18 @@ def one_author(runs):
 def run_tests(contrasts, terms):
     """Tests of every measure. The primary ones are corrected as one family (Holm 1979); the
     secondary ones stay as they are, with p_holm None."""
-    import pandas as pd
-
     tests = [
-        {"run": label, "measure": name}
+        {"run": label, "measure": name, "p_holm": None}
         | contrast(name, [terms[run][name] for run in runs], factors)
         for label, (runs, factors) in contrasts.items()
         for name in MEASURES
         if all(name in terms[run] for run in runs)
     ]
-    family = pd.Series({i: t["p"] for i, t in enumerate(tests) if t["measure"] in PRIMARY})
-    holm = family.sort_values() * np.arange(len(family), 0, -1)
-    holm = holm.clip(upper=1).cummax()
-    return [test | {"p_holm": holm.get(i)} for i, test in enumerate(tests)]
+    family = sorted((test for test in tests if test["measure"] in PRIMARY), key=itemgetter("p"))
+    bounds = [min(1.0, (len(family) - rank) * test["p"]) for rank, test in enumerate(family)]
+    for test, p in zip(family, accumulate(bounds, max), strict=True):
+        test["p_holm"] = p
+    return tests
 
 
 def contrast(name, terms, factors):
@@ -805,11 +801,11 @@ def score_table(part):
         own = part["reference"].get(name)
         found = [metrics[name] for metrics in part["metrics"].values()]
         # No measure of which more is better goes beyond 100.
-        goals = {"lower": 0, "higher": 100, "author's": own and own["value"]}
-        misses = [each and abs(each["value"] - goals[MEASURES[name][0]]) for each in found]
-        best = min((miss for miss in misses if miss is not None), default=None)
-        pairs = zip(found, misses, strict=True)
-        cells = [cell(each, bold=miss == best) for each, miss in pairs]
+        goals = {"lower": 0, "higher": 100, "author's": own["value"] if own else 0}
+        values = pd.Series([each and each["value"] for each in found], dtype=float)
+        misses = (values - goals[MEASURES[name][0]]).abs()
+        best = zip(found, misses == misses.min(), strict=True)
+        cells = [cell(each, bold=is_best) for each, is_best in best]
         table[name.replace("_", "\n")] = [*cells, cell(own)]
     return pd.DataFrame(table)
 
@@ -961,7 +957,10 @@ def as_html(block):
     if isinstance(block, str):
         tag = "h2" if block.startswith("## ") else "p"
         return f"<{tag}>{html.escape(block.removeprefix('## '))}</{tag}>"
-    return regex.sub(r"\*\*(.+?)\*\*", r"<b>\1</b>", block.to_html(index=False, border=0))
+    import pandas as pd
+
+    with pd.option_context("display.max_colwidth", None):  # or it cuts long names
+        return regex.sub(r"\*\*(.+?)\*\*", r"<b>\1</b>", block.to_html(index=False, border=0))
 
 
 def as_markdown(block):

@@ -769,7 +769,7 @@ class Reader(HTMLParser):
 def hostile_report(folder):
     """The report of two runs whose mails, replies, subjects, names and ids are all hostile."""
     columns = {"mail": HOSTILE, "subject": HOSTILE, "id": [f"<b>{i}" for i in range(7)]}
-    names = ("a", "<img src=x onerror=alert(1)>")
+    names = ("a", f"<img src=x onerror=alert(1)> {'long ' * 12}name")
     runs = [write_run(folder / n, rows_of(HOSTILE, HOSTILE[::-1], **columns)) for n in names]
     for run in runs:
         main([str(run)])
@@ -796,6 +796,7 @@ def check_report(text):
 def test_the_page_escapes_all_mail_and_loads_nothing(tmp_path):
     text = hostile_report(tmp_path).read_text(encoding="utf-8")
     check_report(text)
+    assert "long name</td>" in text
     assert "default-src 'none'" in text and "http://" not in text and "https://" not in text
 
 
