@@ -316,9 +316,10 @@ def overlap(references, replies):
     signatures = {"rouge": f"{method}Lsum:lines|rouge-score {version('rouge-score')}"}
 
     blankless = 2 * len(BLANKLESS.findall(letters)) > len(regex.findall(r"\p{L}", letters))
-    metric = BLEU(tokenize="char" if blankless else "13a", effective_order=True)
+    metric = BLEU(tokenize="char" if blankless else "13a")
     found = [metric.corpus_score([reply], [[reference]]) for reference, reply in pairs]
     per_mail["bleu"] = np.array([[m.sys_len, m.ref_len, *m.counts, *m.totals] for m in found])
+    metric.effective_order = is_short(per_mail["bleu"], np.ones(len(pairs)))
     signatures["bleu"] = str(metric.get_signature())
 
     terms = []
@@ -485,14 +486,22 @@ def score(name, terms, weights):
         return np.where(weights > 0, terms[:, 0], 0).max(axis=1)
     sums = weights @ terms
     if name == "bleu":
-        method = {"smooth_method": "exp", "effective_order": True}
-        rows = sums.astype(int).tolist()
-        found = [BLEU.compute_bleu(row[2:6], row[6:], *row[:2], **method) for row in rows]
+        rows = zip(sums.astype(int).tolist(), is_short(terms, weights), strict=True)
+        found = [
+            BLEU.compute_bleu(n[2:6], n[6:], *n[:2], smooth_method="exp", effective_order=short)
+            for n, short in rows
+        ]
         return np.array([bleu.score for bleu in found])
     if name == "chrf":
         return chrf_of(*np.moveaxis(sums.reshape(-1, 6, 3), 2, 0))
     ratio = sums[:, 0] / sums[:, 1]
     return np.exp(ratio) if name.startswith("perplexity") else ratio
+
+
+def is_short(terms, weights):
+    """Whether no reference in a sample, weights (mails,) or (B, mails), has four tokens: then BLEU
+    is of the lengths that runs of tokens have, or identical replies would score 0."""
+    return weights @ (terms[:, 1] >= 4) == 0
 
 
 def chrf_of(ours, theirs, matches):
@@ -632,7 +641,9 @@ def compare(paths, against, output, examples):
     write(output.with_name("report.html"), page)
     fenced = [f"~~~text\n{example}\n~~~" for example in examples]
     write(output, "\n\n".join(["# Comparison", *map(as_markdown, blocks), *fenced]) + "\n")
-    print(f"\n{output.parent}/: {output.name}, comparison.json, .png and report.html written")
+    print(
+        f"\n{output.parent}/: {output.name}, comparison.json, comparison.png and report.html written"
+    )
 
 
 def load_run(path):
@@ -822,7 +833,8 @@ def tests_table(parts):
                 difference = number(test["difference"], 3, "+")
                 low, high = (number(test[end], 2, "+") for end in ("low", "high"))
                 text = f"{mark}{difference}, p {test['p_holm']:.4f}{mark}\n{low} to {high}"
-                table.setdefault(f"{test['measure']}\n{part['title']}", {})[test["run"]] = text
+                header = test["measure"] + (f"\n{part['title']}" if len(parts) > 1 else "")
+                table.setdefault(header, {})[test["run"]] = text
     return pd.DataFrame(table).fillna("-").rename_axis("against").reset_index()
 
 
@@ -871,7 +883,7 @@ def draw_trend(axes, table, sizes):
     """Lines over the number of training mails; the runs without a number are level lines."""
     sized, others = table.loc[list(sizes)], table.drop(list(sizes))["value"].iloc[:, 0].dropna()
     values = sized["value"].set_axis(sizes.values())
-    values.plot(ax=axes, yerr=reach(sized), style="o-", capsize=3, legend=False)
+    values.plot(ax=axes, yerr=reach(sized), marker="o", capsize=3, legend=False)
     for (run, value), style in zip(others.items(), ("--", "-.", ":"), strict=False):
         axes.axhline(value, linestyle=style, color="gray", label=run)
     axes.set(xscale="log", xlabel="training mails")

@@ -211,7 +211,7 @@ def test_resampled_scores_equal_sacrebleu_on_the_drawn_mails():
     per_mail, signatures = overlap(REFERENCES, REPLIES)
     drawn = [0, 0, 1, 3]
     replies, references = ([texts[i] for i in drawn] for texts in (REPLIES, REFERENCES))
-    for name, metric in (("bleu", BLEU(effective_order=True)), ("chrf", CHRF())):
+    for name, metric in (("bleu", BLEU()), ("chrf", CHRF())):
         expected = metric.corpus_score(replies, [references]).score
         assert score(name, per_mail[name], np.array([[2, 1, 0, 1]]))[0] == expected
         assert signatures[name] == str(metric.get_signature()) and "version:" in signatures[name]
@@ -269,9 +269,11 @@ def test_identical_replies_in_all_scripts_together_score_full_marks():
 
 def test_identical_short_replies_score_full_marks_in_every_sample():
     texts = ["OK", "да", "好", "Thanks for the maps."]
-    per_mail, _ = overlap(texts, texts)
+    per_mail, signatures = overlap(texts, texts)
     assert estimate("bleu", per_mail["bleu"])["low"] == pytest.approx(100)
-    per_mail, _ = overlap(texts[:3], texts[:3])
+    assert "eff:no" in signatures["bleu"]
+    per_mail, signatures = overlap(texts[:3], texts[:3])
+    assert "eff:yes" in signatures["bleu"]  # no reference has four tokens
     assert estimate("bleu", per_mail["bleu"])["value"] == pytest.approx(100)
 
 
@@ -332,7 +334,7 @@ def test_the_signature_names_the_tokenizer_of_bleu(texts, tokenizer):
     replies = [text[: len(text) * 2 // 3] for text in texts]
     per_mail, signatures = overlap(texts, replies)
     assert f"|tok:{tokenizer}|" in signatures["bleu"]
-    metric = BLEU(tokenize=tokenizer, effective_order=True)
+    metric = BLEU(tokenize=tokenizer, effective_order=texts == ["👍"])
     expected = metric.corpus_score(replies, [texts]).score
     assert score("bleu", per_mail["bleu"], np.ones((1, len(texts))))[0] == pytest.approx(expected)
 
