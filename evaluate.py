@@ -8,8 +8,8 @@
 The first prints every measure with its 95 % interval and writes metrics.json and
 results_summary.txt to the run's folder: seconds for 16 mails, a quarter of a minute for 215 mails
 and four authors of 600 mails each. The second prints an answer, the tests behind it and a table of
-the runs, and writes them for all mails and for the clean ones as Markdown, as comparison.json, as
-pictures and as report.html, a page to browse with every mail and all replies: seconds.
+the runs, and writes them for all mails and for the clean ones as Markdown, comparison.json, a
+picture and report.html, a page to browse with every mail and all replies: seconds.
 """
 
 import argparse
@@ -20,14 +20,14 @@ import io
 import json
 import os
 import random
-import signal
 import sys
 import textwrap
 import unicodedata
-from bisect import bisect
 from collections import Counter
 from functools import cache
 from importlib.metadata import version
+from itertools import accumulate
+from operator import itemgetter
 from pathlib import Path
 from string import Template
 from types import SimpleNamespace
@@ -59,7 +59,6 @@ MEASURES = {  # name: (what is better, what it says)
 }
 COLUMNS = ["perplexity_token", "perplexity_char", "style", "rougeL", "bleu", "chrf"]
 COLUMNS += ["length_ratio", "signoff_rate", "memorized_rate"]
-TERMS = {"bleu": 10, "chrf": 18, "longest_copy": 1}  # all else has a numerator and a denominator
 
 # Declared in advance: these two are primary, all others are secondary. A character, unlike a token,
 # is the same unit for every model.
@@ -79,20 +78,15 @@ ANSWERS = {
     -1: "on the contrary, the opposite holds.",
 }
 NOTHING = "Nothing to test: no two models with primary measures."
-NOTES = {  # what the answer rests on, and what to know beside it
-    "tests": "Above: {first} minus each other run, its 95 % interval, and p by approximate "
-    f"randomisation, in bold below {LEVEL}. Perplexity a character and style were declared "
-    "primary in advance; Holm's correction is over all their tests on the same mails.",
-    "trend": "A doubling: the slope with each doubling of the training mails.",
-    "twins": "Trained on the same mail, so no rivals; they show what chance does: {twins}.",
-    "clean": "{clean} of {n} mails are clean: neither it nor its reply nor its thread is in a file "
-    "that a compared run learned from.",
-    "unknown": "Which mails are clean is not known: {problem}.",
-    "intervals": "Intervals are over mails: a second training would vary, too. One without width "
-    "says that all mails agree; none of {n} still leaves up to {rare:.1%}. In the tables of values "
-    "the best one is bold, copied replies have been seen by the style classifier, and the author's "
-    "line shows how high style can get.",
-}
+NOTES = (
+    f"Each test is of {{first}} minus another run, or of the slope with {DOUBLING} of the training "
+    "mails: the difference, its 95 % interval, and p by approximate randomisation, in bold below "
+    f"{LEVEL}. Perplexity a character and style were declared primary in advance; Holm's correction "
+    "is over all their tests on the same mails. Intervals are over mails: a second training would "
+    "vary, too. One without width says that all mails agree; none of {n} still leaves up to "
+    "{rare:.1%}. In the tables of values the best one is bold, copied replies have been seen by the "
+    "style classifier, and the author's line shows how high style can get."
+)
 
 # A character of a script without blanks between words, such as Chinese, Japanese or Thai, is one
 # beside which Unicode lets a line break (its annex 14): ideographs, kana, the complex scripts of
@@ -123,6 +117,9 @@ def main(argv=None):
             evaluate(args.run, args)
     except OSError as error:
         die(error)
+    except KeyboardInterrupt:
+        print("evaluate.py: interrupted; the same command starts again", file=sys.stderr)
+        sys.exit(130)
 
 
 def parse_args(argv):
@@ -137,10 +134,7 @@ def parse_args(argv):
     files = {"metavar": "JSONL", "type": Path}
     text = "training mail for style and sign-offs, a file an author, the tested one's first"
     one("--style-data", nargs="+", **files, help=text)
-    text = "test mail of other comparisons, which the style classifier must not know either"
-    one("--style-holdout", nargs="+", default=[], **files, help=text)
-    text = "replies it may have memorized (default: what its train.json or baseline.json names)"
-    one("--train-data", **files, help=text)
+    one("--style-holdout", nargs="+", default=[], **files, help="mail that style must not know")
     one("--brief", action="store_true", help="print one line; the files hold the rest")
     several = parser.add_argument_group("several runs").add_argument
     several("--compare", metavar="RUN", nargs="+", type=Path, help="evaluated run folders")
@@ -148,11 +142,13 @@ def parse_args(argv):
     several("--against", metavar="RUN", type=Path, help="tested against all (default: the first)")
     several("--examples", metavar="N", type=int, default=0, help="mails to show (%(default)s)")
     args = parser.parse_args(argv)
-    for_one = [args.run, args.style_data, args.style_holdout, args.train_data, args.brief]
+    for_one = [args.run, args.style_data, args.style_holdout, args.brief]
     for_several = [args.compare, args.output, args.against, args.examples]
     complete = args.run or args.compare and args.output
     if not complete or any(for_one) and any(for_several):
         die("give either one run's folder or --compare RUN RUN ... --output F.md, and its flags")
+    if args.output and args.output.is_dir():
+        die(f"{args.output}: is a folder; name a file")
     if args.examples < 0:
         die(f"argument --examples: {args.examples} is not a number of mails")
     return args
@@ -162,11 +158,6 @@ def die(message):
     """End on a user's mistake: one line on standard error, exit status 2."""
     print(f"evaluate.py: error: {message}", file=sys.stderr)
     sys.exit(2)
-
-
-def leave(number, frame):
-    print("evaluate.py: interrupted; the same command starts again", file=sys.stderr)
-    sys.exit(128 + number)
 
 
 # ---------------------------------------------------------------------------------------- one run
@@ -195,10 +186,8 @@ def evaluate(run, args):
         method = "char 1-4-grams|TF-IDF, sublinear|logistic regression C=10|"
         signatures["style"] = method + version("scikit-learn")
     training, problem, _ = read_training(run)
-    if args.train_data:
-        training, problem = read_completions(args.train_data), None
     if problem:
-        print(f"memorization not measured: {problem} (--train-data names another)", file=sys.stderr)
+        print(f"memorization not measured: {problem}", file=sys.stderr)
     if training:
         per_mail |= copies(replies, mails, [row["reply"] for row in training])
     bootstrap = f"95 % percentile bootstrap over mails|{RESAMPLES} resamples|seed {SEED}"
@@ -215,12 +204,10 @@ def evaluate(run, args):
     write(run / "metrics.json", json.dumps(facts, default=np.ndarray.tolist, allow_nan=False))
     summary = summarise(run, facts)
     write(run / "results_summary.txt", summary)
-    if not args.brief:
-        print(f"{summary}\n{run}/results_summary.txt written")
-        return
-    found = {name: facts["metrics"][name] for name in (*PRIMARY, "rougeL", "memorized_rate")}
-    values = [f"{name} {number(each['value'], 3)}" for name, each in found.items() if each]
-    print(f"{run}: {len(rows)} mails scored; {', '.join(values)}")
+    shown = {name: facts["metrics"][name] for name in (*PRIMARY, "rougeL", "memorized_rate")}
+    values = [f"{name} {number(found['value'], 3)}" for name, found in shown.items() if found]
+    headline = f"{run}: {len(rows)} mails scored; {', '.join(values)}"
+    print(headline if args.brief else f"{summary}\n{run}/results_summary.txt written")
 
 
 def read_jsonl(path, maker):
@@ -373,14 +360,11 @@ def likelihood(rows):
     terms = {}
     if all(row.get("finish_reason") for row in rows):
         terms["stop_rate"] = rate(row["finish_reason"] == "stop" for row in rows)
-    if all(row["reference_nll"] is not None for row in rows):
-        nll = [row["reference_nll"] for row in rows]
-        units = {
-            "token": [row["reference_tokens"] for row in rows],
-            "char": [len(row["reference"]) for row in rows],
-        }
-        for name, counts in units.items():
-            terms[f"perplexity_{name}"] = np.column_stack([nll, counts])
+    nll = [row["reference_nll"] for row in rows]
+    if None not in nll:
+        tokens = [row["reference_tokens"] for row in rows]
+        terms["perplexity_token"] = np.column_stack([nll, tokens])
+        terms["perplexity_char"] = np.column_stack([nll, [len(row["reference"]) for row in rows]])
     return terms
 
 
@@ -389,9 +373,9 @@ def rate(booleans):
 
 
 def train_classifier(paths, holdout, rows):
-    """A classifier of authors: character n-grams and a linear model, the usual baseline of
-    authorship attribution. It learns as many replies of every author. Returns texts -> booleans
-    (the first author's? an empty text is nobody's), the first author's replies, and the facts."""
+    """A classifier of authors by character n-grams, the usual baseline of authorship attribution,
+    which learns as many replies of each. Returns texts -> booleans (the first author's? an empty
+    text is nobody's), the first author's replies, and the facts."""
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import StratifiedKFold, cross_val_score
@@ -425,13 +409,15 @@ def style_replies(paths, holdout, rows):
     another file sent."""
     if len(set(paths)) < max(2, len(paths)):
         die("--style-data needs files of two authors or more, each once")
-    held_out = [row for path in holdout for row in read_completions(path)]
+    mail = {path: read_completions(path) for path in [*paths, *holdout]}
     tested = {tuple(words(row[key])) for row in rows for key in ("mail", "reference")}
-    tested |= {tuple(words(row[key])) for row in held_out for key in ("mail", "reply")}
+    for path in holdout:
+        tested |= {tuple(words(row[key])) for row in mail[path] for key in ("mail", "reply")}
     tested.discard(())
-    authors, files, mail = [], [], [read_completions(path) for path in paths]
-    for path, pairs in zip(paths, mail, strict=True):
-        others = {main_sender(other) for other in mail} - {None, main_sender(pairs)}
+    senders = {path: main_sender(mail[path]) for path in paths}
+    authors, files = [], []
+    for path in paths:
+        pairs, others = mail[path], {*senders.values()} - {None, senders[path]}
         replies = [
             row["reply"]
             for row in pairs
@@ -453,9 +439,8 @@ def main_sender(rows):
 
 
 def closings_of(replies):
-    """An author's sign-offs: the last sentence or line behind other text, of one to three words, in
-    at least two and at least 2 % of the replies. As tuples of words, for Enron's lines are folded;
-    here what is between blanks is a word in every script."""
+    """An author's sign-offs as tuples of words: the last sentence or line behind other text, of one
+    to three words between blanks, in at least two and at least 2 % of the replies."""
     endings = Counter()
     for reply in replies:
         closing = WORD.findall(SENTENCE_END.split(reply.strip())[-1].lower())
@@ -470,24 +455,21 @@ def ends_in(text, closings):
 
 def copies(texts, mails, replies):
     """Each text's longest run of words that is in one of the replies but not in its mail. A word
-    becomes a character, so that runs of words are strings, which compare fast."""
+    becomes a character, so that a run of words is found as a string in a string."""
     codes = {}
 
     def encode(text):
-        return "".join(chr(codes.setdefault(word, len(codes))) for word in words(text))
+        return "".join(chr(codes.setdefault(word, len(codes) + 1)) for word in words(text))
 
-    texts, mails, replies = ([*map(encode, each)] for each in (texts, mails, replies))
-    most = max(map(len, texts))
-    # In order, the suffix that shares the longest beginning with a text is next to its own place.
-    suffixes = sorted(reply[i : i + most] for reply in replies for i in range(len(reply)))
-    longest = [0] * len(texts)
-    for i, (text, mail) in enumerate(zip(texts, mails, strict=True)):
+    known, longest = "\0".join(map(encode, replies)), []
+    for text, mail in zip(map(encode, texts), map(encode, mails), strict=True):
+        longest.append(0)
         for start in range(len(text)):
-            place = bisect(suffixes, text[start:])
-            for suffix in suffixes[max(place - 1, 0) : place + 1]:
-                copy = os.path.commonprefix([suffix, text[start:]])
-                if len(copy) > longest[i] and copy not in mail:
-                    longest[i] = len(copy)
+            end = start + longest[-1]
+            while end < len(text) and text[start : end + 1] in known:
+                end += 1
+            if end - start > longest[-1] and text[start:end] not in mail:
+                longest[-1] = end - start
     memorized = rate(length >= COPY_WORDS for length in longest)
     return {"memorized_rate": memorized, "longest_copy": np.array([longest]).T}
 
@@ -505,14 +487,11 @@ def score(name, terms, weights):
     sums = weights @ terms
     if name == "bleu":
         rows = zip(sums.astype(int).tolist(), is_short(terms, weights), strict=True)
-        return np.array(
-            [
-                BLEU.compute_bleu(
-                    row[2:6], row[6:], *row[:2], smooth_method="exp", effective_order=short
-                ).score
-                for row, short in rows
-            ]
-        )
+        found = [
+            BLEU.compute_bleu(n[2:6], n[6:], *n[:2], smooth_method="exp", effective_order=short)
+            for n, short in rows
+        ]
+        return np.array([bleu.score for bleu in found])
     if name == "chrf":
         return chrf_of(*np.moveaxis(sums.reshape(-1, 6, 3), 2, 0))
     ratio = sums[:, 0] / sums[:, 1]
@@ -521,7 +500,7 @@ def score(name, terms, weights):
 
 def is_short(terms, weights):
     """Whether no reference in a sample, weights (mails,) or (B, mails), has four tokens: then BLEU
-    is of the lengths that runs of tokens have."""
+    is of the lengths that runs of tokens have, or identical replies would score 0."""
     return weights @ (terms[:, 1] >= 4) == 0
 
 
@@ -559,19 +538,23 @@ def summarise(run, facts):
     """results_summary.txt: metrics.json for people."""
     import pandas as pd
 
-    table = pd.DataFrame(MEASURES.values(), columns=["better", "what it says"])
-    values = [cell(found, 3).partition("\n")[::2] for found in facts["metrics"].values()]
-    table[["value", "95 % interval"]] = values
-    table["author"] = [cell(facts["reference"].get(name)).split("\n")[0] for name in MEASURES]
-    table.insert(0, "measure", list(MEASURES))
-    table = table[["measure", "value", "95 % interval", "author", "better", "what it says"]]
-    text = f"run         {run}\ntest mails  {facts['n']}\n\n{as_text(table, align='left')}\n\n"
+    metrics, own = facts["metrics"], facts["reference"]
+    table = pd.DataFrame(MEASURES.values(), MEASURES, ["better", "what it says"])
+    table.insert(
+        0, "95 % interval", [cell(metrics[name], 3).split("\n")[-1] for name in table.index]
+    )
+    table.insert(0, "value", [cell(metrics[name]).split("\n")[0] for name in table.index])
+    table.insert(2, "author", [cell(own.get(name)).split("\n")[0] for name in table.index])
+    table = as_text(table.rename_axis("measure").reset_index(), align="left")
+    text = f"run         {run}\ntest mails  {facts['n']}\n\n{table}\n\n"
     text += "author: the author's real replies; better: lower, higher or near the author's\n"
-    if facts["style"]:
+    if style := facts["style"]:
         text += (
-            "style classifier of {rows_per_author} replies an author: cross-validated accuracy "
-            "{cross_validated_accuracy:.3f}, by chance {chance:.3f}\n"
-        ).format(**facts["style"])
+            f"style classifier of {style['rows_per_author']} replies an author: cross-validated "
+        )
+        text += (
+            f"accuracy {style['cross_validated_accuracy']:.3f}, by chance {style['chance']:.3f}\n"
+        )
     return text + "".join(f"\n{name}: {how}" for name, how in facts["signatures"].items()) + "\n"
 
 
@@ -610,46 +593,57 @@ def write(path, content):
 def compare(paths, against, output, examples):
     """Compare evaluated runs, on all mails and on the clean ones. Nothing is scored again: each
     run's metrics.json holds the terms of every mail."""
-    paths = list(dict.fromkeys([*paths, against or paths[0]]))
-    runs = [load_run(path) for path in paths if (path / "predictions.jsonl").is_file()]
-    for path in paths:
-        if path not in [run["path"] for run in runs]:
+    runs = {}
+    for path in dict.fromkeys([*paths, against or paths[0]]):
+        if (path / "predictions.jsonl").is_file():
+            runs[path] = load_run(path)
+        else:
             print(f"passed over {path}: no predictions.jsonl")
-    first = next((run for run in runs if against in (None, run["path"])), None)
-    if not first:
+    if not runs or against and against not in runs:
         named = f"{against} is not a run" if against else "none of the folders is a run"
         die(f"{named} with predictions.jsonl")
-    check_alike(first, runs)
+    first, runs = runs[against or next(iter(runs))], list(runs.values())
+    check_alike(runs)
     names = [run["path"].resolve().name for run in runs]
     for run, name in zip(runs, names, strict=True):
         run["name"] = name if names.count(name) == 1 else str(run["path"])
 
     count = len(first["rows"])
-    clean, problem = clean_rows(runs)
+    clean, cleanness = clean_rows(runs)
     parts = [measure(runs, first, f"all {count} test mails", np.full(count, True))]
-    if not problem and not clean.all():
+    if clean is not None and not clean.all():
         parts.append(measure(runs, first, f"the {clean.sum()} clean ones", clean))
-    # Trainings on the same mail are no rivals: they show what chance does.
+    # Trainings on the same mail are no rivals.
     alike = [run for run in runs if run["size"] and run["training"] == first["training"] != []]
     twins = [run["name"] for run in alike if first["size"]]
-    verdict, tests = answer(first["name"], twins, parts), tests_table(parts, PRIMARY)
+    verdict, tests = answer(first["name"], twins, parts), tests_table(parts)
     examples = show_examples(runs, examples)
     values = score_table(parts[0]).map(lambda text: text.split("\n")[0])
-    head = [verdict] if tests is None else [verdict, tests]
+    head = [verdict] if tests.empty else [verdict, tests]
     print("\n" + "\n\n".join(map(as_text, [*head, values, *examples])))
 
-    blocks = [*head, *notes(first["name"], twins, parts, problem), *draw(runs, parts, output)]
+    notes = [NOTES.format(first=first["name"], n=count, rare=min(1, 3 / count)), cleanness]
+    if len(twins) > 1:
+        notes.append(f"Trained on the same mail, they show what chance does: {', '.join(twins)}.")
+    blocks = [*head, *notes, draw(parts, output.with_name("comparison.png"))]
     for part in parts:
         blocks += [f"## {part['title'].capitalize()}", score_table(part)]
-    for part in parts:
-        if (table := tests_table([part], MEASURES)) is not None:
-            blocks += [f"## Every measure on {part['title']}", table]
-    write(output.with_name("comparison.json"), as_json(runs, first, parts, problem, verdict))
+    facts = {"against": first["name"], "verdict": verdict, **parts[0], "clean_unknown": None}
+    metrics = facts.pop("metrics").items()
+    known = {run["name"]: {"path": str(run["path"]), "train_rows": run["size"]} for run in runs}
+    facts["runs"] = {name: known[name] | {"metrics": found} for name, found in metrics}
+    if clean is None:
+        facts |= {"clean": None, "n_clean": None, "clean_unknown": cleanness}
+    else:
+        facts |= {"clean": parts[-1], "n_clean": parts[-1]["n"]}
+    write(output.with_name("comparison.json"), json.dumps(facts, indent=1, allow_nan=False))
     page = report_page(runs, blocks, clean, output.absolute().parent.name)
     write(output.with_name("report.html"), page)
     fenced = [f"~~~text\n{example}\n~~~" for example in examples]
     write(output, "\n\n".join(["# Comparison", *map(as_markdown, blocks), *fenced]) + "\n")
-    print(f"\n{output.parent}/: {output.name}, comparison.json, pictures and report.html written")
+    print(
+        f"\n{output.parent}/: {output.name}, comparison.json, comparison.png and report.html written"
+    )
 
 
 def load_run(path):
@@ -672,35 +666,37 @@ def load_run(path):
     return run
 
 
-def check_alike(first, runs):
+def check_alike(runs):
     """Die where runs answer different mails, or were measured in different ways."""
-    ours = [(row["id"], row["mail"], row["reference"]) for row in first["rows"]]
-    for run in runs:
-        theirs = [(row["id"], row["mail"], row["reference"]) for row in run["rows"]]
-        if ours != theirs:
-            row = len(os.path.commonprefix([ours, theirs])) + 1
-            counts = f"{len(ours)} and {len(theirs)} mails, first difference at row {row}"
-            die(f"{first['path']} and {run['path']} do not answer the same mails: {counts}")
-    methods = {method for run in runs for method in run["signatures"].items()}
-    for name, count in Counter(name for name, _ in methods).items():
-        if count > 1:
-            what = f"the runs' {name} is of different kinds (data, model or version)"
-            die(f"{what}: evaluate each again, with the same flags")
+    keys, methods = ("id", "mail", "reference"), {}
+    mails = [[[row[key] for key in keys] for row in run["rows"]] for run in runs]
+    for run, theirs in zip(runs, mails, strict=True):
+        if theirs != mails[0]:
+            names = f"{runs[0]['path']} and {run['path']}"
+            row = len(os.path.commonprefix([mails[0], theirs])) + 1
+            die(f"{names} do not answer the same mails: they first differ at row {row}")
+        for name, method in run["signatures"].items():
+            if methods.setdefault(name, method) != method:
+                what = f"the runs' {name} is of different kinds (data, model or version)"
+                die(f"{what}: evaluate each again, with the same flags")
 
 
 def clean_rows(runs):
-    """(booleans (mails,), problem): the mails of which neither the mail, the reply nor the thread
-    (the subject without Re: and Fw:) is in a file that any of the runs learned from; or why that
-    is unknown."""
-    for run in runs:
-        if run["problem"]:
-            return None, f"{run['path']}: {run['problem']}"
+    """The mails (booleans) of which neither the mail, the reply nor the thread (the subject without
+    Re: and Fw:) is in a file that any of the runs learned from, None where that is unknown; and
+    a sentence on them."""
     rows, training = runs[0]["rows"], [row for run in runs for row in run["training"]]
+    problem = next((f"{run['path']}: {run['problem']}" for run in runs if run["problem"]), None)
     if not all(isinstance(row.get("subject"), str) for row in [*rows, *training]):
-        return None, "not all mails have a subject; make their JSONL and what follows again"
+        problem = problem or "not all mails have a subject; make their JSONL and what follows again"
+    if problem:
+        return None, f"Which mails are clean is not known: {problem}."
     seen = {key for row in training for key in marks(row["mail"], row["reply"], row["subject"])}
     clean = [not seen & marks(row["mail"], row["reference"], row["subject"]) for row in rows]
-    return np.array(clean), None if any(clean) else "mail, reply or thread of each was trained on"
+    if not any(clean):
+        return None, "No mail is clean: mail, reply or thread of each was trained on."
+    found = "neither it nor its reply nor its thread is in a file that a compared run learned from"
+    return np.array(clean), f"{sum(clean)} of {len(rows)} mails are clean: {found}."
 
 
 def marks(mail, reply, subject):
@@ -722,10 +718,10 @@ def measure(runs, first, title, selected):
         for run, found in terms.items()
     }
     pairs = {run: ([first["name"], run], [1, -1]) for run in terms if run != first["name"]}
-    sizes = {run["name"]: run["size"] for run in one_author(runs)}
-    slope = {}
+    sizes, slope = {run["name"]: run["size"] for run in one_author(runs)}, {}
     if sizes:  # over log2 of the size, by least squares
-        logs = np.log2(list(sizes.values())) - np.mean(np.log2(list(sizes.values())))
+        logs = np.log2(list(sizes.values()))
+        logs -= logs.mean()
         slope = {DOUBLING: (list(sizes), logs / (logs @ logs))}
     part = {"title": title, "n": int(selected.sum()), "metrics": metrics, "reference": author}
     tests = {"tests": run_tests(pairs, terms), "trend": run_tests(slope, terms)}
@@ -751,12 +747,10 @@ def run_tests(contrasts, terms):
         for name in MEASURES
         if all(name in terms[run] for run in runs)
     ]
-    family = sorted(
-        (test for test in tests if test["measure"] in PRIMARY), key=lambda test: test["p"]
-    )
-    largest = 0.0
-    for rank, test in enumerate(family):
-        largest = test["p_holm"] = max(largest, min(1.0, (len(family) - rank) * test["p"]))
+    family = sorted((test for test in tests if test["measure"] in PRIMARY), key=itemgetter("p"))
+    bounds = [min(1.0, (len(family) - rank) * test["p"]) for rank, test in enumerate(family)]
+    for test, p in zip(family, accumulate(bounds, max), strict=True):
+        test["p_holm"] = p
     return tests
 
 
@@ -787,9 +781,6 @@ def deal(mails, runs):
     return dealt
 
 
-# ------------------------------------------------------------------------------ what they amount to
-
-
 def answer(first, twins, parts):
     """The question and, for each primary measure and selection of mails, one of three answers: yes
     or the contrary where all tests show it, else no. Trainings on the same mail are no rivals, nor
@@ -812,21 +803,6 @@ def answer(first, twins, parts):
     return "\n".join(lines) if lines[1:] else NOTHING
 
 
-def notes(first, twins, parts, problem):
-    """What the answer rests on, and what to know beside it, in fixed sentences."""
-    known = {"first": first, "n": parts[0]["n"], "clean": parts[-1]["n"], "problem": problem}
-    known |= {"twins": ", ".join(twins), "rare": min(1, 3 / parts[0]["n"])}
-    shown = {
-        "tests": True,
-        "trend": parts[0]["trend"],
-        "twins": len(twins) > 1,
-        "clean": not problem,
-        "unknown": problem,
-        "intervals": True,
-    }
-    return [text.format(**known) for name, text in NOTES.items() if shown[name]]
-
-
 def score_table(part):
     """Runs by measures, the best in bold, the author's own replies last."""
     import pandas as pd
@@ -836,147 +812,92 @@ def score_table(part):
         own = part["reference"].get(name)
         found = [metrics[name] for metrics in part["metrics"].values()]
         # No measure of which more is better goes beyond 100.
-        goals = {"lower": 0, "higher": 100, "author's": own and own["value"]}
-        misses = [each and abs(each["value"] - goals[MEASURES[name][0]]) for each in found]
-        best = min((miss for miss in misses if miss is not None), default=None)
-        pairs = zip(found, misses, strict=True)
-        cells = [cell(each, bold=miss == best) for each, miss in pairs]
+        goals = {"lower": 0, "higher": 100, "author's": own["value"] if own else 0}
+        values = pd.Series([each and each["value"] for each in found], dtype=float)
+        misses = (values - goals[MEASURES[name][0]]).abs()
+        best = zip(found, misses == misses.min(), strict=True)
+        cells = [cell(each, bold=is_best) for each, is_best in best]
         table[name.replace("_", "\n")] = [*cells, cell(own)]
     return pd.DataFrame(table)
 
 
-def tests_table(parts, names):
-    """Differences with p (by Holm where primary) and interval, runs by measures and mails; None
-    where nothing is tested."""
+def tests_table(parts):
+    """The primary differences with p (by Holm) and interval, runs by measures and mails."""
     import pandas as pd
 
     table = {}
-    for name in names:
-        for part in parts:
-            for test in [*part["tests"], *part["trend"]]:
-                if test["measure"] == name:
-                    header = f"{name}\n{part['title']}" if len(parts) > 1 else name
-                    table.setdefault(header, {})[test["run"]] = tests_cell(test)
-    frame = pd.DataFrame(table).fillna("-")
-    return frame.rename_axis("against").reset_index() if table else None
+    for part in parts:
+        for test in [*part["tests"], *part["trend"]]:
+            if test["p_holm"] is not None:
+                mark = "**" if test["p_holm"] < LEVEL else ""
+                difference = number(test["difference"], 3, "+")
+                low, high = (number(test[end], 2, "+") for end in ("low", "high"))
+                text = f"{mark}{difference}, p {test['p_holm']:.4f}{mark}\n{low} to {high}"
+                header = test["measure"] + (f"\n{part['title']}" if len(parts) > 1 else "")
+                table.setdefault(header, {})[test["run"]] = text
+    return pd.DataFrame(table).fillna("-").rename_axis("against").reset_index()
 
 
-def tests_cell(test):
-    p = test["p"] if test["p_holm"] is None else test["p_holm"]
-    mark = "**" if p < LEVEL else ""
-    low, high = (number(test[end], 2, "+") for end in ("low", "high"))
-    return f"{mark}{number(test['difference'], 3, '+')}, p {p:.4f}{mark}\n{low} to {high}"
-
-
-# --------------------------------------------------------------------------------------- pictures
-
-
-def draw(runs, parts, output):
-    """The pictures of measures and of losses, as far as there are any."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    matplotlib.rcParams["text.parse_math"] = False  # a run's name is no formula
-    drawn = {"comparison.png": draw_measures(parts), "loss_curves.png": draw_losses(runs)}
-    for name, figure in drawn.items():
-        if figure:
-            picture = io.BytesIO()
-            figure.savefig(picture, dpi=110)
-            write(output.with_name(name), picture.getvalue())
-    return [output.with_name(name) for name, figure in drawn.items() if figure]
-
-
-def draw_measures(parts):
+def draw(parts, path):
     """Each measure of the table with its intervals, for all mails and for the clean ones: as bars
-    or, where trainings differ in size, over the number of mails."""
+    or, where trainings differ in size, over the number of mails. Returns the picture's path."""
+    import matplotlib
     import pandas as pd
     from matplotlib.figure import Figure
 
-    metrics, sizes = parts[0]["metrics"], parts[0]["sizes"]
-    names = [name for name in COLUMNS if any(found[name] for found in metrics.values())]
+    matplotlib.use("Agg")
+    matplotlib.rcParams["text.parse_math"] = False  # a run's name is no formula
+    runs, own, sizes = (parts[0][key] for key in ("metrics", "reference", "sizes"))
+    frame = pd.DataFrame(
+        {"mails": part["title"], "run": run, "measure": name} | part["metrics"][run][name]
+        for part in parts
+        for run in runs
+        for name in COLUMNS
+        if part["metrics"][run][name]
+    )
+    names = frame["measure"].unique()
     height = -(-len(names) // 3)
     figure = Figure(figsize=(13, 3.4 * height), layout="constrained")
     labels = {}
     for place, name in enumerate(names, 1):
         axes = figure.add_subplot(height, 3, place)
-        spans = {part["title"]: spans_of(part, name) for part in parts}
-        values, low, high = (
-            pd.DataFrame({title: ends[i] for title, ends in spans.items()}, index=list(metrics))
-            for i in range(3)
-        )
-        errors = np.transpose([values - low, high - values], (2, 0, 1)).clip(0)
+        table = frame[frame["measure"] == name].pivot(index="run", columns="mails").reindex(runs)
         if sizes:
-            draw_trend(axes, values, errors, sizes)
+            draw_trend(axes, table, sizes)
         else:
-            values.plot.bar(ax=axes, yerr=errors, capsize=2, legend=False)
-            axes.set_xticks(range(len(values)), values.index, rotation=30, ha="right")
+            table["value"].plot.bar(ax=axes, yerr=reach(table), capsize=2, legend=False, xlabel="")
+            axes.set_xticks(range(len(table)), table.index, rotation=30, ha="right")
         axes.set_title(f"{name}: {MEASURES[name][0]} is better", fontsize=10)
-        if own := parts[0]["reference"].get(name):
-            axes.axhline(own["value"], color="black", linewidth=1, label="the author")
+        if name in own:
+            axes.axhline(own[name]["value"], color="black", linewidth=1, label="the author")
         handles = axes.get_legend_handles_labels()
         labels |= {label: handle for handle, label in zip(*handles, strict=True)}
     figure.legend(labels.values(), labels.keys(), loc="outside lower center", ncols=6)
-    return figure
+    picture = io.BytesIO()
+    figure.savefig(picture, dpi=110)
+    write(path, picture.getvalue())
+    return path
 
 
-def spans_of(part, name):
-    """A measure's values, lower and upper ends, (3, runs)."""
-    found = [metrics[name] for metrics in part["metrics"].values()]
-    keys = ("value", "low", "high")
-    return np.array([[one[key] if one else np.nan for one in found] for key in keys])
-
-
-def draw_trend(axes, values, errors, sizes):
+def draw_trend(axes, table, sizes):
     """Lines over the number of training mails; the runs without a number are level lines."""
-    rows = values.index.get_indexer(list(sizes))
-    sized = values.iloc[rows].set_axis(sizes.values())
-    sized.plot(ax=axes, yerr=errors[:, :, rows], style="o-", capsize=3, legend=False)
-    others = values.iloc[:, 0].drop(list(sizes)).dropna()
+    sized, others = table.loc[list(sizes)], table.drop(list(sizes))["value"].iloc[:, 0].dropna()
+    values = sized["value"].set_axis(sizes.values())
+    values.plot(ax=axes, yerr=reach(sized), marker="o", capsize=3, legend=False)
     for (run, value), style in zip(others.items(), ("--", "-.", ":"), strict=False):
         axes.axhline(value, linestyle=style, color="gray", label=run)
-    ticks = sorted(set(sizes.values()))
     axes.set(xscale="log", xlabel="training mails")
-    axes.set_xticks(ticks, ticks, rotation=60, fontsize=8)
+    axes.set_xticks(values.index, values.index, rotation=60, fontsize=8)
     axes.minorticks_off()
 
 
-def draw_losses(runs):
-    """All loss curves in the runs' log/, in nats a token: training (its running mean) and
-    validation (dots); None where there are none."""
-    import pandas as pd
-    from matplotlib.figure import Figure
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    figure = Figure(figsize=(9, 5), layout="constrained")
-    axes = figure.add_subplot(xlabel="update", ylabel="loss on the reply (nats a token)")
-    for i, run in enumerate(run for run in runs if (run["path"] / "log").is_dir()):
-        log = EventAccumulator(str(run["path"] / "log"), size_guidance={"scalars": 0}).Reload()
-        for tag, style in (("train/loss", "-"), ("eval/loss", "o")):
-            if tag in log.Tags()["scalars"]:  # of a step that was trained twice, the second
-                losses = pd.Series({event.step: event.value for event in log.Scalars(tag)})
-                losses = losses.sort_index()
-                if style == "-":
-                    losses = losses.rolling(1 + len(losses) // 20, min_periods=1).mean()
-                label = run["name"] if style == "-" else f"{run['name']}, validation"
-                axes.plot(losses.index, losses, style, color=f"C{i % 10}", linewidth=1, label=label)
-    if axes.lines:
-        axes.legend()
-    return figure if axes.lines else None
+def reach(table):
+    """How far the intervals reach down and up, (mails, 2, runs)."""
+    ends = [table["value"] - table["low"], table["high"] - table["value"]]
+    return np.abs(ends).transpose(2, 0, 1)
 
 
 # ---------------------------------------------------------------------------------------- reports
-
-
-def as_json(runs, first, parts, problem, verdict):
-    """comparison.json: every figure, and no word of any mail."""
-    facts = {"against": first["name"], "verdict": verdict, "runs": {}, **parts[0]}
-    metrics = facts.pop("metrics")
-    for run in runs:
-        known = {"path": str(run["path"]), "train_rows": run["size"]}
-        facts["runs"][run["name"]] = known | {"metrics": metrics[run["name"]]}
-    facts["n_clean"] = None if problem else parts[-1]["n"]
-    facts |= {"clean": None if problem else parts[-1], "clean_unknown": problem}
-    return json.dumps(facts, indent=1, allow_nan=False) + "\n"
 
 
 PAGE = Template("""<!DOCTYPE html><html lang="en"><meta charset="utf-8">
@@ -994,7 +915,8 @@ td:first-child, th:first-child { text-align: left } img { max-width: 100% }
 section { display: grid; gap: .7rem; grid-template-columns: repeat(auto-fill, minmax(22rem, 1fr)) }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; background: #f6f6f6; padding: .6rem;
   margin: 0; font: inherit; unicode-bidi: isolate } summary { cursor: pointer }
-</style><title>$title</title><h1>$title</h1>
+</style><title>$title</title><p><a href="#mails">The test mails and the replies</a></p>
+<h1>$title</h1>
 $blocks
 <h2 id="mails">The test mails and the replies</h2>
 $mails
@@ -1002,9 +924,7 @@ $mails
 
 
 def report_page(runs, blocks, clean, title):
-    """The comparison as one HTML page without a script and without a link to elsewhere: the answer,
-    tests, tables, pictures, and every mail with all replies. All of it is escaped."""
-    link = '<p><a href="#mails">The test mails and the replies</a></p>'
+    """One HTML page, all of it escaped, without a script and without a link to elsewhere."""
     mails = []
     for i, row in enumerate(runs[0]["rows"]):
         known = [row["id"], str(row.get("subject") or "no subject")]
@@ -1016,7 +936,7 @@ def report_page(runs, blocks, clean, title):
             for name, text in texts_of(runs, i)
         )
         mails.append(f"<details><summary>{label}</summary><section>{replies}</section></details>")
-    blocks = "\n".join([*map(as_html, blocks[:2]), link, *map(as_html, blocks[2:])])
+    blocks = "\n".join(map(as_html, blocks))
     return PAGE.substitute(title=html.escape(title), blocks=blocks, mails="\n".join(mails))
 
 
@@ -1028,8 +948,7 @@ def texts_of(runs, i):
 
 
 def show_examples(runs, count):
-    """Up to `count` test mails spread over the file with all replies, without line breaks and
-    control characters, and cut where they are long."""
+    """Up to `count` mails spread over the file, with all replies, cut where they are long."""
     mails, examples = len(runs[0]["rows"]), []
     for place in [mails * i // count for i in range(min(count, mails))]:
         lines = []
@@ -1050,7 +969,10 @@ def as_html(block):
     if isinstance(block, str):
         tag = "h2" if block.startswith("## ") else "p"
         return f"<{tag}>{html.escape(block.removeprefix('## '))}</{tag}>"
-    return regex.sub(r"\*\*(.+?)\*\*", r"<b>\1</b>", block.to_html(index=False, border=0))
+    import pandas as pd
+
+    with pd.option_context("display.max_colwidth", None):  # or it cuts long names
+        return regex.sub(r"\*\*(.+?)\*\*", r"<b>\1</b>", block.to_html(index=False, border=0))
 
 
 def as_markdown(block):
@@ -1073,7 +995,5 @@ def as_text(block, align="right", tablefmt="plain"):
 
 
 if __name__ == "__main__":
-    for each in signal.SIGINT, signal.SIGTERM:
-        signal.signal(each, leave)
     sys.stdout.reconfigure(errors="replace")  # a terminal may lack a letter that a mail has
     main()
