@@ -20,7 +20,9 @@ NEW_TOKENS = 40  # more than two of generate.py's chunks
 SMALL = {"llama", "gemma2", "mistral", "gpt_neox", "falcon", "lfm2", "falcon_h1", "mixtral"}
 FOUR_BIT = {"llama", "gemma2", "gpt_neox", "mixtral", "qwen3"}
 PAGE = (ROOT / "docs" / "models.md").read_text(encoding="utf-8")
-FAMILIES = {line.split()[1]: line for line in re.findall(r"^\| [a-z].*", PAGE, re.MULTILINE)}
+FAMILIES = {
+    line.split()[1]: line for line in re.findall(r"^\| (?!type )[a-z].*", PAGE, re.MULTILINE)
+}
 SKIPPED = {  # what the library lists, but no tiny model of it writes replies to text
     "blt": "reads bytes through a second model",
     "cohere_compass_text": "wants the rotary sections of an image model",

@@ -90,6 +90,7 @@ def run_script(command, out, log, seen, kill_at, delay, cut_off):
 
     `cut_off` from all networks, as on a machine where nothing says HF_HUB_OFFLINE, it writes each try to reach one.
     """
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored by who starts in the background
     script, *sys.argv[1:] = map(str, command)
     sys.argv[0] = str(ROOT / script)
     os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
@@ -511,7 +512,7 @@ BAD = {  # script and case: files, arguments, what the one line says. RUN is a f
     "prepare_data empty CSV": ({"a.csv": ""}, ["format", "a.csv", "b.jsonl"], "a.csv: no column id, date,"),
     "prepare_data header alone": ({"a.csv": COLUMNS}, ["format", "a.csv", "b.jsonl"], "a.csv: no rows below the header"),
     "prepare_data wrong columns": ({"a.csv": "id,mail\n1,2\n"}, ["format", "a.csv", "b.jsonl"], "a.csv: no column date,"),
-    "prepare_data a field too few": ({"a.csv": COLUMNS + "1,2,3\n"}, ["format", "a.csv", "b.jsonl"], "a.csv: row 1 has 3 fields, not 9"),
+    "prepare_data a field too few": ({"a.csv": COLUMNS + "1,2,3\n"}, ["format", "a.csv", "b.jsonl"], "a.csv: row 1: 3 fields, not 9"),
     "prepare_data open quotation": ({"a.csv": COLUMNS + REPLY + '2,"x'}, ["format", "a.csv", "b.jsonl"], "a.csv: row 2: "),
     "prepare_data id twice": ({"a.csv": COLUMNS + REPLY * 2}, ["format", "a.csv", "b.jsonl"], "a.csv: rows 1 and 2 have the same id 1"),
     "prepare_data broken UTF-8": ({"a.csv": COLUMNS.encode() + b"\xff"}, ["format", "a.csv", "b.jsonl"], "a.csv: line 2 is not UTF-8"),
