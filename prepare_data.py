@@ -7,17 +7,11 @@
     python prepare_data.py inbox inbox.mbox inbox.jsonl --author me@example.org --archive Sent.mbox
     python prepare_data.py drafts answers.jsonl drafts.mbox
 
-extract finds what the author answered, in an archive of any size at some 1,500 messages a second,
-and prints how many messages it read and left out, and why. split puts whole threads on one side,
-the latest into the test. format cuts quoted text off the replies and prints how many rows each rule
-dropped. own-words shows the cut on the body of one mail. inbox finds the mails that want a reply,
-and drafts puts what generate.py answered into a mailbox, as drafts to look over.
-
-What mail programs write, in some forty languages, is in data/mail_phrases.toml.
-
-Two mails or two replies count as the same if their letters and digits are the same, in whatever
-case. Of a mail only what follows its first "Subject:" is compared, if that is eight words or more,
-because the same mail has another header when it was answered, forwarded or sent by another program.
+extract finds what the author answered, at some 1,500 messages a second, and prints how many it left
+out, and why. split puts whole threads on one side, the latest into the test. format cuts quoted
+text off the replies and prints how many rows each rule dropped. own-words shows the cut on one
+body. inbox finds the mails that want a reply, and drafts puts what generate.py answered into a
+mailbox, to look over. What mail programs write, in some forty languages, is data/mail_phrases.toml.
 """
 
 import argparse
@@ -598,8 +592,7 @@ def introduction_length(lines, marked, i):
 def introduction_kind(text, marked):
     """How a line introduces quoted text: "whole" or "inner", if own words may precede; else None.
 
-    It does so by its words or by its form, in any language: a date, a name or an address, a word
-    and a colon. `marked` tells whether lines with > follow.
+    Its words tell, or its form, in any language: a date, a name or an address, a word and a colon.
     """
     match = INTRODUCTION.fullmatch(text)
     address, dated, timed = (bool(form.search(text)) for form in (BRACKETED, YEAR, CLOCK))
@@ -894,10 +887,7 @@ def messages_in_text(name, file):
 
 
 def begins_message(line, blank, ahead, file):
-    """Whether a line "From …" separates messages, by its form and by the lines that follow.
-
-    Thunderbird writes a bare "From " and "From - DATE"; others lack the blank line above it.
-    """
+    """Whether a line "From …" separates messages, by its form and by the lines that follow."""
     while len(ahead) < 20 and (more := file.readline(1_000_000)):
         ahead.append(more)
     first = next((line for line in itertools.islice(ahead, 2) if line.strip()), b"")
@@ -1158,13 +1148,10 @@ def body_of(fields, body):
 
 def parse(fields, body):
     """The parts of a message, from the fields that open_message read."""
-    head = [
-        name.encode() + b": " + value + b"\n"
-        for name, value in fields.items()
-        if name.startswith("content-")
-    ]
+    kinds = (name for name in fields if name.startswith("content-"))
+    head = b"".join(b"%s: %s\n" % (name.encode(), fields[name]) for name in kinds)
     try:
-        return email.message_from_bytes(b"".join(head) + b"\n" + body)
+        return email.message_from_bytes(head + b"\n" + body)
     except RecursionError:  # some hundred parts within one another: nobody wrote that
         return email.message_from_bytes(b"\n")
 
@@ -1196,19 +1183,18 @@ def text_in(part, first=True):
 
 def best_alternative(parts, first):
     """The plain part, unless it is no more than a note that the mail is in HTML."""
-    texts = {False: "", True: ""}
+    plain = rich = ""
     for part in parts:
-        plain = part.get_content_type() == "text/plain"
-        if plain and not texts[True]:
-            texts[True] = text_in(part, first)
-        elif not plain and len(texts[True]) < 600:
-            texts[False] = text_in(part, first) or texts[False]
-    words, rich = (
-        re.findall(r"\w+", re.sub(r"https?://\S+", "", texts[plain]).casefold())
-        for plain in (True, False)
+        if part.get_content_type() == "text/plain":
+            plain = plain or text_in(part, first)
+        elif len(plain) < 600:
+            rich = text_in(part, first) or rich
+    plain_words, rich_words = (
+        set(re.findall(r"\w+", re.sub(r"https?://\S+", "", text).casefold()))
+        for text in (plain, rich)
     )
-    in_both = len(set(words) & set(rich))
-    return texts[False] if rich and in_both <= len(set(words)) / 2 else texts[True]
+    note = rich_words and len(plain_words & rich_words) <= len(plain_words) / 2
+    return rich if note else plain
 
 
 def text_of_part(part, subtype):
@@ -1279,18 +1265,17 @@ def html_to_text(source):
     source = "".join(piece.partition("<!--")[0] for piece in comments) + rest.replace("<!--", "")
     source = re.sub(r"<[!?][^<>]*>", "", source)  # <!DOCTYPE html>, <![if !mso]>, <?xml …?>
     cited = bool(CITED.search(source))
-    pieces, quotes, hidden, pre, position = ["\n"], [], "", 0, 0
+    pieces, quotes, hidden, pre, position = ["\n"], [], "", False, 0
     for match in itertools.chain(TAG.finditer(source), [None]):
         data = source[position : match.start() if match else len(source)]
         if data and not hidden:
             data = html.unescape(data)
-            for i, line in enumerate(
-                data.split("\n") if pre else [re.sub(r"[ \t\r\n\f]+", " ", data)]
-            ):
+            data = data if pre else re.sub(r"[ \t\r\n\f]+", " ", data)
+            for i, line in enumerate(data.split("\n")):
                 pieces += ["\n"] * bool(i)
-                empty = pieces[-1] == "\n"
-                line = line.lstrip(" ") if empty and not pre else line
-                pieces += ["> " * sum(quotes) * empty + line] * bool(line)
+                begins = pieces[-1] == "\n"
+                line = line if pre or not begins else line.lstrip(" ")
+                pieces += ["> " * sum(quotes) * begins + line] * bool(line)
         if not match:
             break
         position, closing, tag = match.end(), match[1], match[2].lower()
@@ -1303,7 +1288,7 @@ def html_to_text(source):
         if tag == "p" and not closing:
             pieces.append("\n")
         elif tag == "pre":
-            pre = 0 if closing else 1
+            pre = not closing
         elif tag in ("td", "th") and closing and pieces[-1] != "\n":
             pieces.append(" ")
         elif tag == "blockquote" and closing:
@@ -1311,10 +1296,8 @@ def html_to_text(source):
         elif tag == "blockquote":
             indented = INDENTED.search(match[3]) or cited and not CITED.match(match[0])
             quotes.append(not indented)
-    text = "\n".join(
-        re.sub(r" {2,}", " ", line).rstrip(" ") for line in "".join(pieces).split("\n")
-    )
-    return re.sub(r"\n\s*\n\s*", "\n\n", text).strip("\n")
+    text = re.sub(r" +\n", "\n", re.sub(r" {2,}", " ", "".join(pieces)))
+    return re.sub(r"\n\s*\n\s*", "\n\n", text).strip("\n").rstrip(" ")
 
 
 # ------------------------------------------------------------------------------------- extract
@@ -1626,7 +1609,10 @@ def normalise(text):
 
 
 def normalise_mail(mail):
-    """The same of a mail without its header, unless little is left of it."""
+    """The same of a mail after its first "Subject:", if that is eight words or more.
+
+    A mail has another header when it was answered, forwarded or sent by another program.
+    """
     content = mail.partition("Subject:")[2]
     return normalise(content if len(content.split()) >= 8 else mail)
 
