@@ -339,9 +339,8 @@ def rouge(reference, reply, names):
     characters where the reference has no word but, say, an emoji. A single token that is no English
     word counts as a pair, too, or a perfect reply would have no ROUGE-2."""
     from rouge_score.rouge_scorer import RougeScorer
-    from rouge_score.tokenizers import DefaultTokenizer
 
-    english = cache(DefaultTokenizer(use_stemmer=True).tokenize)
+    english = english_tokens()
 
     def stems(text):
         parts = [part for word in words(text) for part in regex.split("['’_]+", word) if part]
@@ -353,6 +352,14 @@ def rouge(reference, reply, names):
     if len(tokenize(reference)) == 1 and not english(reference):
         found["rouge2"] = found["rouge1"]
     return found
+
+
+@cache
+def english_tokens():
+    """rouge-score's own tokenizer, which stems a word only once."""
+    from rouge_score.tokenizers import DefaultTokenizer
+
+    return cache(DefaultTokenizer(use_stemmer=True).tokenize)
 
 
 def likelihood(rows):

@@ -317,7 +317,7 @@ def neutralise(tokenizer, text):
 def encode_prompt(tokenizer, row, room):
     """(text, ids, whether the mail was cut) of a row's prompt in at most `room` tokens.
 
-    A mail too long for it loses its end: the newest text stands first. Past mails with their
+    A mail too long for it loses its end: the newest text comes first. Past mails with their
     replies in front are left out, the first first, where they leave it less than an eighth.
     """
     *turns, mail = [
@@ -336,12 +336,13 @@ def encode_prompt(tokenizer, row, room):
 
     while len(turns) > 1 and room - size(0) < min(room // 8, size(len(text)) - size(0)):
         turns = turns[: len(turns) % 2] + turns[len(turns) % 2 + 2 :]  # the system text stays
-    length = len(text)
-    if size(length) > room:
-        length = bisect.bisect_right(range(length), room, key=size) - 1
-        if length < 1:
-            die(f"row {row['id']}: no room for the mail in {room} tokens: raise --max-length")
-    return *prompt(length), length < len(text)
+    rendered, ids = prompt(len(text))
+    if len(ids) <= room:
+        return rendered, ids, False
+    length = bisect.bisect_right(range(len(text)), room, key=size) - 1
+    if length < 1:
+        die(f"row {row['id']}: no room for the mail in {room} tokens: raise --max-length")
+    return *prompt(length), True
 
 
 def encode(tokenizer, row, settings):
@@ -413,7 +414,6 @@ def answer_all(tokenizer, model, examples, batch_size, file, answers):
 
     Mails of like length are answered together, the longest first, where memory would run out.
     """
-    import torch
     from tqdm import tqdm
 
     if "position_ids" not in parameters(model):  # it would count the padding of a batch as text
@@ -421,24 +421,29 @@ def answer_all(tokenizer, model, examples, batch_size, file, answers):
     order = sorted(range(len(examples)), key=lambda place: -len(examples[place]["prompt"]))
     batches = [order[n : n + batch_size] for n in range(0, len(order), batch_size)][RANK::WORLD]
     with tqdm(total=sum(map(len, batches)), unit="mail", disable=bool(RANK) or None) as bar:
-        while batches:
-            batch = batches.pop(0)
+        for batch in batches:
+            if batch[-1] not in answers:
+                found = answer_in_halves(tokenizer, model, [examples[place] for place in batch])
+                found = dict(zip(batch, found, strict=True))
+                answers |= found
+                file.write(json.dumps(found).encode() + b"\n")
+                file.flush()
             bar.update(len(batch))
-            if batch[-1] in answers:
-                continue
-            try:
-                found = answer(tokenizer, model, [examples[place] for place in batch])
-            except torch.OutOfMemoryError:
-                if len(batch) == 1:
-                    raise
-                bar.update(-len(batch))
-                batches = [batch[: len(batch) // 2], batch[len(batch) // 2 :], *batches]
-                torch.cuda.empty_cache()
-                continue
-            found = dict(zip(batch, found, strict=True))
-            answers |= found
-            file.write(json.dumps(found).encode() + b"\n")
-            file.flush()
+
+
+def answer_in_halves(tokenizer, model, examples):
+    """The answers to one batch, or to its halves where a GPU's memory does not hold the whole."""
+    import torch
+
+    try:
+        return answer(tokenizer, model, examples)
+    except torch.OutOfMemoryError:
+        if len(examples) == 1:
+            raise
+    torch.cuda.empty_cache()
+    half = len(examples) // 2
+    parts = (examples[:half], examples[half:])
+    return [found for part in parts for found in answer_in_halves(tokenizer, model, part)]
 
 
 def parameters(model):

@@ -106,15 +106,12 @@ def parse_args(argv):
     add(method, "validation_fraction", float, "(default %(default)s of the rows)", default=0.05)
     add(method, "seed", int, "(default %(default)s)", default=42)
     machine = parser.add_argument_group("machine")
-    add(machine, "quantization", str, "4bit (NF4) or none (default %(default)s)", default="4bit")
+    nf4 = {"choices": ["4bit", "none"], "default": "4bit"}
+    add(machine, "quantization", str, "of the base model, to NF4 (default %(default)s)", **nf4)
     add(machine, "micro_batch_size", int, "examples per pass: changes the memory, not the result")
-    add(machine, "gradient_checkpointing", str, "on or off: slower with less memory, or not")
-    args = parser.parse_args(argv)
-    choices = {"quantization": ("4bit", "none"), "gradient_checkpointing": ("on", "off", None)}
-    for name, values in choices.items():
-        if getattr(args, name) not in values:
-            die(f"--{name.replace('_', '-')} is {values[0]} or {values[1]}")
-    return args
+    on_off = {"choices": ["on", "off"]}
+    add(machine, "gradient_checkpointing", str, "slower with less memory", **on_off)
+    return parser.parse_args(argv)
 
 
 def die(message):
@@ -410,7 +407,7 @@ def neutralise(tokenizer, text):
 def encode_prompt(tokenizer, row, room):
     """(text, ids, whether the mail was cut) of a row's prompt in at most `room` tokens.
 
-    A mail too long for it loses its end: the newest text stands first. Past mails with their
+    A mail too long for it loses its end: the newest text comes first. Past mails with their
     replies in front are left out, the first first, where they leave it less than an eighth.
     """
     *turns, mail = [
@@ -429,12 +426,13 @@ def encode_prompt(tokenizer, row, room):
 
     while len(turns) > 1 and room - size(0) < min(room // 8, size(len(text)) - size(0)):
         turns = turns[: len(turns) % 2] + turns[len(turns) % 2 + 2 :]  # the system text stays
-    length = len(text)
-    if size(length) > room:
-        length = bisect.bisect_right(range(length), room, key=size) - 1
-        if length < 1:
-            die(f"row {row['id']}: no room for the mail in {room} tokens: raise --max-length")
-    return *prompt(length), length < len(text)
+    rendered, ids = prompt(len(text))
+    if len(ids) <= room:
+        return rendered, ids, False
+    length = bisect.bisect_right(range(len(text)), room, key=size) - 1
+    if length < 1:
+        die(f"row {row['id']}: no room for the mail in {room} tokens: raise --max-length")
+    return *prompt(length), True
 
 
 def encode(tokenizer, row, settings):
@@ -671,9 +669,8 @@ def train(model, train_set, validation_set, settings, run):
         callbacks=[progress := make_progress(settings["seed"], run / "training_duration.txt")],
     )
     trainer.remove_callback(PrinterCallback)
-    threading.excepthook = lambda failure: (
-        None
-    )  # the log's writer hands its error on to this thread
+    # The thread that writes the log hands its error on to this one: no second message of it.
+    threading.excepthook = lambda failure: None
     trainer.train(resume_from_checkpoint=last_checkpoint(run / "checkpoints"))
     if trainer.state.global_step < trainer.state.max_steps:
         print("train.py: stopped; the same command continues", file=sys.stderr)

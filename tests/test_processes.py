@@ -23,6 +23,11 @@ def call(launch, script, *flags):
     return found.stdout
 
 
+def answer(launch, run, data, output, *flags):
+    files = ["--run", run, "--data", data, "--output", output]
+    return call(launch, "generate.py", *files, *flags)
+
+
 @pytest.fixture(scope="module")
 def runs(tiny, tmp_path_factory):
     """The run folders and what was printed, of one process and of two."""
@@ -61,20 +66,7 @@ def test_every_row_is_answered_once_and_in_order(runs, tmp_path):
     answers = []
     for launch in (ONE, TWO):
         output = tmp_path / f"{len(launch)}" / "predictions.jsonl"
-        printed = call(
-            launch,
-            "generate.py",
-            "--run",
-            run,
-            "--data",
-            data,
-            "--output",
-            output,
-            "--max-new-tokens",
-            12,
-            "--batch-size",
-            5,
-        )
+        printed = answer(launch, run, data, output, "--max-new-tokens", 12, "--batch-size", 5)
         assert printed.count("23 replies") == 1 and [
             path.name for path in output.parent.iterdir()
         ] == ["predictions.jsonl"]
@@ -88,20 +80,7 @@ def test_a_batch_is_read_in_parts_and_written_together(runs, tmp_path):
     found = []
     for batch_size in (39, 1):
         output = tmp_path / f"{batch_size}.jsonl"
-        call(
-            ONE,
-            "generate.py",
-            "--run",
-            run,
-            "--data",
-            data,
-            "--output",
-            output,
-            "--max-new-tokens",
-            20,
-            "--batch-size",
-            batch_size,
-        )
+        answer(ONE, run, data, output, "--max-new-tokens", 20, "--batch-size", batch_size)
         found.append([json.loads(line) for line in output.read_text().splitlines()])
     for together, alone in zip(*found, strict=True):
         assert together.pop("reference_nll") == pytest.approx(alone.pop("reference_nll"), rel=1e-4)

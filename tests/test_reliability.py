@@ -556,7 +556,7 @@ BAD = {  # script and case: files, arguments, what the one line says. RUN is a f
     "train dropout 1": (PUT, [*T, "--dropout", "1"], "--dropout 1.0 is not in"),
     "train seed too large": (PUT, [*T, "--seed", str(2**40)], "--seed 1099511627776 is not in"),
     "train half for validation": (PUT, [*T, "--validation-fraction", "0.9"], "--validation-fraction 0.9 is not in 0 to 0.5"),
-    "train quantization": (PUT, [*T, "--quantization", "8bit"], "--quantization is 4bit or none"),
+    "train quantization": (PUT, [*T, "--quantization", "8bit"], "invalid choice: '8bit'"),
     "train no room for a mail": (PUT, [*T, "--max-length", "40"], "--max-length 40 leaves no room beside"),
     "train instruction too long": (PUT, [*T, "--max-length", "45"], "row 1: no room for the mail in 5 tokens"),
     "train passes of nothing": (PUT, [*T, "--micro-batch-size", "0"], "--micro-batch-size 0 is not in"),
