@@ -53,16 +53,14 @@ def main(argv=None):
     rows = [read_mail(args.mail, args.notes)] if args.mail else read_jsonl(args.data)[: args.limit]
     tokenizer, model = load_model(folder, settings, args.run, args.untuned)
     examples = [encode(tokenizer, row, settings) for row in rows]
-    if cut := sum(example["cut"] for example in examples):
-        room = f"a prompt has room for {settings['max_prompt']} tokens"
-        print(f"generate.py: {cut} of {len(rows)} mails lost their end: {room}", file=sys.stderr)
     if args.mail:
-        return stream(tokenizer, model, examples[0])
+        return stream(tokenizer, model, examples[0], settings["max_prompt"])
     with unfinished(args, settings, examples) as (file, answers):
         answer_all(tokenizer, model, examples, args.batch_size, file, answers)
         answers = gather(answers)
         if not RANK:
-            write(args.output, rows, [answers[place] for place in range(len(rows))])
+            cut = sum(example["cut"] for example in examples)
+            write(args.output, rows, [answers[place] for place in range(len(rows))], cut)
 
 
 def parse_args(argv):
@@ -557,11 +555,14 @@ def write_replies(model, inputs, cache, stop):
     return replies
 
 
-def stream(tokenizer, model, example):
+def stream(tokenizer, model, example, room):
     """Print one reply as it is written."""
     import torch
     from transformers import TextStreamer
 
+    if example["cut"]:
+        room = f"a prompt has room for {room} tokens"
+        print(f"generate.py: the mail lost its end: {room}", file=sys.stderr)
     ids = torch.tensor([example["prompt"]], device=model.device)
     streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
     found = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), streamer=streamer)
@@ -605,7 +606,7 @@ def write_baseline(args):
     write(args.output, rows, [{"prediction": replies[i].strip()} | unknown for i in copied])
 
 
-def write(path, rows, answers):
+def write(path, rows, answers, cut=0):
     """predictions.jsonl in the order of the rows, whole or not at all, and the headline."""
     side = path.with_name(path.name + ".part")
     with side.open("w", encoding="utf-8") as file:
@@ -617,6 +618,7 @@ def write(path, rows, answers):
     os.replace(side, path)
     reasons = [answer["finish_reason"] for answer in answers]
     ends = f"{reasons.count('stop')} ended by themselves, {reasons.count('length')} were cut off"
+    ends += f"; {cut} of the mails lost their end" if cut else ""
     print(f"{path}: {len(rows)} replies, {'copied' if None in reasons else ends}")
 
 

@@ -65,6 +65,8 @@ def main(argv=None):
     }
     parser.add_argument("part", nargs="?", choices=parts, help="(default all)")
     wanted = parser.parse_args(argv).part
+    if wanted in (None, "train", "generate"):
+        install_rivals()
     file = ROOT / "runs" / "benchmark.json"
     figures = json.loads(file.read_text()) if file.exists() else {}
     FOLDER.mkdir(parents=True, exist_ok=True)
@@ -78,6 +80,17 @@ def main(argv=None):
         )
     file.write_text(json.dumps(figures, indent=1) + "\n")
     print(file.relative_to(ROOT))
+
+
+def install_rivals():
+    """What the figures are held against, apart from the scripts' own; llama.cpp is compiled."""
+    folder = ROOT / ".venv" / "bench"
+    if not folder.exists():
+        packages = ["trl==1.16.0", "llama-cpp-python==0.3.36", "diskcache==5.6.3"]
+        side = folder.with_name("bench.part")
+        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", side]
+        subprocess.run([*pip, *packages], check=True)
+        side.rename(folder)
 
 
 def script(name, *arguments):

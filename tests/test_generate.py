@@ -229,7 +229,7 @@ def test_notes_join_the_instruction_and_stay_whole(run, tmp_path, monkeypatch, c
 def test_a_cut_mail_and_a_stopped_reply_are_told(run, monkeypatch, capsys):
     flags = ("--run", str(run), "--mail", "-", "--max-new-tokens", "2")
     error = one(monkeypatch, capsys, MAIL.encode() * 40, *flags).err
-    assert "1 of 1 mails lost their end: a prompt has room for 120 tokens" in error
+    assert "the mail lost its end: a prompt has room for 120 tokens" in error
     assert "stopped at 2 tokens" in error
     assert "lost" not in one(monkeypatch, capsys, MAIL.encode(), *flags).err
 

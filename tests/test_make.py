@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
@@ -9,58 +10,27 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-EXPERIMENTS = {
-    "runs/experience1/exp1.J-J": (
-        "experience1/jeff_dasovich_train_625",
-        "experience1/jeff_dasovich_test_157",
-    ),
-    "runs/experience1/exp2.K-J": (
-        "experience1/kay_mann_train_625",
-        "experience1/jeff_dasovich_test_157",
-    ),
-    "runs/experience1/exp3.C-J": (
-        "experience1/chris.germany_train_625",
-        "experience1/jeff_dasovich_test_157",
-    ),
-    "runs/experience1/exp4.R-J": (
-        "experience1/random_train_625",
-        "experience1/jeff_dasovich_test_157",
-    ),
-    "runs/experience2/exp1.144": (
-        "experience2/jeff_dasovich_train_144",
-        "experience2/jeff.dasovich_test_215",
-    ),
-    "runs/experience2/exp2.288": (
-        "experience2/jeff_dasovich_train_288",
-        "experience2/jeff.dasovich_test_215",
-    ),
-    "runs/experience2/exp3.432": (
-        "experience2/jeff_dasovich_train_432",
-        "experience2/jeff.dasovich_test_215",
-    ),
-    "runs/experience2/exp4.576": (
-        "experience2/jeff_dasovich_train_576",
-        "experience2/jeff.dasovich_test_215",
-    ),
-    "runs/experience2/exp5.720": (
-        "experience2/jeff_dasovich_train_720",
-        "experience2/jeff.dasovich_test_215",
-    ),
-    "runs/experience2/exp6.863": (
-        "experience2/jeff_dasovich_train_863",
-        "experience2/jeff.dasovich_test_215",
-    ),
+TEST1, TEST2 = "experience1/jeff_dasovich_test_157", "experience2/jeff.dasovich_test_215"
+EXPERIMENTS = {  # run: what it trains on, what it is tested on
+    "experience1/exp1.J-J": ("experience1/jeff_dasovich_train_625", TEST1),
+    "experience1/exp2.K-J": ("experience1/kay_mann_train_625", TEST1),
+    "experience1/exp3.C-J": ("experience1/chris.germany_train_625", TEST1),
+    "experience1/exp4.R-J": ("experience1/random_train_625", TEST1),
+    "experience2/exp1.144": ("experience2/jeff_dasovich_train_144", TEST2),
+    "experience2/exp2.288": ("experience2/jeff_dasovich_train_288", TEST2),
+    "experience2/exp3.432": ("experience2/jeff_dasovich_train_432", TEST2),
+    "experience2/exp4.576": ("experience2/jeff_dasovich_train_576", TEST2),
+    "experience2/exp5.720": ("experience2/jeff_dasovich_train_720", TEST2),
+    "experience2/exp6.863": ("experience2/jeff_dasovich_train_863", TEST2),
 }
+LARGEST = "data/experience2/jeff_dasovich_train_863.jsonl"
 
 
 @pytest.fixture
 def clone(tmp_path):
     """The Makefile and what it reads, with no environment, model, mail or run."""
-    shutil.copytree(
-        ROOT / "data" / "sample",
-        tmp_path / "data" / "sample",
-        ignore=shutil.ignore_patterns("*.jsonl"),
-    )
+    no_jsonl = shutil.ignore_patterns("*.jsonl")
+    shutil.copytree(ROOT / "data" / "sample", tmp_path / "data" / "sample", ignore=no_jsonl)
     for name in ("Makefile", "requirements.txt", "evaluate.py", "data/SHA256SUMS"):
         shutil.copy(ROOT / name, tmp_path / name)
     return tmp_path
@@ -77,240 +47,239 @@ def method(clone, *arguments):
     """The commands that make would run, as lists of words."""
     done = make(clone, "--dry-run", *arguments)
     assert done.returncode == 0, done.stderr
-    return [line.split() for line in done.stdout.splitlines()]
+    lines = done.stdout.replace("\\\n", " ").splitlines()
+    return [shlex.split(line) for line in lines]
+
+
+def calls(commands, script, flag=None):
+    """The calls of a script (that have the flag), as {flag: its words}, "" for what comes first."""
+    found = []
+    for words in commands:
+        if script in words:
+            found.append({"launch": words[: words.index(script)], "": []})
+            for word in words[words.index(script) + 1 :]:
+                if word.startswith("--"):
+                    name = word
+                    found[-1].setdefault(name, [])
+                else:
+                    found[-1][name if len(found[-1]) > 2 else ""].append(word)
+    return [call for call in found if flag is None or flag in call]
 
 
 def test_the_ten_experiments(clone):
     commands = method(clone, "all")
+    pairs = {
+        f"runs/{run}": ([f"data/{train}.jsonl"], [f"data/{test}.jsonl"])
+        for run, (train, test) in EXPERIMENTS.items()
+    }
     trained = {
-        line[-1]: line[line.index("--train-data") + 1] for line in commands if "train.py" in line
+        call["--output-dir"][0]: call["--train-data"] for call in calls(commands, "train.py")
     }
+    assert trained == {run: train for run, (train, _) in pairs.items()}
     asked = {
-        line[3]: line[5] for line in commands if line[:3] == ["python", "generate.py", "--run"]
+        call["--run"][0]: call["--data"]
+        for call in calls(commands, "generate.py", "--run")
+        if "--untuned" not in call
     }
-    assert trained == {run: f"data/{train}.jsonl" for run, (train, _) in EXPERIMENTS.items()}
-    assert asked == {run: f"data/{test}.jsonl" for run, (_, test) in EXPERIMENTS.items()}
-    untuned = [line[2:] for line in commands if "--untuned" in line]
+    assert asked == {run: test for run, (_, test) in pairs.items()}
+    untuned = [
+        [*call["--run"], *call["--data"], *call["--output"]]
+        for call in calls(commands, "generate.py", "--untuned")
+    ]
     assert untuned == [
-        f"--untuned --run runs/{run} --data data/{test}.jsonl --output {output}".split()
-        for run, test, output in (
-            (
-                "experience1/exp1.J-J",
-                "experience1/jeff_dasovich_test_157",
-                "runs/experience1/untuned/predictions.jsonl",
-            ),
-            (
-                "experience2/exp1.144",
-                "experience2/jeff.dasovich_test_215",
-                "runs/experience2/untuned/predictions.jsonl",
-            ),
-        )
+        [f"runs/{run}", f"data/{test}.jsonl", f"runs/{run.split('/')[0]}/untuned/predictions.jsonl"]
+        for run, test in (("experience1/exp1.J-J", TEST1), ("experience2/exp1.144", TEST2))
     ]
-    compared = [line for line in commands if "--compare" in line]
-    assert [line[-1] for line in compared] == [
-        "runs/experience1/comparison.md",
-        "runs/experience2/comparison.md",
-    ]
-    assert compared[1][3:-2] == [
-        *list(EXPERIMENTS)[4:],
-        *(f"runs/experience2/{name}" for name in ("untuned", "constant", "nearest")),
-    ]
-    assert sum("curl" in line for line in commands) == 12
+    compared = {
+        call["--output"][0]: call["--compare"]
+        for call in calls(commands, "evaluate.py", "--compare")
+    }
+    assert compared == {
+        f"runs/{group}/comparison.md": [
+            *(run for run in pairs if group in run),
+            *(f"runs/{group}/{name}" for name in ("untuned", "constant", "nearest")),
+        ]
+        for group in ("experience1", "experience2")
+    }
+    assert sum("curl" in words for words in commands) == 12
 
 
 def test_every_training_file_is_held_against_its_test_file(clone):
-    formatted = {line[3]: line[5:] for line in method(clone, "all", "demo") if "format" in line}
+    formatted = {
+        call[""][1]: call
+        for words in method(clone, "all", "demo")
+        for call in calls([words], "prepare_data.py")
+        if call[""][0] == "format"
+    }
     for train, test in EXPERIMENTS.values():
-        assert formatted[f"data/{train}.csv"][:2] == ["--holdout", f"data/{test}.csv"]
+        assert formatted[f"data/{train}.csv"]["--holdout"] == [f"data/{test}.csv"]
         assert "--holdout" not in formatted[f"data/{test}.csv"]
-    assert formatted["data/experience1/random_train_625.csv"][2:] == [
-        "--without-sender",
-        "jeff.dasovich@enron.com",
-    ]
-    assert (
-        "".join(formatted["data/experience2/jeff.dasovich_test_215.csv"])
-        == '--author-name"JeffDasovich"'
-    )
-    assert formatted["data/sample/tomek_wilk_train_43.csv"] == [
-        "--holdout",
-        "data/sample/maud_okafor_test_16.csv",
-    ]
+    left_out = {name: call.get("--without-sender") for name, call in formatted.items()}
+    assert left_out.pop("data/experience1/random_train_625.csv") == ["jeff.dasovich@enron.com"]
+    assert set(left_out.values()) == {None}
+    for name, call in formatted.items():
+        by_name = ["Jeff Dasovich"] if "experience2" in name else None
+        assert call.get("--author-name") == by_name
+    tomek = formatted["data/sample/tomek_wilk_train_43.csv"]
+    assert tomek["--holdout"] == ["data/sample/maud_okafor_test_16.csv"]
 
 
 def test_baselines_copy_from_the_author_and_style_knows_no_tested_mail(clone):
     commands = method(clone, "all", "demo", "runs/sizes/9/results_summary.txt")
     copied = {
-        line[-1].split("/")[1] + line[3]: (line[5], line[7])
-        for line in commands
-        if "--baseline" in line
+        call["--output"][0]: (*call["--baseline"], *call["--train-data"], *call["--data"])
+        for call in calls(commands, "generate.py", "--baseline")
     }
-    jeff = {
-        "experience1": ("jeff_dasovich_train_625", "jeff_dasovich_test_157"),
-        "experience2": ("jeff_dasovich_train_863", "jeff.dasovich_test_215"),
+    tests = {"experience1": TEST1, "experience2": TEST2, "demo": "sample/maud_okafor_test_16"}
+    learned = {
+        "experience1": "experience1/jeff_dasovich_train_625",
+        "experience2": "experience2/jeff_dasovich_train_863",
+        "demo": "sample/maud_okafor_train_43",
     }
-    expected = {
-        group: tuple(f"data/{group}/{name}.jsonl" for name in names)
-        for group, names in jeff.items()
-    }
-    expected["demo"] = (
-        "data/sample/maud_okafor_train_43.jsonl",
-        "data/sample/maud_okafor_test_16.jsonl",
-    )
     assert copied == {
-        group + name: files for group, files in expected.items() for name in ("constant", "nearest")
-    }
-    scored = {
-        line[2]: line[3:]
-        for line in commands
-        if line[1] == "evaluate.py" and "--compare" not in line
-    }
-    assert len(scored) == 10 + 4 + 3 * 3 + 1
-    for run, words in scored.items():
-        style = [
-            f"data/experience1/{name}_train_625.jsonl"
-            for name in ("jeff_dasovich", "kay_mann", "chris.germany", "random")
-        ]
-        held_out = ["--style-holdout", expected["experience1"][1], expected["experience2"][1]]
-        assert words[0] == "--style-data" and (
-            words[1:] == [*style, *held_out] or run.startswith("runs/demo/")
+        f"runs/{group}/{name}/predictions.jsonl": (
+            name,
+            f"data/{learned[group]}.jsonl",
+            f"data/{test}.jsonl",
         )
-    assert all(len(words) == 5 for run, words in scored.items() if run.startswith("runs/demo/"))
+        for group, test in tests.items()
+        for name in ("constant", "nearest")
+    }
+    scored = {call[""][0]: call for call in calls(commands, "evaluate.py", "--style-data")}
+    assert len(scored) == 10 + 4 + 3 * 3 + 1
+    authors = ("jeff_dasovich", "kay_mann", "chris.germany", "random")
+    sample = ("maud_okafor", "bernard_pell", "tomek_wilk", "ines_caldeira")
+    for run, call in scored.items():
+        if run.startswith("runs/demo/"):
+            style = [f"data/sample/{name}_train_43.jsonl" for name in sample]
+            assert call["--style-data"] == style and "--style-holdout" not in call
+        else:
+            style = [f"data/experience1/{name}_train_625.jsonl" for name in authors]
+            held_out = [f"data/{TEST1}.jsonl", f"data/{TEST2}.jsonl"]
+            assert (call["--style-data"], call["--style-holdout"]) == (style, held_out)
 
 
 def test_report_takes_what_is_there_models_first(clone):
-    there = [
-        "demo/exp1.M-M",
-        "demo/nearest",
-        "experience2/exp1.144",
-        "experience2/constant",
-        "sizes/9",
-        "sizes/72",
-        "sizes/144",
-    ]
-    for run in there:
+    runs = "demo/exp1.M-M demo/nearest sizes/9 sizes/72 sizes/144"
+    for run in runs.split():
         (clone / "runs" / run).mkdir(parents=True)
         (clone / "runs" / run / "results_summary.txt").touch()
     (clone / "runs" / "sizes" / "288").mkdir()  # not scored yet
-    commands = [line for line in method(clone, "report") if "evaluate.py" in line]
-    assert [[run.removeprefix("runs/") for run in line[3:-2]] for line in commands] == [
-        ["demo/exp1.M-M", "demo/nearest"], ["experience2/exp1.144", "experience2/constant"],
-        ["sizes/9", "sizes/72", "sizes/144", "experience2/exp1.144", "experience2/constant"]]  # fmt: skip
-    assert not any({"train.py", "generate.py"} & set(line) for line in commands)
+    sizes = ["runs/sizes/9", "runs/sizes/72", "runs/sizes/144"]
+    expected = [["runs/demo/exp1.M-M", "runs/demo/nearest"], sizes]
+    found = calls(method(clone, "report"), "evaluate.py")
+    assert [call["--compare"] for call in found] == expected
+    for run in ("exp1.144", "constant"):  # the sizes go on with experience 2
+        (clone / "runs" / "experience2" / run).mkdir(parents=True)
+        (clone / "runs" / "experience2" / run / "results_summary.txt").touch()
+    second = ["runs/experience2/exp1.144", "runs/experience2/constant"]
+    expected = [expected[0], second, sizes + second]
+    commands = method(clone, "report")
+    assert [call["--compare"] for call in calls(commands, "evaluate.py")] == expected
+    assert not any({"train.py", "generate.py"} & set(words) for words in commands)
 
 
 def test_single_files_sizes_and_knobs(clone):
-    commands = method(clone, "runs/experience2/exp3.432/results_summary.txt", "MODEL=some/model", "TRAIN_FLAGS=--rank 8",
-                      "GENERATE_FLAGS=--limit 3", "LAUNCH=torchrun")  # fmt: skip
-    (training,) = (line for line in commands if "train.py" in line)
-    assert (
-        training[0] == "torchrun" and training[-2:] == ["--rank", "8"] and "some/model" in training
-    )
-    (answers,) = (line for line in commands if "generate.py" in line)
-    assert answers[:3] == ["torchrun", "--", "generate.py"] and answers[-2:] == ["--limit", "3"]
+    knobs = ["MODEL=some/model", "TRAIN_FLAGS=--rank 8", "GENERATE_FLAGS=--limit 3"]
+    summary = "runs/experience2/exp3.432/results_summary.txt"
+    commands = method(clone, summary, *knobs, "LAUNCH=torchrun")
+    (training,), (answers,) = calls(commands, "train.py"), calls(commands, "generate.py")
+    assert training["launch"] == ["torchrun"] and answers["launch"] == ["torchrun", "--"]
+    assert training["--rank"] == ["8"] and training["--base-model"] == ["some/model"]
+    assert answers["--limit"] == ["3"]
     for n in "50", "200":
         commands = method(clone, f"runs/sizes/{n}/results_summary.txt")
-        (training,) = (line for line in commands if "train.py" in line)
-        (answers,) = (line for line in commands if "generate.py" in line)
-        assert answers[2:] == [
-            "--run",
-            f"runs/sizes/{n}",
-            "--data",
-            "data/experience2/jeff.dasovich_test_215.jsonl",
-        ]
-        assert training[training.index("--train-data") + 1 :] == [
-            "data/experience2/jeff_dasovich_train_863.jsonl", "--output-dir", f"runs/sizes/{n}", "--limit", n]  # fmt: skip
-    (training,) = (
-        line for line in method(clone, "runs/small/results_summary.txt") if "train.py" in line
-    )
-    assert training[-3:] == ["data/small_dataset/minitrain.jsonl", "--output-dir", "runs/small"]
+        (training,), (answers,) = calls(commands, "train.py"), calls(commands, "generate.py")
+        assert training["--train-data"] == [LARGEST] and training["--limit"] == [n]
+        assert training["--output-dir"] == answers["--run"] == [f"runs/sizes/{n}"]
+        assert answers["--data"] == [f"data/{TEST2}.jsonl"]
+    (training,) = calls(method(clone, "runs/small/results_summary.txt"), "train.py")
+    assert training["--train-data"] == ["data/small_dataset/minitrain.jsonl"]
+
+
+def test_details_are_shown_when_asked_for(clone):
+    for knob, brief in (([], True), (["V=1"], False)):
+        commands = method(clone, "demo", *knob)
+        for script in ("train.py", "evaluate.py"):
+            for call in calls(commands, script):
+                assert ("--brief" in call) == (brief and "--compare" not in call)
+    (clone / "evaluate.py").touch()
+    assert "Nothing to be done" in make(clone, "requirements.txt").stdout
 
 
 def test_own_mail(clone):
-    commands = [
-        line
-        for line in method(
-            clone, "mine", "MAILBOX=~/All mail.mbox", "AUTHOR=me@a.example me@b.example"
-        )
-        if line[0] == "python" and line[1].endswith(".py")
-    ]
-    assert [line[2] if "prepare" in line[1] else line[1] for line in commands] == [
-        "extract", "split", "format", "train.py", "format", "generate.py", "evaluate.py"]  # fmt: skip
-    (extract,) = (line for line in commands if "extract" in line)
-    assert extract[3:] == [
-        f'"{os.environ["HOME"]}/All',
-        'mail.mbox"',
-        "data/mine/replies.csv",
-        "--author",
-        "me@a.example",
-        "me@b.example",
-    ]
+    authors = "AUTHOR=me@a.example me@b.example"
+    commands = method(clone, "mine", "MAILBOX=~/All mail.mbox", authors)
+    stages = [words[2] if words[1] == "prepare_data.py" else words[1] for words in commands]
+    expected = "extract split format train.py format generate.py evaluate.py".split()
+    assert [stage for stage in stages if stage in expected] == expected
+    (extract, *_) = calls(commands, "prepare_data.py")
+    source = f"{os.environ['HOME']}/All mail.mbox"
+    assert extract[""] == ["extract", source, "data/mine/replies.csv"]
+    assert extract["--author"] == ["me@a.example", "me@b.example"]
     done = make(clone, "--dry-run", "mine")
-    assert (
-        done.returncode == 2 and "make mine MAILBOX=Sent.mbox AUTHOR=me@example.org" in done.stderr
-    )
+    assert done.returncode == 2 and "make mine MAILBOX=Sent.mbox AUTHOR=" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["my  mail/in.mbox", "pay$day", "Maud's", 'a "b" `c`; #d', "~x"])
+def test_a_name_reaches_the_script_as_it_was_given(clone, name):
+    own = [f"MAILBOX={name}", f"INBOX={name}", f"OUT={name}", f"MODEL={name}", f"MAIL={name}"]
+    commands = method(clone, "mine", "drafts", *own, "AUTHOR=Maud Okafor")
+    extract, *_, inbox, drafts = calls(commands, "prepare_data.py")
+    assert extract[""][1] == inbox[""][1] == drafts[""][2] == inbox["--archive"][0] == name
+    assert calls(commands, "train.py")[0]["--base-model"] == [name]
+    assert extract["--author"] == inbox["--author"] == ["Maud Okafor"]
+    *_, text, answer = make(clone, "--dry-run", "reply", *own, f"NOTES={name}").stdout.splitlines()
+    assert shlex.split(text.partition("text ")[2].partition(")")[0]) == [name]
+    assert shlex.split(answer)[-2:] == ["--notes", name]
 
 
 def test_past_replies_as_examples_are_one_knob(clone):
     own = ["mine", "drafts", "MAILBOX=Sent.mbox", "INBOX=in.mbox", "AUTHOR=me@a.example"]
-    commands = [line for line in method(clone, *own, "EXAMPLES=2") if line[0] == "python"]
-    found = [line for line in commands if "--examples" in line]
-    assert [line[2] for line in found] == ["format", "format", "inbox"]
-    assert [line[line.index("--examples") :] for line in found] == [
-        ["--examples", "2"], *[["--examples", "2", "--memory", "data/mine/train.jsonl"]] * 2]  # fmt: skip
-    (training,) = (line for line in commands if "train.py" in line)
-    assert training[-2] == "--max-length" and int(training[-1]) in (512 + 2 * 192, 2048 + 2 * 192)
-    assert commands.index(found[0]) < commands.index(found[1])
-    plain = [line for line in method(clone, *own) if line[0] == "python"]
-    added = {"--examples", "2", "--memory", "data/mine/train.jsonl", *training[-2:]}
-    assert [[word for word in line if word not in added] for line in commands] == [
-        [word for word in line if word != "data/mine/train.jsonl"] for line in plain]  # fmt: skip
-    assert not {"--examples", "--memory", "--max-length"} & {
-        word for line in plain for word in line
-    }
-    assert not any(
-        "--examples" in line
-        for line in method(clone, "demo", "experience1", "EXAMPLES=2")
-        if "format" in line
-    )
+    commands = method(clone, *own, "EXAMPLES=2")
+    asked = calls(commands, "prepare_data.py", "--examples")
+    assert [call[""][0] for call in asked] == ["format", "format", "inbox"]
+    assert [call["--examples"] for call in asked] == [["2"]] * 3
+    memory = ["data/mine/train.jsonl"]
+    assert [call.get("--memory") for call in asked] == [None, memory, memory]
+    (training,) = calls(commands, "train.py")
+    assert training["--max-length"][0] in (str(512 + 2 * 192), str(2048 + 2 * 192))
+    plain = method(clone, *own)
+    assert not calls(plain, "prepare_data.py", "--examples")
+    assert not calls(plain, "train.py", "--max-length")
+    assert not calls(method(clone, "demo", "EXAMPLES=2"), "prepare_data.py", "--examples")
 
 
 def test_drafts_and_one_reply(clone):
-    commands = [line[1:] for line in method(clone, "drafts", "INBOX=in.mbox", "OUT=Drafts/", "AUTHOR=me@a.example", "RUN=runs/x",
-                                            "MAILBOX=Sent.mbox") if line[0] == "python"][-3:]  # fmt: skip
+    names = ["INBOX=in.mbox", "OUT=Drafts/", "AUTHOR=me@a.example", "RUN=runs/x", "MAILBOX=S.mbox"]
+    commands = method(clone, "drafts", *names)[-3:]
     assert commands == [
-        "prepare_data.py inbox \"in.mbox\" data/mine/inbox.jsonl --author me@a.example --archive \"Sent.mbox\"".split(),
-        "generate.py --run runs/x --data data/mine/inbox.jsonl --output data/mine/answers.jsonl".split(),
-        "prepare_data.py drafts data/mine/answers.jsonl \"Drafts/\"".split()]  # fmt: skip
-    answer = " ".join(method(clone, "reply", "MAIL=x.eml")[-1])
-    assert 'prepare_data.py text "x.eml")' in answer and answer.endswith(
-        "| python generate.py --run runs/mine --mail -"
-    )
+        "python prepare_data.py inbox in.mbox data/mine/inbox.jsonl --author me@a.example "
+        "--archive S.mbox".split(),
+        "python generate.py --run runs/x --data data/mine/inbox.jsonl "
+        "--output data/mine/answers.jsonl".split(),
+        "python prepare_data.py drafts data/mine/answers.jsonl Drafts/".split(),
+    ]
+    answer = make(clone, "--dry-run", "reply", "MAIL=x.eml", "NOTES=no, it's late").stdout
+    assert "prepare_data.py text 'x.eml')" in answer
+    assert "python generate.py --run runs/mine --mail - --notes 'no, it'\\''s late'" in answer
     for target, said in (("drafts", "make drafts INBOX="), ("reply", "make reply MAIL=")):
         done = make(clone, "--dry-run", target)
         assert done.returncode == 2 and said in done.stderr
 
 
 def test_nothing_is_done_twice(clone):
-    for command in method(clone, "demo"):
-        if "--output-dir" in command:
-            for name in ("train.json", "predictions.jsonl", "results_summary.txt"):
-                file = clone / command[command.index("--output-dir") + 1] / name
-                file.parent.mkdir(parents=True, exist_ok=True)
-    order = [
-        "requirements.txt",
-        ".venv/installed",
-        "models/SmolLM2-135M-Instruct/model.safetensors",
-        "evaluate.py",
-        *clone.glob("data/sample/*.csv"),
-    ]
-    order += [path.with_suffix(".jsonl") for path in clone.glob("data/sample/*.csv")]
     runs = ["exp1.M-M", "exp2.B-M", "exp3.T-M", "exp4.I-M", "untuned", "constant", "nearest"]
-    order += [
-        f"runs/demo/{run}/{name}"
-        for name in ("train.json", "predictions.jsonl", "results_summary.txt")
-        for run in runs
+    sample = list(clone.glob("data/sample/*.csv"))
+    order = [
+        *("requirements.txt", ".venv/installed", "models/SmolLM2-135M-Instruct/model.safetensors"),
+        *("evaluate.py", *sample, *(path.with_suffix(".jsonl") for path in sample)),
+        *(f"runs/demo/{run}/train.json" for run in runs[:4]),
+        *(f"runs/demo/{run}/predictions.jsonl" for run in runs),
+        *(f"runs/demo/{run}/results_summary.txt" for run in runs),
+        "runs/demo/comparison.md",
     ]
-    for place, name in enumerate([*order, "runs/demo/comparison.md"]):
+    for place, name in enumerate(order):
         path = clone / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
@@ -318,7 +287,7 @@ def test_nothing_is_done_twice(clone):
     done = make(clone, "demo")
     assert done.returncode == 0 and "Nothing to be done for 'demo'" in done.stdout
     (clone / "evaluate.py").touch()
-    assert not any({"train.py", "generate.py"} & set(line) for line in method(clone, "demo"))
+    assert not any({"train.py", "generate.py"} & set(words) for words in method(clone, "demo"))
 
 
 def test_a_file_is_fetched_once_and_only_whole(clone):
@@ -330,10 +299,8 @@ def test_a_file_is_fetched_once_and_only_whole(clone):
         done = make(clone, target, wrong)
         assert done.returncode == 2 and not (clone / target).exists()
     assert "set DATA_SOURCE" in done.stderr
-    sums = clone / "data" / "SHA256SUMS"
-    sums.write_text(
-        f"{hashlib.sha256((source / 'minitest.csv').read_bytes()).hexdigest()}  small_dataset/minitest.csv\n"
-    )
+    digest = hashlib.sha256((source / "minitest.csv").read_bytes()).hexdigest()
+    (clone / "data" / "SHA256SUMS").write_text(f"{digest}  small_dataset/minitest.csv\n")
     assert make(clone, target, url).returncode == 0
     assert (clone / target).read_text() == "not the study's\n"
     assert "up to date" in make(clone, target, url).stdout
@@ -348,40 +315,23 @@ def test_the_studys_files(clone):
 
 
 def test_help_lists_the_targets(clone):
-    listed = make(clone, "help").stdout
-    for target in ("demo", "experience1", "experience2", "all", "data", "test", "report"):
-        assert any(line.split()[0] == target for line in listed.splitlines()), target
+    listed = [line.split()[0] for line in make(clone, "help").stdout.splitlines()]
+    assert {"demo", "experience1", "experience2", "all", "data", "test", "report"} <= {*listed}
 
 
 def test_export_and_serve(clone):
     run = clone / "somewhere" / "maud"
     run.mkdir(parents=True)
     (run / "train.json").touch()
-    exported = ["python", "generate.py", "--run", str(run), "--export", f"{run}/export"]
+    exported = f"python generate.py --run {run} --export {run}/export".split()
     assert exported in method(clone, "export", f"RUN={run}")
     *_, served = method(clone, "serve", f"RUN={run}", "PORT=9")
-    assert served == [
-        "HF_HUB_OFFLINE=1",
-        "transformers",
-        "serve",
-        f"{run}/export",
-        "--host",
-        "127.0.0.1",
-        "--port",
-        "9",
-    ]
-    for target in ("export", "serve"):
-        assert (
-            "say whose mail: make mine" in make(clone, "--dry-run", target).stderr
-        )  # of the default run, which is not there
+    command = f"HF_HUB_OFFLINE=1 transformers serve {run}/export --host 127.0.0.1 --port 9"
+    assert served == command.split()
+    for target in ("export", "serve"):  # of the default run, which is not there
+        assert "say whose mail: make mine" in make(clone, "--dry-run", target).stderr
     (run / "export").mkdir()
     (run / "export" / "Modelfile").touch()
     assert exported not in method(clone, "export", f"RUN={run}")
-    assert method(clone, f"{run}/model.gguf")[-1][-6:] == [
-        f"{run}/model.gguf.part",
-        f"{run}/export",
-        "&&",
-        "mv",
-        f"{run}/model.gguf.part",
-        f"{run}/model.gguf'",
-    ]
+    *_, convert, move = method(clone, f"{run}/model.gguf")
+    assert convert[-1] == f"{run}/export" and move[-1] == f"{run}/model.gguf"
