@@ -1,4 +1,5 @@
-"""generate.py: the replies are model.generate's, the likelihoods exact, an export asks as training did."""
+"""generate.py: the replies are model.generate's, the likelihoods exact, an export asks as training
+did."""
 
 import io
 import json
@@ -8,7 +9,7 @@ import sys
 
 import pytest
 import torch
-from conftest import EMBEDDED, ROOT, row, some_rows, write_jsonl
+from conftest import EMBEDDED, ROOT, some_rows, write_jsonl
 
 import generate
 import train
@@ -20,7 +21,8 @@ FAST += "--max-length 160 --max-reply-length 40".split()
 
 @pytest.fixture(scope="module")
 def run(tiny, tmp_path_factory):
-    """A finished training of the tiny model with larger weights: it answers each mail differently."""
+    """A finished training of the tiny model with larger weights: it answers each mail
+    differently."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     folder = tmp_path_factory.mktemp("trained")
@@ -30,8 +32,19 @@ def run(tiny, tmp_path_factory):
         weight.data *= 8 if weight.dim() > 1 else 1
     model.save_pretrained(base)
     AutoTokenizer.from_pretrained(tiny).save_pretrained(base)
-    train.main(["--base-model", str(base), "--train-data", str(data), "--output-dir",
-                str(folder / "run"), "--quantization", "none", *FAST])  # fmt: skip
+    train.main(
+        [
+            "--base-model",
+            str(base),
+            "--train-data",
+            str(data),
+            "--output-dir",
+            str(folder / "run"),
+            "--quantization",
+            "none",
+            *FAST,
+        ]
+    )
     return folder / "run"
 
 
@@ -324,9 +337,8 @@ def test_ollamas_template_gives_what_the_chat_template_gives(kind, tiny):
         text = train.render(tokenizer, messages)
         text = text.removeprefix("<s>").replace("</s><s>", " </s>" if kind == "ChatML" else "</s>")
         made = ollama(known, "Answer", turns)
-        assert made == text.replace("[/INST] ", "[/INST]"), (
-            turns
-        )  # the space is the model's to write
+        # The space is the model's to write.
+        assert made == text.replace("[/INST] ", "[/INST]"), turns
 
 
 def test_an_unknown_family_gets_no_ollama_template(tiny):
@@ -452,7 +464,7 @@ except SystemExit:
     assert "usage:" in done.stdout and done.stderr.strip() == ""
 
 
-# --------------------------------------------------------------------------- the real embedded model
+# --- the real embedded model
 
 
 @pytest.mark.skipif(not EMBEDDED.exists(), reason="no embedded model: `make model` makes it")
