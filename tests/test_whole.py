@@ -1837,9 +1837,9 @@ BAD_MAKE = {  # case: files, what is made, the one line that is neither make's n
     ),
     "a size that is no number": (
         {
-            "data/experience2/jeff_dasovich_train_863.jsonl": ROW,
             "data/experience2/jeff_dasovich_train_863.csv": "",
             "data/experience2/jeff.dasovich_test_215.csv": "",
+            "data/experience2/jeff_dasovich_train_863.jsonl": ROW,
         },
         "runs/sizes/abc/train.json MODEL=x",
         "train.py: error: argument --limit: invalid int value: 'abc'",
