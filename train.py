@@ -169,12 +169,14 @@ def fill_defaults(args, rows):
         die(f"--max-length {settings['max_length']} leaves no room beside --max-reply-length")
     if settings["batch_size"] % WORLD:
         die(f"--batch-size {settings['batch_size']} is no multiple of the {WORLD} processes")
-    system = rows[0]["prompt"][0]
+    plain = next((row for row in rows if not row.get("notes")), rows[0])
+    system = plain["prompt"][0]
+    instruction = system["content"].strip() if system["role"] == "system" else ""
     settings |= {
         "max_prompt": room,  # the same in generation, whatever the reply
         "train_data": str(args.train_data),
         "train_data_sha256": hashlib.sha256(args.train_data.read_bytes()).hexdigest(),
-        "instruction": system["content"].strip() if system["role"] == "system" else "",
+        "instruction": instruction.removesuffix(f" In the reply: {plain.get('notes')}"),
     }
     if Path(args.base_model).is_dir():  # so that it is found from any folder
         settings["base_model"] = str(Path(args.base_model).resolve())

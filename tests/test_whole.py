@@ -5,9 +5,11 @@ import ctypes
 import functools
 import hashlib
 import http.server
+import imaplib
 import json
 import multiprocessing
 import os
+import pwd
 import random
 import re
 import runpy
@@ -16,6 +18,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import zipfile
@@ -1629,6 +1632,119 @@ def start_make(tmp_path):
         )
 
     return make
+
+
+# The server speaks through pipes, which it wants, and ends the one that mbsync speaks into.
+MBSYNC = """\
+IMAPStore server
+Tunnel "setsid sh -c 'cat | (env -i HOME={server} USER=maud {imap} -c {server}/conf; \
+sleep 0.1; kill 0) | cat'"
+
+MaildirStore local
+Path {local}/
+Inbox {local}/INBOX
+SubFolders Verbatim
+
+Channel inbox
+Far :server:
+Near :local:
+Sync Pull
+SyncState *
+
+Channel sent
+Far :server:Sent
+Near :local:Sent
+Create Near
+Sync Pull
+SyncState *
+
+Channel drafts
+Far :server:Drafts
+Near :local:Drafts
+Sync Push New
+SyncState *
+"""
+
+
+@pytest.fixture
+def imap_server():
+    """The folder of an IMAP account on this machine, and a command that speaks its protocol."""
+    imap = Path("/usr/lib/dovecot/imap")
+    if not imap.exists() or not shutil.which("mbsync"):
+        pytest.skip("dovecot (dovecot-imapd) or mbsync (isync) is not installed")
+    owner = pwd.getpwnam("nobody") if os.getuid() == 0 else pwd.getpwuid(os.getuid())  # not root
+    with tempfile.TemporaryDirectory() as home:
+        for folder in ("", ".Sent", ".Drafts"):
+            for part in ("cur", "new", "tmp"):
+                Path(home, "Maildir", folder, part).mkdir(parents=True)
+        Path(home, "conf").write_text(
+            f"mail_location = maildir:{home}/Maildir\nlog_path = {home}/log\n"
+            f"mail_uid = {owner.pw_uid}\nmail_gid = {owner.pw_gid}\n"
+            "first_valid_uid = 1\nfirst_valid_gid = 1\nnamespace inbox {\n inbox = yes\n}\n"
+        )
+        for path in (home, *Path(home).rglob("*")):
+            os.chown(path, owner.pw_uid, owner.pw_gid)
+        yield Path(home), imap
+
+
+@pytest.mark.slow
+def test_a_round_on_an_imap_account_adds_each_draft_once(tiny, imap_server, start_make, tmp_path):
+    server, imap = imap_server
+    local, run = tmp_path / "Mail", tmp_path / "run"
+    local.mkdir()
+    data = write_jsonl(tmp_path / "train.jsonl", [row(n, f"Is kiln {n} cold?") for n in range(12)])
+    flags = ["--base-model", tiny, "--train-data", data, "--output-dir", run, "--epochs", 30]
+    train.main([*map(str, flags), *FAST[2:]])
+    (tmp_path / "mbsyncrc").write_text(MBSYNC.format(server=server, imap=imap, local=local))
+    mbsync = ["mbsync", "--quiet", "--config", str(tmp_path / "mbsyncrc")]
+
+    def client():
+        command = f"env -i HOME={server} USER=maud {imap} -c {server}/conf"
+        return imaplib.IMAP4_stream(command)
+
+    def deliver(numbers):
+        for number in numbers:
+            mail = (
+                f"From: Len <len@tern.example>\nTo: maud@tern.example\nMessage-ID: <{number}@x>\n"
+                f"Date: Mon, 6 May 2024 12:00:{number:02} +0000\nSubject: kiln {number}\n\n"
+                f"Is kiln {number} cold?\n"
+            )
+            client().append("INBOX", None, None, mail.replace("\n", "\r\n").encode())
+
+    def draft():
+        names = [f"INBOX={local}/INBOX", f"MAILBOX={local}/Sent", f"OUT={local}/Drafts/"]
+        process = start_make("drafts", *names, f"RUN={run}", "AUTHOR=maud@tern.example")
+        output, _ = process.communicate()
+        assert process.returncode == 0 and "no word of a reply" not in output, output
+
+    def drafts_on_the_server():
+        mailbox = client()
+        (status, _), wanted = mailbox.select("Drafts"), "(BODY[HEADER.FIELDS (IN-REPLY-TO)])"
+        found = mailbox.fetch("1:*", wanted)[1] if status == "OK" else []
+        mailbox.logout()
+        return sorted(re.findall(r"<(\d+)@x>", repr(found)), key=int)
+
+    deliver([1, 2])
+    for _ in range(2):  # the second adds none
+        subprocess.run([*mbsync, "inbox", "sent"], check=True)
+        draft()
+        subprocess.run([*mbsync, "drafts"], check=True)
+        assert drafts_on_the_server() == ["1", "2"]
+    deliver(range(3, 40))
+    subprocess.run([*mbsync, "inbox", "sent"], check=True)
+    draft()
+    interrupted = 0
+    for delay in (0.005, 0.01, 0.02, 0.03, 0.05):
+        process = subprocess.Popen([*mbsync, "drafts"], stderr=subprocess.DEVNULL)
+        time.sleep(delay)
+        interrupted += process.poll() is None
+        process.kill()
+        process.wait()
+    assert interrupted
+    for _ in range(2):
+        subprocess.run([*mbsync, "drafts"], check=True)
+        assert drafts_on_the_server() == [str(number) for number in range(1, 40)]
+    assert not any(client().select(box)[1] == [b"0"] for box in ("INBOX", "Drafts"))
 
 
 @pytest.mark.slow
