@@ -9,7 +9,8 @@ The first prints every measure with its 95 % interval and writes metrics.json an
 results_summary.txt to the run's folder: seconds for 16 mails, a quarter of a minute for 215. The
 second prints an answer, the tests behind it and a table of the runs, and writes them, for all mails
 and for the clean ones, as Markdown, JSON, a picture and report.html, a page to browse with every
-mail and all replies: seconds.
+mail and all replies: seconds. With --corners, one table of a run before and after tuning, without
+notes and with them.
 """
 
 import argparse
@@ -54,7 +55,7 @@ MEASURES = {  # name: (what is better, what it says)
     "stop_rate": ("higher", "share of replies that ended by themselves"),
     "memorized_rate": ("lower", f"share that copies {COPY_WORDS} words of a training reply"),
     "longest_copy": ("lower", "most words copied from a training reply, not from the mail"),
-    "notes_recall": ("higher", "share of what the notes ask for that the reply says"),
+    "notes_recall": ("higher", "share of the words of the notes that the reply has"),
 }
 ROUGE = ["rouge1", "rouge2", "rougeL", "rougeLsum"]
 COLUMNS = ["perplexity_token", "perplexity_char", "style", "rougeL", "bleu", "chrf"]
@@ -115,14 +116,9 @@ REPLY_MARKS = regex.compile(
 
 def main(argv=None):
     os.umask(0o077)  # only their owner may read replies to private mail
-    args = parse_args(argv)
+    step, args = parse_args(argv)
     try:
-        if args.run:
-            evaluate(args)
-        elif args.compare:
-            compare(args)
-        else:
-            corners(args)
+        step(args)
     except OSError as error:
         die(error)
     except KeyboardInterrupt:
@@ -150,18 +146,19 @@ def parse_args(argv):
     several("--corners", metavar="RUN", nargs=4, type=Path, help=text)
     args = parser.parse_args(argv)
     given = {name for name, value in vars(args).items() if value}
-    forms = [
-        ({"run"}, {"style_data", "style_holdout", "brief"}),
-        ({"compare", "output"}, {"against", "examples"}),
-        ({"corners", "output"}, set()),
-    ]
-    if not any(needed <= given <= needed | optional for needed, optional in forms):
+    steps = {  # the flags that each needs, and those that it knows
+        evaluate: ({"run"}, {"style_data", "style_holdout", "brief"}),
+        compare: ({"compare", "output"}, {"against", "examples"}),
+        corners: ({"corners", "output"}, set()),
+    }
+    asked = [step for step, (need, may) in steps.items() if need <= given <= need | may]
+    if not asked:
         die("give either one run's folder or --compare RUN RUN ... --output F.md, and its flags")
     if args.output and args.output.is_dir():
         die(f"{args.output}: is a folder; name a file")
     if args.examples < 0:
         die(f"argument --examples: {args.examples} is not a number of mails")
-    return args
+    return asked[0], args
 
 
 def die(message):
@@ -360,14 +357,13 @@ def overlap(references, replies):
 
 
 def rouge(reference, reply):
-    """ROUGE of one reply, by characters where the reference has no word but, say, an emoji. A
-    single token that is no English word counts as a pair, too, or a perfect reply would have no
-    ROUGE-2."""
+    """ROUGE of one reply, by characters where the reference has no word but, say, an emoji."""
     from rouge_score.rouge_scorer import RougeScorer
 
     tokenize = stems if stems(reference) else lambda text: list("".join(text.split()))
     scorer = RougeScorer(ROUGE, tokenizer=SimpleNamespace(tokenize=tokenize))
     found = scorer.score(reference, reply)
+    # A single token, unless it is English, is a pair, too, or a perfect reply had no ROUGE-2.
     if len(tokenize(reference)) == 1 and not regex.search("[a-z0-9]", reference.lower()):
         found["rouge2"] = found["rouge1"]
     return found
@@ -395,10 +391,9 @@ def rate(values):
 
 
 def train_classifier(args, rows):
-    """A classifier of authors by character n-grams, the usual baseline of authorship attribution,
-    which learns as many replies of each, the first author being its class 0. It learns no reply
-    that is tested here or held out, itself or its mail (case and punctuation aside), nor what the
-    main sender of another file sent. Returns it, the first author's replies, and the facts."""
+    """A classifier of authors by character n-grams, which learns as many replies of each: none that
+    is tested or held out, itself or its mail, and none that the main sender of another file sent.
+    Returns it (the first author is class 0), the first author's replies, and the facts."""
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import StratifiedKFold, cross_val_score
@@ -681,9 +676,8 @@ def load_runs(paths):
 
 
 def clean_rows(runs):
-    """The mails (booleans) of which neither the mail, the reply nor the thread (the subject without
-    Re: and Fw:) is in a file that any of the runs learned from, None where that is unknown; and
-    a sentence on them."""
+    """The mails (booleans) of which neither mail, reply nor thread is in a file that any of the
+    runs learned from, None where that is unknown or none is; and a sentence on them."""
     rows, training = runs[0]["rows"], [row for run in runs for row in run["training"]]
     problem = next((f"{run['path']}: {run['problem']}" for run in runs if run["problem"]), None)
     if not all(isinstance(row.get("subject"), str) for row in [*rows, *training]):
@@ -699,7 +693,7 @@ def clean_rows(runs):
 
 
 def marks(row):
-    """What a mail can be known by, case and punctuation aside; nothing is known by no words."""
+    """What a mail can be known by, case, punctuation and Re: aside; no words tell nothing."""
     thread = REPLY_MARKS.sub("", row["subject"], count=1)
     texts = {"mail": row["mail"], "reply": row["reference"], "thread": thread}
     return {(kind, *found) for kind, text in texts.items() if (found := words(text))}
@@ -759,7 +753,7 @@ def contrast(name, terms, factors):
         weights = (deals == run).reshape(DEALS, -1).astype(float)
         dealt = dealt + factor * score(name, pooled, weights)
     dealt = np.round(dealt, 9)  # or a zero with a rounding error would count as a difference
-    low, high = np.percentile(drawn, [2.5, 97.5]).tolist()
+    low, high = np.nanpercentile(drawn, [2.5, 97.5]).tolist()
     p = float(np.mean(np.abs(dealt) >= abs(dealt[0])))
     return {"difference": float(dealt[0]), "low": low, "high": high, "p": p}
 
@@ -774,9 +768,8 @@ def deal(mails, runs):
 
 
 def answer(first, twins, parts):
-    """The question and, for each primary measure and selection of mails, one of three answers: yes
-    or the contrary where all tests show it, else no. Trainings on the same mail are no rivals, nor
-    are copying baselines, which have no perplexity."""
+    """The question and, for each primary measure and part, one of three answers. Trainings on the
+    same mail are no rivals, nor are copying baselines, which have no perplexity."""
     kind = "trend" if parts[0]["trend"] else "tests"
     models = [run for run, found in parts[0]["metrics"].items() if found["perplexity_char"]]
     rivals = {DOUBLING, *models} - set(twins)
@@ -851,16 +844,15 @@ def tests_table(parts):
 
 
 def difference(test, p):
-    """A difference and its p, in bold where that is low, over its interval."""
+    """A test in two lines, its difference and p (in bold where that is low) and its interval."""
     mark = "**" if p < LEVEL else ""
     low, high = (number(test[end], 2, "+") for end in ("low", "high"))
     return f"{mark}{number(test['difference'], 3, '+')}, p {p:.4f}{mark}\n{low} to {high}"
 
 
 def draw(parts, names):
-    """Each measure of the table with its intervals, for all mails and for the clean ones: as bars
-    or, where trainings differ in size, over the number of mails, with the other runs as level
-    lines. Returns a PNG file's bytes."""
+    """A PNG of the measures with their intervals: as bars or, where trainings differ in size, over
+    the number of training mails, with the other runs as level lines."""
     import matplotlib
     from matplotlib.figure import Figure
 

@@ -400,6 +400,14 @@ def test_notes_recall_resamples_the_mails_with_notes():
     terms[3] = [1, 4]
     assert estimate("notes_recall", terms) == {"value": 0.25, "low": 0.25, "high": 0.25}
     assert estimate("notes_recall", terms[4:]) is None
+    runs = [some_run(np.zeros(12), name) for name in "ab"]
+    for run in runs:
+        run["per_mail"]["notes_recall"] = terms
+    tests = measure(runs, runs[0], "mails", np.full(12, True))["tests"]
+    assert [(test["low"], test["high"]) for test in tests] == [(0, 0), (0, 0)]
+    part = measure(runs, runs[0], "mails", np.arange(12) > 3)  # none of them with notes
+    assert part["metrics"]["a"]["notes_recall"] is None
+    assert [test["measure"] for test in part["tests"]] == ["rougeL"]
 
 
 @pytest.mark.parametrize("script", (*WORDWISE, *BLANKLESS))

@@ -1035,7 +1035,7 @@ BAD_MAKE = {  # case: files, what is made, the one line that is neither make's n
     "an unknown run": ({}, "runs/experience1/exp9/results_summary.txt MODEL=x", "say what runs/experience1/exp9/train.json is made of"),
     "replies of an unknown run": ({"runs/x/train.json": "{}"}, "runs/x/predictions.jsonl", "say what runs/x/predictions.jsonl is made of"),
     "a comparison of nothing": ({}, "runs/x/comparison.md", "say what runs/x/comparison.md is made of"),
-    "a report on nothing": ({"runs/x/y/results_summary.txt": ""}, "report", "evaluate.py: error: none of the folders is a run"),
+    "a report on nothing": ({"runs/x/y/results_summary.txt": ""}, "report", "evaluate.py: error: runs/x/y/predictions.jsonl: no such file"),
     "a report on older scores": ({"runs/x/y/results_summary.txt": "", "runs/x/y/predictions.jsonl": ONE, "runs/x/y/metrics.json": "{}"}, "report",
                                  "evaluate.py: error: runs/x/y: no metrics.json of these predictions"),
     "export of no run": ({}, "export RUN=runs/x MODEL=x", "say what runs/x/train.json is made of"),
