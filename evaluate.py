@@ -882,6 +882,8 @@ def draw(parts, names):
         if sizes:
             axes.set(xscale="log", xlabel="training mails")
             axes.minorticks_off()
+        else:
+            axes.set_xlim(-0.5, len(runs) - 0.5)  # room for a run without the measure, too
         axes.set_xticks(places, places if sizes else runs, rotation=30, ha="right")
         handles = axes.get_legend_handles_labels()
         labels |= {label: handle for handle, label in zip(*handles, strict=True)}
