@@ -363,7 +363,7 @@ def rouge(reference, reply):
     tokenize = stems if stems(reference) else lambda text: list("".join(text.split()))
     scorer = RougeScorer(ROUGE, tokenizer=SimpleNamespace(tokenize=tokenize))
     found = scorer.score(reference, reply)
-    # A single token, unless it is English, is a pair, too, or a perfect reply had no ROUGE-2.
+    # A single token, unless English, is a pair, too, or a perfect reply would have no ROUGE-2.
     if len(tokenize(reference)) == 1 and not regex.search("[a-z0-9]", reference.lower()):
         found["rouge2"] = found["rouge1"]
     return found
@@ -693,7 +693,7 @@ def clean_rows(runs):
 
 
 def marks(row):
-    """What a mail can be known by, case, punctuation and Re: aside; no words tell nothing."""
+    """What a mail can be known by, case, punctuation and Re: aside; not by an empty text."""
     thread = REPLY_MARKS.sub("", row["subject"], count=1)
     texts = {"mail": row["mail"], "reply": row["reference"], "thread": thread}
     return {(kind, *found) for kind, text in texts.items() if (found := words(text))}
@@ -714,7 +714,7 @@ def measure(runs, first, title, selected):
     sizes = {run["name"]: run["size"] for run in trained}
     counts, senders = {*sizes.values()}, {main_sender(run["training"]) for run in trained}
     if len(counts) < 3 or max(counts) < 2 * min(counts) or len(senders) > 1 or "" in senders:
-        sizes = {}  # no trend where one sender's mail did not make runs of several sizes
+        sizes = {}  # no trend, unless one sender's mail made runs of different sizes
     else:  # over log2 of the size, by least squares
         logs = np.log2(list(sizes.values()))
         logs -= logs.mean()
