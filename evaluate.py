@@ -83,11 +83,12 @@ NOTHING = "Nothing to test: no two models with primary measures."
 NOTES = (
     f"Each test is of {{first}} minus another run, or of the slope with {DOUBLING} of the training "
     "mails: the difference, its 95 % interval, and p by approximate randomisation, in bold below "
-    f"{LEVEL}. Perplexity a character and style were declared primary in advance; Holm's correction "
-    "is over all their tests of one question on the same mails. Intervals are over mails: a second "
-    "training would vary, too. One without width says that all mails agree; none of {n} still "
-    "leaves up to {rare:.1%}. In the tables of values the best one is bold, copied replies have "
-    "been seen by the style classifier, and the author's line shows how high style can get."
+    f"{LEVEL}. Perplexity a character and style were declared primary in advance; Holm's "
+    "correction is over all their tests of one question on the same mails. Intervals are over "
+    "mails: a second training would vary, too. One without width says that all mails agree; none "
+    "of {n} still leaves up to {rare:.1%}. In the tables of values the best one is bold, copied "
+    "replies have been seen by the style classifier, and the author's line shows how high style "
+    "can get."
 )
 CORNER_NOTES = (
     "Each difference is of the tuned run minus the untuned one with the same notes, with its 95 % "
@@ -370,8 +371,8 @@ def rouge(reference, reply):
 
 
 def likelihood(rows):
-    """Per-mail terms of what not every run has: stops and likelihoods, of a model, and, where mails
-    have notes, how many of the distinct words of each one's notes its reply has, and of how many."""
+    """Per-mail terms of what not every run has: a model's stops and likelihoods and, where mails
+    have notes, how many distinct words of its notes a reply has, and of how many."""
     terms = {}
     if all(row.get("finish_reason") for row in rows):
         terms["stop_rate"] = rate(row["finish_reason"] == "stop" for row in rows)
