@@ -153,7 +153,9 @@ def test_the_tables_have_only_known_keys():
     tests = set(
         "example on wrote quoting self from sent date to cc subject original forwarded added reply forward".split()
     )
-    tests |= set("drafts trash spam automatic mail legal notice list virus sign_off advertisement".split())
+    tests |= set(
+        "drafts trash spam automatic mail legal notice list virus sign_off advertisement".split()
+    )
     assert all(set(PHRASES[language]) <= tests for language in LANGUAGES) and set(
         PHRASES["any"]
     ) == {"program", "scanner", "no_reply"}

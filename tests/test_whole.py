@@ -1978,7 +1978,7 @@ BAD_MAKE = {  # case: files, what is made, the one line that is neither make's n
     "a report on nothing": (
         {"runs/x/y/results_summary.txt": ""},
         "report",
-        "evaluate.py: error: none of the folders is a run",
+        "evaluate.py: error: runs/x/y/predictions.jsonl: no such file",
     ),
     "a report on older scores": (
         {
