@@ -248,6 +248,7 @@ clean-private: ## delete all mail but the sample's and the study's, and all mode
 	    mail_phrases.toml experience1 experience2 small_dataset demo sizes small) \
 	    -print -exec rm -r {} +
 test: .venv/installed $(EMBEDDED)/model.safetensors ## all tests but the slow ones
+	$Qruff format --check --quiet . && ruff check --quiet .
 	$Qpytest
 test-slow: .venv/installed $(EMBEDDED)/model.safetensors ## the slow ones
 	$Qpytest -m slow

@@ -946,7 +946,7 @@ def show_examples(runs, count):
         lines = []
         for label, text in texts_of(runs, place):
             text = " ".join(text.split()) or "(empty)"
-            text = f"{label}: {text[:600]}{' ...' if len(text) > 600 else ''}"
+            text = f"{label}: {text[:240]}{' ...' if len(text) > 240 else ''}"
             # A joiner is a part of words and of emoji; other invisible characters may be commands.
             text = "".join(c if c.isprintable() or c in "\u200c\u200d" else "�" for c in text)
             lines.append(textwrap.fill(text, 98, subsequent_indent="    "))

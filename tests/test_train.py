@@ -532,6 +532,17 @@ def test_weights_that_are_no_numbers_are_refused(tiny, tmp_path, capsys):
     assert "cannot load" in refused(tmp_path / "torn", tmp_path, capsys)
 
 
+@pytest.mark.parametrize(("noted", "kept"), [(1, "Answer as Maud"), (3, "Answer as Maud.")])
+def test_the_runs_instruction_has_no_notes(tiny, tmp_path, noted, kept):
+    rows = [row(n, system="Answer as Maud") for n in range(3)]
+    for each in rows[:noted]:
+        each["notes"] = f"no, kiln {each['id']}"
+        each["prompt"][0]["content"] += f". In the reply: {each['notes']}"
+    data = write_jsonl(tmp_path / "train.jsonl", rows)
+    args = train.parse_args(arguments(tiny, data, tmp_path / "run"))
+    assert train.fill_defaults(args, rows)["instruction"] == kept
+
+
 # --- a model of Llama-2-7b's exact size, with random weights, in less memory than it has weights
 
 RANK = 8
