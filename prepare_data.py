@@ -76,6 +76,10 @@ def main(argv=None):
         stop(f"{place}: {error.strerror}")
 
 
+ARCHIVE = "mbox, Maildir, folder of .eml or .emlx, .zip or .tar.gz of these, Enron's emails.csv"
+REPLY_CSV = f"a reply CSV with the columns {','.join(COLUMNS)}"
+
+
 def parse_arguments(argv):
     parser = argparse.ArgumentParser(
         description=__doc__,
@@ -91,64 +95,49 @@ def parse_arguments(argv):
         command.set_defaults(run=run)
         return command.add_argument
 
-    add_extract(add_command("extract", extract, "archive of mail to reply CSV"))
-    add = add_command("own-words", print_own_words, "a mail's body in, its author's own words out")
-    add("--keep-signature", action="store_true", help="cut quoted mail only")
-    add_split(add_command("split", split_replies, "reply CSV to a training and a test CSV"))
-    add_format(add_command("format", format_replies, "reply CSV to prompt/completion JSONL"))
-    add_inbox(add_command("inbox", read_inbox, "mail that wants a reply, to prompts"))
-    add = add_command("text", print_text, "the text of one mail, as the model reads it")
-    add("source", metavar="MAIL.eml")
-    add = add_command("drafts", write_drafts, "answered mail to a mailbox of drafts")
-    add("source", metavar="PREDICTIONS.jsonl", help="what generate.py made of inbox's rows")
-    add("output", metavar="OUT", help="an mbox, or a Maildir if it is a folder or ends in /")
-    return parser.parse_args(argv)
-
-
-ARCHIVE = "mbox, Maildir, folder of .eml or .emlx, .zip or .tar.gz of these, Enron's emails.csv"
-REPLY_CSV = f"a reply CSV with the columns {','.join(COLUMNS)}"
-SEVERAL = {"nargs": "+", "action": "extend", "default": []}
-
-
-def add_extract(add):
+    add = add_command("extract", extract, "archive of mail to reply CSV")
     add("source", metavar="SOURCE", help=ARCHIVE)
     add("output", metavar="OUT.csv", help=f"a row a reply: {','.join(COLUMNS)}")
-    writer = "the addresses or names that the author writes by"
-    add("--author", metavar="AUTHOR", nargs="+", action="extend", required=True, help=writer)
-    kept = "keep a signature, a device's line or a disclaimer below the own words"
-    add("--keep-signature", action="store_true", help=kept)
+    several = {"nargs": "+", "action": "extend"}
+    add("--author", metavar="AUTHOR", required=True, **several, help="whose: addresses or names")
+    add("--keep-signature", action="store_true", help="keep what programs and companies add")
 
+    add = add_command("own-words", print_own_words, "a mail's body in, its author's own words out")
+    add("--keep-signature", action="store_true", help="cut quoted mail only")
 
-def add_split(add):
+    add = add_command("split", split_replies, "reply CSV to a training and a test CSV")
     add("source", metavar="IN.csv", help=REPLY_CSV)
     add("--train", metavar="OUT.csv", required=True, help="in random order: its start is a sample")
     add("--test", metavar="OUT.csv", required=True, help="the latest threads")
     add("--test-fraction", metavar="F", type=fraction, default=0.2, help="default: %(default)s")
-    add("--random", action="store_true", help="draw the test's threads at random, not the latest")
+    add("--random", action="store_true", help="draw the test's threads at random")
     add("--seed", metavar="N", type=int, default=1, help="of the shuffles (default: %(default)s)")
 
-
-def add_format(add):
+    add = add_command("format", format_replies, "reply CSV to prompt/completion JSONL")
     add("source", metavar="IN.csv", help=REPLY_CSV)
     add("output", metavar="OUT.jsonl", help="one example a line: id, prompt, completion")
-    held_out = "drop rows whose mail, or whose reply of eight words or more, is in these files"
-    add("--holdout", metavar="TEST.csv", **SEVERAL, help=held_out)
+    add("--holdout", metavar="TEST.csv", default=[], **several, help="drop mails and replies of it")
     add("--author-name", metavar="NAME", help="ask in the instruction for the style of NAME")
     add("--instruction", metavar="TEXT", help=f"(default {INSTRUCTION!r}; '' for none)")
     add("--without-sender", metavar="ADDRESS", default="", help="drop rows that this address sent")
     add("--limit", metavar="N", type=row_count, help="only the first N rows that are kept")
-    shipped = "cut and drop nothing (overrides --holdout and --without-sender)"
-    add("--as-shipped", action="store_true", help=shipped)
+    add("--as-shipped", action="store_true", help="cut and drop nothing, whatever else is asked")
     add_examples(add)
 
-
-def add_inbox(add):
+    add = add_command("inbox", read_inbox, "mail that wants a reply, to prompts")
     add("source", metavar="SOURCE", help=f"{ARCHIVE}, or a single .eml")
     add("output", metavar="OUT.jsonl", help="a row a mail, the newest first")
-    writer = "who answers: own mail is left out, and drafts answer all recipients but these"
-    add("--author", metavar="AUTHOR", **SEVERAL, help=writer)
+    add("--author", metavar="AUTHOR", default=[], **several, help="who answers; own mail is none")
     add("--archive", metavar="SENT", help="mail that was sent: what it answers is left out")
     add_examples(add)
+
+    add = add_command("text", print_text, "the text of one mail, as the model reads it")
+    add("source", metavar="MAIL.eml")
+
+    add = add_command("drafts", write_drafts, "answered mail to a mailbox of drafts")
+    add("source", metavar="PREDICTIONS.jsonl", help="what generate.py made of inbox's rows")
+    add("output", metavar="OUT", help="an mbox, or a Maildir if it is a folder or ends in /")
+    return parser.parse_args(argv)
 
 
 def add_examples(add):
@@ -209,12 +198,10 @@ with open(os.path.join(os.path.dirname(__file__), "data", "mail_phrases.toml"), 
     PHRASES = tomllib.load(phrases)
 
 
-INVISIBLE = re.compile(r"[\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff]")
-
-
 def visible(text):
     """A text without the marks that nobody sees."""
-    return text if text.isascii() else INVISIBLE.sub("", text)
+    marks = r"[\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff]"
+    return text if text.isascii() else re.sub(marks, "", text)
 
 
 def phrases_of(*keys):
@@ -764,28 +751,23 @@ def messages(source):
     """(name, bytes) of every message in an archive, in its order, behind a progress bar."""
     import tqdm
 
-    if os.path.isdir(source):
-        walk = os.walk(source)
-        paths = sorted(os.path.join(folder, name) for folder, _, names in walk for name in names)
-        for path in tqdm.tqdm(paths, desc="reading", disable=None):
-            name = os.path.relpath(path, source)
-            if os.path.islink(path) or not os.path.isfile(path):
-                yield name, b""  # it could lead out of the archive, or never end
-            elif not SKIPPED.fullmatch(name):
-                with open(path, "rb") as file:
-                    yield from messages_in(name, file)
+    if not os.path.isdir(source):
+        size = os.path.getsize(source)
+        bar = tqdm.tqdm(total=size, desc="reading", unit="B", unit_scale=True, disable=None)
+        with open(source, "rb") as file, bar:
+            for message in messages_in(os.path.basename(source), file, 0):
+                yield message
+                bar.update(file.tell() - bar.n)
         return
-    size = os.path.getsize(source)
-    bar = tqdm.tqdm(total=size, desc="reading", unit="B", unit_scale=True, disable=None)
-    with open(source, "rb") as file, bar:
-        start = file.peek(8)
-        if advice := beginning(UNREADABLE, start):
-            stop(f"{source}: {advice}")
-        if source.endswith(".csv") and not start.startswith(b"From "):
-            check_columns(source)
-        for message in messages_in(os.path.basename(source), file):
-            yield message
-            bar.update(file.tell() - bar.n)
+    walk = os.walk(source)
+    paths = sorted(os.path.join(folder, name) for folder, _, names in walk for name in names)
+    for path in tqdm.tqdm(paths, desc="reading", disable=None):
+        name = os.path.relpath(path, source)
+        if os.path.islink(path) or not os.path.isfile(path):
+            yield name, b""  # it could lead out of the archive, or never end
+        elif not SKIPPED.fullmatch(name):
+            with open(path, "rb") as file:
+                yield from messages_in(name, file, 1)
 
 
 def beginning(table, start):
@@ -793,11 +775,14 @@ def beginning(table, start):
     return next((value for magic, value in table.items() if start.startswith(magic)), None)
 
 
-def messages_in(name, file, depth=0):
+def messages_in(name, file, depth):
     """(name, bytes) of every message in an open file of any kind, by how it begins."""
     try:
         start = file.peek(512)
-        if beginning(UNREADABLE, start) or depth > 3:
+        advice = beginning(UNREADABLE, start)
+        if advice and not depth:
+            stop(f"{file.name}: {advice}")
+        elif advice or depth > 4:
             yield name, start[:8]
         elif opener := beginning(COMPRESSED, start):
             with opener(file) as unpacked:
@@ -806,10 +791,8 @@ def messages_in(name, file, depth=0):
             yield from messages_in_zip(name, file, depth)
         elif start[257:262] == b"ustar":
             yield from messages_in_tar(file, depth)
-        elif name.endswith(".csv"):
-            for row in csv_rows(file):
-                text = row.get("message") or ""
-                yield row.get("file") or name, text.encode("utf-8", "surrogateescape")
+        elif name.endswith(".csv") and not start.startswith(b"From "):
+            yield from messages_in_csv(name, file, depth)
         else:
             yield from messages_in_text(name, file)
     except DAMAGE as error:
@@ -849,17 +832,16 @@ def messages_in_tar(file, depth):
                 yield from messages_in(member.name, archive.extractfile(member), depth + 1)
 
 
-def csv_rows(file):
-    """The rows of a table such as the Enron corpus's emails.csv, with the columns file, message."""
+def messages_in_csv(name, file, depth):
+    """The messages in a table such as the Enron corpus's emails.csv."""
     lines = io.TextIOWrapper(file, "utf-8", "surrogateescape", newline="")
-    return csv.DictReader((line.replace("\0", "") for line in lines), strict=True)
-
-
-def check_columns(source):
-    with open(source, "rb") as file:
-        if not {"file", "message"} <= set(csv_rows(file).fieldnames or []):
-            advice = "to cut and filter a reply CSV use: prepare_data.py format"
-            stop(f"{source}: no columns file, message; {advice}")
+    rows = csv.DictReader((line.replace("\0", "") for line in lines), strict=True)
+    if not depth and not {"file", "message"} <= set(rows.fieldnames or []):
+        advice = "to cut and filter a reply CSV use: prepare_data.py format"
+        stop(f"{file.name}: no columns file, message; {advice}")
+    for row in rows:
+        text = row.get("message") or ""
+        yield row.get("file") or name, text.encode("utf-8", "surrogateescape")
 
 
 def messages_in_text(name, file):
@@ -1138,22 +1120,19 @@ INDENTED = re.compile(r"border:\s*(?:none|0|medium none)|webkit-indent|margin:0 
 
 def text_of(fields, body):
     """The text of a message as a person reads it."""
-    return body_of(fields, body).replace(STUFFED, "")
+    return read_body(fields, body)[0].replace(STUFFED, "")
 
 
-def body_of(fields, body):
-    """The text of a message, in which STUFFED stands before a > that marks no quote."""
-    return clean(text_in(parse(fields, body)))
-
-
-def parse(fields, body):
-    """The parts of a message, from the fields that open_message read."""
+def read_body(fields, body):
+    """(the text of a message, whether it is an invitation); see STUFFED."""
     kinds = (name for name in fields if name.startswith("content-"))
     head = b"".join(b"%s: %s\n" % (name.encode(), fields[name]) for name in kinds)
     try:
-        return email.message_from_bytes(head + b"\n" + body)
+        message = email.message_from_bytes(head + b"\n" + body)
+        invites = any(part.get_content_type() == "text/calendar" for part in message.walk())
+        return clean(text_in(message)), invites
     except RecursionError:  # some hundred parts within one another: nobody wrote that
-        return email.message_from_bytes(b"\n")
+        return "", False
 
 
 def text_in(part, first=True):
@@ -1321,35 +1300,31 @@ def extract(args):
     import pandas
 
     authors, shown = keys_of_authors(args.author), ", ".join(sorted(args.author))
-    rows, ids, seen, senders, names = [], {}, {}, collections.Counter(), {}
-    left_out, written = collections.Counter(), 0
+    rows, ids, seen, senders = [], {}, {}, {}
+    left_out, written, own = collections.Counter(), collections.Counter(), 0
     for number, (name, raw) in enumerate(messages(args.source)):
         fields, body = open_message(raw)
         sender, address = sender_of(fields)
-        own = is_author(sender, address, authors)
-        written += own
-        senders[address or sender] += 1
-        names.setdefault(address or sender, sender)
+        written[address or sender] += 1
+        both = f"{sender} <{address}>" if sender and address else address or sender
+        senders.setdefault(address or sender, both)
         ids.setdefault(id_of(fields), number)
         if not fields.keys() & {"from", "date"}:
             advice = beginning(UNREADABLE, raw)
             reason = f"no mail message{'; ' + advice if advice else ''}"
             print(f"{args.source}: {name}: {reason}", file=sys.stderr)
             left_out[reason] += 1
-        elif own:
+        elif is_author(sender, address, authors):
+            own += 1
             row, reason = read_own(name, fields, body, authors, args.keep_signature, seen)
             if row:
                 rows.append(row)
             else:
                 left_out[reason] += 1
-    print(f"read {senders.total()} messages from {args.source}\n{written} of them are by {shown}")
-    if not written:
-        most = [(names[key], key, count) for key, count in senders.most_common(5)]
-        most = ", ".join(
-            f"{f'{name} <{key}>' if name not in ('', key) else key} ({count})"
-            for name, key, count in most
-        )
-        stop(f"{args.source}: no message is by {shown}; most are by {most}")
+    print(f"read {written.total()} messages from {args.source}\n{own} of them are by {shown}")
+    if not own:
+        most = (f"{senders[key]} ({count})" for key, count in written.most_common(5))
+        stop(f"{args.source}: no message is by {shown}; most are by {', '.join(most)}")
     rows, more = join_answered(rows, find_answered(args.source, rows, ids), authors)
     print_left_out(left_out + more)
     if not rows:
@@ -1373,10 +1348,10 @@ def read_own(name, fields, body, authors, keep_signature, seen):
         return None, {"drafts": "a draft", "trash": "deleted", "spam": "spam"}[place]
     if is_automatic(fields, subject):
         return None, "an automatic reply"
-    message = parse(fields, body)
-    if is_invitation(message):
+    text, invites = read_body(fields, body)
+    if invites:
         return None, INVITATION
-    text, links = clean(text_in(message)), links_of(fields)
+    links = links_of(fields)
     key = hash((normalise(subject), normalise(text), fields.get("to"), tuple(links)))
     if key in seen and not (date and seen[key] and abs(date - seen[key]) > ONE_DAY):
         return None, "a copy of an earlier message"
@@ -1401,15 +1376,6 @@ def written_date(date):
     return f"{date:{DATE_FORMAT}}" if date else ""
 
 
-def is_invitation(message):
-    return any(part.get_content_type() == "text/calendar" for part in message.walk())
-
-
-def decode_utf7(match):
-    """The letters of a folder's name that IMAP encoded, as in Entw&APw-rfe."""
-    return f"+{match[1].replace(',', '/')}-".encode().decode("utf-7", "replace")
-
-
 def place_of(name, fields):
     """ "drafts", "trash" or "spam", where a folder, a label or a flag puts a message; else None."""
     flags, status = maildir_flags(name), fields.get("x-status", b"")
@@ -1422,7 +1388,8 @@ def place_of(name, fields):
     labels = decode_words(fields.get("x-gmail-labels", b"")).split(",")
     for folder in labels + re.sub(r", message \d+$", "", name).split("/"):
         folder = folder.strip(' "').casefold()
-        folder = re.sub(r"&([^-]*)-", decode_utf7, folder) if "&" in folder else folder
+        if "&" in folder:  # in IMAP's form of UTF-7: Entw&APw-rfe
+            folder = folder.replace("&", "+").replace(",", "/").encode().decode("utf-7", "replace")
         folder = ROOT.sub("", FILE_ENDING.sub("", folder))
         for kind, folders in DISCARDED.items():
             if folder in folders:
@@ -1518,14 +1485,13 @@ def join_answered(rows, answered, authors):
     A message is a reply if the sender of the quoted mail is among those it goes to, whatever the
     line above the quote says.
     """
-    kept, left_out = [], collections.Counter()
+    kept, left_out, pairs = [], collections.Counter(), [(key, key) for key in authors]
     for row in rows:
         name, address, text, links = answered.get(row["answers"], ("", "", "", []))
         forwarder, sender = quoted_senders(row["mail"]) if row["mail"] else ("", "")
         senders = [f"{name} <{address}>"] if text else [forwarder, sender]
         goes_back = names_one(senders, row["recipients"])
-        own = is_author(name, address, authors)
-        own = own or not text and names_one([sender], author_pairs(authors))
+        own = is_author(name, address, authors) or not text and names_one([sender], pairs)
         if row["forward"] and not goes_back:
             left_out["a forward"] += 1
         elif own:
@@ -1537,10 +1503,6 @@ def join_answered(rows, answered, authors):
             to = address or name or row["To"]
             kept.append(row | {"To": to, "mail": text or unmarked, "names": row["names"] + links})
     return kept, left_out
-
-
-def author_pairs(authors):
-    return [("", key) if "@" in key or key[:1] == "/" else (key, "") for key in authors]
 
 
 def print_left_out(left_out):
@@ -1928,12 +1890,10 @@ def people_in(fields, name):
 
 def read_mail(fields, body, subject, authors):
     """(the row of a mail to answer, with a prompt, None), or (None, why it wants no reply)."""
-    message = parse(fields, body)
-    if is_invitation(message):
-        return None, INVITATION
-    text, date = clean(text_in(message)).replace(STUFFED, ""), date_of(fields)
-    if not text.strip():
-        return None, "no text"
+    text, invites = read_body(fields, body)
+    text, date = text.replace(STUFFED, ""), date_of(fields)
+    if invites or not text.strip():
+        return None, INVITATION if invites else "no text"
     people = {name: people_in(fields, name.lower()) for name in PEOPLE}
     reached = {address.casefold() for name in ("To", "Cc") for _, address in people[name]}
     lines = {name: ", ".join(map(written, pairs)) for name, pairs in people.items()}
@@ -1977,60 +1937,58 @@ QUOTED_PRINTABLE.body_encoding = email.charset.QP
 
 def write_drafts(args):
     rows = read_jsonl(args.source, dict.fromkeys(DRAFT, str) | {"author": list})
+    drafts = [write_draft(row) for row in rows if row["prediction"].strip()]
     folder = args.output.endswith("/") or os.path.isdir(args.output)
-    check_mailbox(args.output, folder)
-    try:
-        with open_mailbox(args.output, folder) as box:
-            there = {message["Message-ID"] for message in box}
-            drafts = [write_draft(row) for row in rows if row["prediction"].strip()]
-            new = [draft for draft in drafts if draft["Message-ID"] not in there]
-            for draft in new:
-                if folder:
-                    draft = mailbox.MaildirMessage(draft)
-                    draft.set_subdir("cur")
-                    draft.set_flags("DS")
-                else:
-                    for name, value in MARKS.items():
-                        draft[name] = value
-                box.add(draft)
-    except BlockingIOError:
-        stop(f"{args.output}: another program has it open; close that first")
+    added = (add_to_maildir if folder else add_to_mbox)(args.output, drafts)
     left_out = {"no word of a reply": len(rows) - len(drafts)}
-    left_out |= {"is there already": len(drafts) - len(new)}
+    left_out |= {"is there already": len(drafts) - added}
     print_left_out(+collections.Counter(left_out))
-    print(f"added {len(new)} drafts to {args.output}; nothing is sent")
+    print(f"added {added} drafts to {args.output}; nothing is sent")
 
 
-def check_mailbox(path, folder):
-    """Stop unless drafts can be added at this path."""
-    if folder:
-        maildir = os.path.isdir(os.path.join(path, "cur"))
-        if os.path.isdir(path) and os.listdir(path) and not maildir:
-            stop(f"{path}: is a folder but no Maildir; name a file for an mbox, or another folder")
-        for name in ("tmp", "new", "cur"):
-            os.makedirs(os.path.join(path, name), exist_ok=True)
-    elif os.path.isfile(path):
-        with open(path, "rb") as file:
-            if file.read(5) not in (b"", b"From "):
-                stop(f"{path}: is there and is no mbox; name another output")
+def not_in(box, drafts):
+    there = {message["Message-ID"] for message in box}
+    return [draft for draft in drafts if draft["Message-ID"] not in there]
 
 
-@contextlib.contextmanager
-def open_mailbox(path, folder):
-    """A mailbox to add to. An mbox is a copy, which is moved when whole: a kill tears none."""
-    if folder:
-        yield mailbox.Maildir(path)
-        return
+def add_to_maildir(path, drafts):
+    """How many drafts are new in the Maildir at this path."""
+    if os.path.isdir(path) and os.listdir(path) and not os.path.isdir(os.path.join(path, "cur")):
+        stop(f"{path}: is a folder but no Maildir; name a file for an mbox, or another folder")
+    for name in ("tmp", "new", "cur"):
+        os.makedirs(os.path.join(path, name), exist_ok=True)
+    box = mailbox.Maildir(path)
+    new = [mailbox.MaildirMessage(draft) for draft in not_in(box, drafts)]
+    for draft in new:
+        draft.set_subdir("cur")
+        draft.set_flags("DS")
+        box.add(draft)
+    return len(new)
+
+
+def add_to_mbox(path, drafts):
+    """How many drafts are new in an mbox: a copy of it is moved when whole, so a kill tears none."""
     with open(path, "a+b") as file:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if os.path.exists(f"{path}.lock"):
-            raise BlockingIOError
         file.seek(0)
+        if file.read(5) not in (b"", b"From "):
+            stop(f"{path}: is there and is no mbox; name another output")
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.exists(f"{path}.lock"):
+                raise BlockingIOError
+        except BlockingIOError:
+            stop(f"{path}: another program has it open; close that first")
         with open(side := f"{path}.part", "wb") as copy:
+            file.seek(0)
             shutil.copyfileobj(file, copy)
         with contextlib.closing(mailbox.mbox(side)) as box:
-            yield box
+            new = not_in(box, drafts)
+            for draft in new:
+                for name, value in MARKS.items():
+                    draft[name] = value
+                box.add(draft)
         os.replace(side, os.path.realpath(path))
+    return len(new)
 
 
 def write_draft(row):
