@@ -898,8 +898,6 @@ ENTRY = layout(  # of an address field: quoted strings, comments and <addresses>
     r"""(?:"(?:[^"\\]|\\.)*" | \((?:[^()\\]|\\.)*\) | <[^<>]*> | [^,;])+?(?=[,;]|$)"""
 )
 HEADER_END = re.compile(rb"\n\r?\n")
-PLAIN_ADDRESS = re.compile(rb"[\w.+-]+@[\w.-]+", re.ASCII)
-PLAIN_IDS = re.compile(rb"<[\w.+=$@-]+>(?: <[\w.+=$@-]+>)*", re.ASCII)
 BARE_ADDRESS = re.compile(r"""(?<![^\s<>"'(),;:])[^\s<>"'(),;:@]+@[^\s<>"'(),;:]+""")
 ADDRESS = re.compile(r"[!-~]+@[\w.-]+", re.ASCII)
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")
@@ -1010,8 +1008,6 @@ def addresses_of(field):
 
     A name is decoded last, so that it cannot hold an address. Exchange's /O=… counts as address.
     """
-    if isinstance(field, bytes) and PLAIN_ADDRESS.fullmatch(field):  # most of all, and fast
-        return [("", field.decode())]
     pairs = []
     for match in ENTRY.finditer(decode(field) if isinstance(field, bytes) else field):
         entry = match[0].strip()
@@ -1069,8 +1065,6 @@ def is_author(name, address, authors):
 
 def ids_of(field):
     """The message ids in a field, bare, however they are written: encoded, with comments."""
-    if PLAIN_IDS.fullmatch(field):  # most of all, and fast
-        return field.decode()[1:-1].split("> <")
     text = re.sub(r"(<[^<>]*>)|\([^()]*\)", lambda match: match[1] or " ", decode_words(field))
     bracketed = ["".join(name.split()) for name in re.findall("<([^<>]+)>", text)]
     return bracketed or [match[0] for match in BARE_ADDRESS.finditer(text)]
@@ -1529,6 +1523,8 @@ def group(items):
 
 # -------------------------------------------------------------------------------------- format
 
+COPY = "same mail and reply as an earlier row"
+
 
 def read_replies(path):
     """The rows of a 9-column reply CSV, as a frame of text."""
@@ -1544,18 +1540,18 @@ def read_replies(path):
     if "\0" in text:
         line = text.count("\n", 0, text.index("\0")) + 1
         stop(f"{path}: line {line} holds a NUL byte; remove it, for example: tr -d '\\000'")
-    lines, rows = csv.reader(io.StringIO(text, newline=""), strict=True), []
-    try:  # the csv module is stricter than pandas: it refuses a lost quotation mark
+    lines, count = csv.reader(io.StringIO(text, newline=""), strict=True), 0
+    try:  # pandas reads on where a quotation mark or a field is lost, so csv looks first
         header = next(lines, [])
         for row in filter(None, lines):
             if len(row) != len(header):
                 raise csv.Error(f"{len(row)} fields, not {len(header)}")
-            rows.append(row)
+            count += 1
     except csv.Error as error:
-        stop(f"{path}: row {len(rows) + 1}: {error}; is a quotation mark lost?")
+        stop(f"{path}: row {count + 1}: {error}; is a quotation mark lost?")
     if missing := [name for name in COLUMNS if name not in header]:
         stop(f"{path}: no column {', '.join(missing)}; a reply CSV begins with {','.join(COLUMNS)}")
-    rows = pandas.DataFrame(rows, columns=header, dtype=object)
+    rows = pandas.read_csv(io.StringIO(text), dtype=str, keep_default_na=False)
     for name, same in rows.groupby("id", sort=False).groups.items():
         if len(same) > 1:
             numbers = f"rows {same[0] + 1} and {same[1] + 1}"
@@ -1610,10 +1606,16 @@ def keep_clean(rows, shipped, held_out, without_sender):
     for reason, holds in rules.items():
         dropped[reason] = int((left & holds).sum())
         left &= ~holds
-    copies = rows.assign(mail=mail, response=reply)[left & (mail != "")]
-    copies = copies.index[copies.duplicated(["mail", "response"])]
-    dropped["same mail and reply as an earlier row"] = len(copies)
-    return rows[left].drop(copies), dropped
+    copies = are_copies(rows[left])
+    dropped[COPY] = int(copies.sum())
+    return rows[left][~copies], dropped
+
+
+def are_copies(rows):
+    """Which rows have the mail and the reply of an earlier row."""
+    rows = rows.assign(mail=rows["mail"].map(normalise_mail))
+    rows = rows.assign(response=rows["response"].map(normalise))
+    return rows.duplicated(["mail", "response"]) & (rows["mail"] != "")
 
 
 def format_replies(args):
@@ -1763,11 +1765,9 @@ def split_replies(args):
         stop(f"{args.source}, {args.train}, {args.test}: name three different files")
     rows = read_replies(args.source)
     print(f"read {len(rows)} rows from {args.source}")
-    mails = rows["mail"].map(lambda mail: normalise_mail(mail) or mail)
-    copies = rows.assign(mail=mails, response=rows["response"].map(normalise))
-    copies = copies.duplicated(["mail", "response"])
+    copies = are_copies(rows)
     rows = rows[~copies]
-    print(f"dropped {copies.sum():4}: same mail and reply as an earlier row")
+    print(f"dropped {copies.sum():4}: {COPY}")
     records = rows.to_dict("records")
     thread_of = group(map(thread_keys, records))
     rows = rows.assign(thread=thread_of, sent=list(map(sent_at, records)))
