@@ -281,10 +281,7 @@ SIGN_OFF = set(phrases_of("sign_off"))
 
 
 def split_quoted(text, author="", names=frozenset()):
-    """(own words, quoted text): the first is a prefix of `text`, and only white space is lost.
-
-    `author` is the address of the person who wrote `text`, `names` what known_names returns.
-    """
+    """(own words, a prefix of `text`; quoted text). `author` is an address, see known_names."""
     match = MARK.search(text) and QUOTE.search(text)
     if not match:
         return text.rstrip(), ""
@@ -305,9 +302,8 @@ def start_of_sender(text, author, names, only_known=False):
     """Where the name of a quoted mail's sender begins, if `text` ends with it; else its length.
 
     A sign-off may precede that name (Best, Jane John Q Public 07/30/2001). So a bare name is looked
-    up in `names` ("first last", lower case), or else the author's own name and parting words are
-    taken off its front. `only_known` is for headers that mostly have no sender: it takes a bare
-    name only if it is among `names`.
+    up in `names`; or else, unless `only_known`, the author's own name and parting words are taken
+    off its front.
     """
     text = re.sub(r"\s+(?:on|Sent by:[^:]{1,60})$", "", text.rstrip())
     if (match := SENDER.search(text)) and match.group() != author:
@@ -361,10 +357,7 @@ def without_sign_off(words, own):
 
 
 def known_names(rows):
-    """Full names (lower case) out of addresses and out of recipient lists, where / or @ ends them.
-
-    `rows` is a frame with the columns From, To and body.
-    """
+    """Full names, in lower case, out of addresses and of recipient lists, in a frame of replies."""
     entry = layout(
         r"""(?:To:|cc:|[/@][\w-]+,)~([A-Z][\w.'-]*(?:~[A-Z][\w.'-]*){1,3})(?=/[A-Z]|@[A-Z])"""
     )
@@ -479,12 +472,12 @@ def split_lines(text):
     """(own words, quoted text) of a mail with its lines; own lines between quoted ones stay."""
     lines, plain = text.split("\n"), plain_lines(text)
     marked = marked_lines(plain)
-    own, quoted, above, i = [], [], "", 0
+    own, quoted, before, i = [], [], "", 0
     while i < len(lines):
-        length = introduction_length(plain, marked, i) or header_length(plain, i, above)
+        length = introduction_length(plain, marked, i) or header_length(plain, i, before)
         if not length and not marked[i]:
             own.append(lines[i])
-            above = plain[i] or above
+            before = plain[i] or before
             i += 1
             continue
         start, i = i, i + length
@@ -500,7 +493,9 @@ def split_lines(text):
         header = len(own)
         if length:
             lotus = start - start_of_lotus_header(plain, start, start + length)
-            header = start_of_rule(own, max(0, header - lotus))
+            header = max(0, header - lotus)
+            while (above := filled_above(own, header, 2)) < header and RULE.fullmatch(own[above]):
+                header = above
         quoted += own[header:] + lines[start:i]
         own[header:] = [""]
     return "\n".join(own).strip(), "\n".join(quoted).strip("\n").rstrip()
@@ -533,13 +528,6 @@ def filled_above(lines, i, most):
     """The number of the line above line i, `most` blank ones apart; i if there is none."""
     numbers = range(i - 1, max(-1, i - 2 - most), -1)
     return next((j for j in numbers if lines[j].strip()), i)
-
-
-def start_of_rule(lines, end):
-    """Where a line of dashes that leads to line `end` begins; `end` if there is none."""
-    while (above := filled_above(lines, end, 2)) < end and RULE.fullmatch(lines[above]):
-        end = above
-    return end
 
 
 def introduction_length(lines, marked, i):
@@ -577,9 +565,9 @@ def introduction_length(lines, marked, i):
 
 
 def introduction_kind(text, marked):
-    """How a line introduces quoted text: "whole" or "inner", if own words may precede; else None.
+    """How a line introduces quoted text, by its words, or in any language by its form.
 
-    Its words tell, or its form, in any language: a date, a name or an address, a word and a colon.
+    "whole", or "inner" if own words may precede on the line; else None.
     """
     match = INTRODUCTION.fullmatch(text)
     address, dated, timed = (bool(form.search(text)) for form in (BRACKETED, YEAR, CLOCK))
@@ -655,18 +643,17 @@ PROGRAM = layout(rf"(?<![A-Za-z]){one_of('program')}")
 LINK = r"\W*(?:https?://\S+)?\W*"
 ADDED_BY_PROGRAM = layout(rf"\W*{one_of('added')}{LINK}", re.IGNORECASE)
 ADDED = layout(rf"\W*{one_of('added', without='…')}{LINK}", re.IGNORECASE)
-ADDED_ANYWHERE = layout(  # without the name of a program
-    r"""
-    - [ ]\S[^.]*\.[a-z]{3,4} | \(see[ ]attached[ ]file:[ ].*\)
-    | <<[ ](?:ole[ ]object|file):[ ].*[ ]>>
+FORMAL = layout(  # titles of disclaimers, advertisements, and the files that a mail had
+    rf"""
+    \W*{one_of("notice")}(?!\w) | (?s:{one_of("advertisement")})
+    | \s*-[ ]\S[^.\n]*\.[a-z]{{3,4}}\s*$ | \s*\(see[ ]attached[ ]file:[ ].*\)\s*$
+    | \s*<<[ ](?:ole[ ]object|file):[ ].*[ ]>>\s*$
     """,
-    re.IGNORECASE,
+    re.IGNORECASE | re.MULTILINE,
 )
-ADVERTISEMENT = layout(one_of("advertisement"), re.IGNORECASE | re.DOTALL)
 OUTLOOK = re.compile(r"(?:[^\s?!,;]+ ){0,4}\S*Outlook(?: ?[^\s?!,;]+){0,6}")
 MAIL_NAMED = layout(rf".{{0,80}}?{one_of('mail')}", re.IGNORECASE | re.DOTALL)
 LEGAL = layout(one_of("legal"), re.IGNORECASE)
-NOTICE = layout(rf"\W*{one_of('notice')}(?!\w)", re.IGNORECASE)
 LIST = layout(one_of("list"), re.IGNORECASE)
 SCANNER = layout(rf"\b{one_of('scanner')}\b", re.IGNORECASE)
 VIRUS = layout(one_of("virus"), re.IGNORECASE)
@@ -701,9 +688,12 @@ def is_boilerplate(paragraph, ruled, first):
             return True
         if "Outlook" in added and OUTLOOK.fullmatch(added) and not SELF.search(added):
             return bool(re.search(r"iOS|Android|Mac\b|aka\.ms", added))
-    if ADDED_ANYWHERE.fullmatch(line) or ADVERTISEMENT.match(text) or NOTICE.match(text):
-        return True
-    if len(text) < 500 and VIRUS.search(text) and SCANNER.search(text):
+    if (
+        FORMAL.match(visible(text))
+        or len(text) < 500
+        and VIRUS.search(text)
+        and SCANNER.search(text)
+    ):
         return True
     linked = any(mark in text for mark in ("@", "://", "www."))
     if linked and (ruled or len(text) < 400) and LIST.search(text):
@@ -974,8 +964,7 @@ def one_line(text):
 def open_message(raw, again=True):
     """({name in lower case: value}, body) of a message, in bytes, whatever is wrong with its start.
 
-    Skipped are a byte order mark, the length and the properties of an .emlx, blank lines in front
-    of the header, and lines in it that are no field.
+    That may be a byte order mark, an .emlx's length, blank lines, and lines that are no field.
     """
     if raw[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
         raw = raw.decode("utf-16", "replace").encode()
@@ -1004,10 +993,7 @@ def open_message(raw, again=True):
 
 
 def addresses_of(field):
-    """[(name, address)] of an undecoded address field; "" stands for what is not given.
-
-    A name is decoded last, so that it cannot hold an address. Exchange's /O=… counts as address.
-    """
+    """[(name, address)] of an undecoded address field; "" stands for what is not given."""
     pairs = []
     for match in ENTRY.finditer(decode(field) if isinstance(field, bytes) else field):
         entry = match[0].strip()
@@ -1019,7 +1005,7 @@ def addresses_of(field):
             name, address = ("", bare[0]) if bare else (entry, "")
         comments = re.findall(r"\(((?:[^()\\]|\\.)*)\)", entry)
         name = re.sub(r"""^[^<>"@:]*:|\\(?=.)""", "", name.strip()).strip(" \t\"'")
-        name = decode_words(name or " ".join(comments))
+        name = decode_words(name or " ".join(comments))  # only now: it may hold an address
         name = "" if name.casefold() == address.casefold() else name
         address = address if "@" in address or address[:1] == "/" else ""
         before, at = pairs[-1] if pairs else ("", "")
@@ -1130,10 +1116,7 @@ def read_body(fields, body):
 
 
 def text_in(part, first=True):
-    """The text in a part of a message; `first` if no text came before it, so that it may be named.
-
-    Parts beside one another are joined, as mailing lists and gateways add their footers.
-    """
+    """The text in a part of a message; `first` if none came before it, so that it may be named."""
     kind, subtype = part.get_content_maintype(), part.get_content_subtype()
     if kind == "multipart" and part.is_multipart():
         if subtype == "alternative":
@@ -1330,10 +1313,7 @@ def extract(args):
 
 
 def read_own(name, fields, body, authors, keep_signature, seen):
-    """(the row of a message that the author sent, None), or (None, the reason to leave it out).
-
-    `seen` is {key of what was sent to whom: date} of the messages before.
-    """
+    """(the row of a message that the author sent, None), or (None, the reason to leave it out)."""
     subject, date = decode_words(fields.get("subject", b"")), date_of(fields)
     folder = re.search(r"([^/]+)/\d+[._]$", name)  # only the Enron corpus names its files so
     if folder and folder[1].lower() not in SENT_FOLDERS:
@@ -1457,10 +1437,7 @@ def names_one(senders, people):
 
 
 def find_answered(source, rows, ids):
-    """{message id: (name, address, text, ids)} of the mails that the rows answer, read again.
-
-    `ids` gives the number in the archive of the message with an id.
-    """
+    """{message id: (name, address, text, ids)} of the mails that the rows answer, read again."""
     for row in rows:
         row["answers"] = next((name for name in reversed(row["links"]) if name in ids), None)
     wanted = {ids[row["answers"]]: row["answers"] for row in rows if row["answers"]}
@@ -1476,8 +1453,7 @@ def find_answered(source, rows, ids):
 def join_answered(rows, answered, authors):
     """(rows with the mail that each answers, {reason: rows left out}).
 
-    A message is a reply if the sender of the quoted mail is among those it goes to, whatever the
-    line above the quote says.
+    Whatever is above a quote, it is a reply if it goes to the sender of the quoted mail.
     """
     kept, left_out, pairs = [], collections.Counter(), [(key, key) for key in authors]
     for row in rows:
@@ -1567,10 +1543,7 @@ def normalise(text):
 
 
 def normalise_mail(mail):
-    """The same of a mail after its first "Subject:", if that is eight words or more.
-
-    A mail has another header when it was answered, forwarded or sent by another program.
-    """
+    """The same of a mail below its header, which differs when it is answered or forwarded."""
     content = mail.partition("Subject:")[2]
     return normalise(content if len(content.split()) >= 8 else mail)
 
@@ -1587,8 +1560,7 @@ def cut_quotes(rows, names):
 
 
 def keep_clean(rows, shipped, held_out, without_sender):
-    """(rows kept, {reason: rows dropped}). `held_out` are test rows, cut and as shipped;
-    `shipped` are the rows uncut."""
+    """(rows kept, {reason: rows dropped}); `held_out` are test rows, `shipped` the rows uncut."""
     mail, uncut = rows["mail"].map(normalise_mail), shipped["mail"].map(normalise_mail)
     reply = rows["response"].map(normalise)
     long = held_out["response"].map(lambda text: len(text.split()) >= 8).astype(bool)
@@ -1697,9 +1669,8 @@ def shorten(text):
 def with_examples(rows, memory, count):
     """The rows, with up to `count` earlier mails and the replies to them in front of the mail.
 
-    The most similar is last. Similar are mails with the same rare words (TF-IDF, cosine; of equals
-    the first in `memory`). Never used are a row's own thread and what is not known to be earlier:
-    a row without a date sees only others without one, a new mail without one sees all. The last
+    The most similar (TF-IDF, cosine) is last. Never used are a row's own thread and what is not
+    known to be earlier: a row without a date sees only others without one, a new mail all. The last
     turn of a row is its mail, so a file made with examples serves as memory as well.
     """
     import numpy
@@ -1994,10 +1965,9 @@ def add_to_mbox(path, drafts):
 def write_draft(row):
     """A row of predictions.jsonl as a message: to whom "reply to all" goes, the original below.
 
-    An address is only ever one that was told apart in the mail's header, a field is one line, and
-    long ids are not encoded, as email's newer policies do (so the older compat32). The Message-ID
-    is a digest of the mail: it tells nothing of this machine, and a mail gets one draft, whatever
-    the model says the next time.
+    An address is only ever one that was told apart in the mail's header, and a field is one line.
+    The Message-ID is a digest of the mail: it tells nothing of this machine, and a mail gets one
+    draft, whatever the model says the next time.
     """
     authors = [one_line(str(author)) for author in row["author"]]
     texts = ("prediction", "mail")
@@ -2008,6 +1978,7 @@ def write_draft(row):
     lines = clean(row["mail"]).split("\n")
     quoted = "\n".join(f">{'' if line[:1] in ('', '>') else ' '}{line}" for line in lines)
     text = f"{reply}\n\n{when}{sender} wrote:\n{quoted}\n"
+    # The newer policies of the email package would encode long ids.
     message = email.mime.text.MIMEText(text, "plain", QUOTED_PRINTABLE)
     # An mbox would mark a line that begins with "From ".
     body = re.sub("^From ", "=46rom ", message.get_payload(), flags=re.MULTILINE)
