@@ -165,16 +165,19 @@ def stop(message):
     raise SystemExit(2)
 
 
-def write_whole(contents):
-    """Write {path: text} to side files, which only their owner may read; move all when whole."""
+def write_whole(tables):
+    """Write {path: frame as CSV, or list as JSON lines} to side files; move all when whole."""
     sides = {}
     try:
-        for path, text in contents.items():
+        for path, rows in tables.items():
             folder, name = os.path.split(path)
             handle, sides[path] = tempfile.mkstemp(".part", f"{name}.", folder or ".")
             with open(handle, "w", encoding="utf-8", newline="") as file:
-                file.write(text)
-        for path in contents:
+                if isinstance(rows, list):
+                    file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+                else:
+                    rows.to_csv(file, columns=COLUMNS, index=False, lineterminator="\r\n")
+        for path in tables:
             os.replace(sides[path], path)
             del sides[path]
     except OSError as error:
@@ -182,14 +185,6 @@ def write_whole(contents):
     finally:
         for side in sides.values():
             os.unlink(side)
-
-
-def json_lines(rows):
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-
-
-def csv_text(rows):
-    return rows.to_csv(columns=COLUMNS, index=False, lineterminator="\r\n")
 
 
 # ------------------------------------------------------------------------- phrases and patterns
@@ -755,7 +750,7 @@ def messages(source):
         name = os.path.relpath(path, source)
         if os.path.islink(path) or not os.path.isfile(path):
             yield name, b""  # it could lead out of the archive, or never end
-        elif not SKIPPED.fullmatch(name):
+        else:
             with open(path, "rb") as file:
                 yield from messages_in(name, file, 1)
 
@@ -766,7 +761,12 @@ def beginning(table, start):
 
 
 def messages_in(name, file, depth):
-    """(name, bytes) of every message in an open file of any kind, by how it begins."""
+    """(name, bytes) of every message in an open file of any kind, by how it begins.
+
+    `depth` is 0 for what the user named, more for what is in it.
+    """
+    if depth and SKIPPED.fullmatch(name):
+        return
     try:
         start = file.peek(512)
         advice = beginning(UNREADABLE, start)
@@ -794,7 +794,7 @@ def messages_in_zip(name, file, depth):
         for member in archive.infolist():
             if member.flag_bits & 1:
                 print(f"{name}: {member.filename} is encrypted; unpack it first", file=sys.stderr)
-            elif not member.is_dir() and not SKIPPED.fullmatch(member.filename):
+            elif not member.is_dir():
                 with archive.open(member) as unpacked:
                     yield from messages_in(member.filename, unpacked, depth + 1)
 
@@ -818,7 +818,7 @@ def messages_in_tar(file, depth):
             outside = member.name.startswith("/") or ".." in member.name.split("/")
             if not member.isfile() or member.issparse() or outside:
                 yield from [] if member.isdir() else [(member.name, b"")]
-            elif not SKIPPED.fullmatch(member.name):
+            else:
                 yield from messages_in(member.name, archive.extractfile(member), depth + 1)
 
 
@@ -888,17 +888,18 @@ ENTRY = layout(  # of an address field: quoted strings, comments and <addresses>
     r"""(?:"(?:[^"\\]|\\.)*" | \((?:[^()\\]|\\.)*\) | <[^<>]*> | [^,;])+?(?=[,;]|$)"""
 )
 HEADER_END = re.compile(rb"\n\r?\n")
+PLAIN_ADDRESS = re.compile(rb"[\w.+-]+@[\w.-]+", re.ASCII)
+PLAIN_IDS = re.compile(rb"<[\w.+=$@-]+>(?: <[\w.+=$@-]+>)*", re.ASCII)
 BARE_ADDRESS = re.compile(r"""(?<![^\s<>"'(),;:])[^\s<>"'(),;:@]+@[^\s<>"'(),;:]+""")
 ADDRESS = re.compile(r"[!-~]+@[\w.-]+", re.ASCII)
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")
 
 
-def western(error):
-    """A byte that its charset lacks is read as Windows' Western European one: one letter wrong."""
-    return error.object[error.start : error.end].decode("cp1252", "replace"), error.end
-
-
-codecs.register_error("western", western)
+# A byte that its charset lacks is read as Windows' Western European one: one letter is wrong.
+codecs.register_error(
+    "western",
+    lambda error: (error.object[error.start : error.end].decode("cp1252", "replace"), error.end),
+)
 
 
 def decode(data, charset=None):
@@ -938,6 +939,13 @@ def shift_jis(data):
 def decode_words(field):
     """The text of a header field with =?encoded words?=, on one line."""
 
+    def decode_word(word):
+        _, encoding, text = word
+        if encoding in "qQ":
+            return binascii.a2b_qp(text.encode("utf-8", "replace"), header=True)
+        text = re.sub("[^A-Za-z0-9+/]", "", text)
+        return base64.b64decode(text[: len(text) - (len(text) % 4 == 1)] + "==")
+
     def decode_run(match):  # letters may be torn between words, so those of a charset are joined
         words = re.findall(ENCODED_WORD, match[0])
         runs = itertools.groupby(words, key=lambda word: word[0].casefold())
@@ -947,14 +955,6 @@ def decode_words(field):
     if "=?" in text:
         text = re.sub(rf"{ENCODED_WORD}(?:\s*{ENCODED_WORD})*", decode_run, text)
     return one_line(text)
-
-
-def decode_word(word):
-    _, encoding, text = word
-    if encoding in "qQ":
-        return binascii.a2b_qp(text.encode("utf-8", "replace"), header=True)
-    text = re.sub("[^A-Za-z0-9+/]", "", text)
-    return base64.b64decode(text[: len(text) - (len(text) % 4 == 1)] + "==")
 
 
 def one_line(text):
@@ -994,6 +994,8 @@ def open_message(raw, again=True):
 
 def addresses_of(field):
     """[(name, address)] of an undecoded address field; "" stands for what is not given."""
+    if isinstance(field, bytes) and PLAIN_ADDRESS.fullmatch(field):  # most of all, and fast
+        return [("", field.decode())]
     pairs = []
     for match in ENTRY.finditer(decode(field) if isinstance(field, bytes) else field):
         entry = match[0].strip()
@@ -1051,6 +1053,8 @@ def is_author(name, address, authors):
 
 def ids_of(field):
     """The message ids in a field, bare, however they are written: encoded, with comments."""
+    if PLAIN_IDS.fullmatch(field):  # most of all, and fast
+        return field.decode()[1:-1].split("> <")
     text = re.sub(r"(<[^<>]*>)|\([^()]*\)", lambda match: match[1] or " ", decode_words(field))
     bracketed = ["".join(name.split()) for name in re.findall("<([^<>]+)>", text)]
     return bracketed or [match[0] for match in BARE_ADDRESS.finditer(text)]
@@ -1308,7 +1312,7 @@ def extract(args):
         stop(f"{args.source}: no reply by {shown} is left")
     for number, thread in enumerate(group(row["names"] for row in rows), 1):
         rows[number - 1]["id"] = f"{thread}.{number}"
-    write_whole({args.output: csv_text(pandas.DataFrame(rows))})
+    write_whole({args.output: pandas.DataFrame(rows)})
     print(f"kept {len(rows)} replies in {args.output}")
 
 
@@ -1616,7 +1620,7 @@ def format_replies(args):
     rows = [example(row, instruction) for row in rows[: args.limit].to_dict("records")]
     if args.examples:
         rows = with_examples(rows, memory or rows, args.examples)
-    write_whole({args.output: json_lines(rows)})
+    write_whole({args.output: rows})
     print(f"kept {len(rows)} rows in {args.output}")
 
 
@@ -1763,7 +1767,7 @@ def split_replies(args):
         advice = "change --test-fraction or extract more mail"
         stop(f"{args.source}: {len(rows)} rows in {len(order)} threads {empty}; {advice}")
     shuffled.shuffle(train)
-    write_whole({args.train: csv_text(rows.loc[train]), args.test: csv_text(rows[test])})
+    write_whole({args.train: rows.loc[train], args.test: rows[test]})
     kept = f"kept {len(train)} rows in {args.train}, {test.sum()} in {args.test}"
     print(f"{kept}; {len(order)} threads, none on both")
 
@@ -1811,7 +1815,7 @@ def read_inbox(args):
     rows = [row | {"id": str(number)} for number, row in enumerate(rows, 1)]
     if args.examples:
         rows = with_examples(rows, memory, args.examples)
-    write_whole({args.output: json_lines(rows)})
+    write_whole({args.output: rows})
     print(f"kept {len(rows)} mails to answer in {args.output}, the newest first")
 
 
