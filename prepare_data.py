@@ -221,487 +221,6 @@ def layout(text, flags=0):
     return re.compile(text.replace("~", r"\s+"), flags | re.VERBOSE)
 
 
-# ------------------------------------------- where own words end, in text without its line breaks
-
-DAY = r"(?:\d{1,2}[/-]\d{1,2}[/-]\d{2,4}|\d{2,4}[/-]\d\d[/-]\d\d)"
-DATE = rf"{DAY},?~\d{{1,2}}:\d\d(?::\d\d)?(?:\s*[AP]M)?(?:~[A-Z]{{3,4}}\b)?"
-COMPANY = r"Enron(?:~[A-Z&][\w&-]*){0,6}~(?:Corp|Inc|Ltd|Co|LLC|Services|Company|Group)"
-MARK = re.compile(r"[:：@|]|--|__|==|\*\*|>>>|—")  # no words before quoted text are without one
-QUOTE = layout(
-    rf"""
-    (?P<line>  # the match is where quoted text begins
-        # ----- Forwarded by Maud Okafor on 02/06/2019 -----, -----Original Message-----
-        (?:(?<!\S)>[>\s]{{0,20}})?(?<![-_=*])[-_=*]{{3,}}\s*
-        (?:Forwarded~by|Original|Reply~Separator|Inline~attachment~follows)
-        # >>> "Len Corrigan" <len@tern.example> 02/06/19 03:50PM >>>
-        | >>>~.{{1,100}}?~>>>
-        # From: Len Sent: Monday To: Maud Subject: kiln
-        | (?<!\S)From:~(?:(?!From:).){{1,200}}?~(?:Sent|Date):~.{{1,100}}?~(?:To|Subject):
-        # On Wed, 6 Feb 2019, Len wrote:
-        | (?<!\S)(?:At|On)~(?=.{{0,60}}?(?:\d/\d+/\d|\b(?:19|20)\d\d\b))
-          (?:(?!\b(?:At|On)\b)[^?!]){{5,150}}?~wrote:
-    )
-    # Len Corrigan 02/06/2019 01:49 PM To: Maud: quoted text begins with the name before the date
-    | (?P<date>{DATE})(?:~(?:Please~respond~to|Sent~by:|Phone|Extn:)~\S.{{0,100}}?)?~To:
-    # len@tern.example wrote: > When?
-    | (?P<wrote>(?<=>)~wrote:|(?<!\s)~wrote:(?=\s*>))
-    # To: Maud cc: Joss Subject: kiln, mostly without a sender
-    | (?<!\S)(?P<to>To:~(?:(?!Subject:|To:).){{0,5000}}?\b[Cc]c:
-      ~(?:(?!Subject:|To:).){{0,5000}}?Subject:)
-    """,
-    re.DOTALL,
-)
-SENDER = layout(
-    rf"""
-    # Enron North America Corp. From: Joss Whitfield
-    (?:{COMPANY}[.,]?~)?From:~[^:]{{1,120}}$
-    # "Corrigan, Len" <len@tern.example>, "Corrigan, Len"
-    | "[^"]{{1,100}}"\s*<[^<>]*>?$ | "[A-Z][\w'-]*,?~[A-Z][^"]{{0,60}}"$
-    # len@tern.example
-    | [^\s<>"]+@[\w-]+\.[\w.-]+$
-    """
-)
-TORN_ADDRESS = layout(  # Lotus printed long addresses in two columns: Jane.Roe@tern.c om To: ...
-    r"""\S+@(?!\S+\.(?:com|net|org|edu|gov)\s)\S*~[a-z-]{0,12}\.?[a-z]{1,3}$
-    | \S+\.\S+~@\S+\.[a-z]{2,3}$"""
-)
-ORGANISATION = layout(  # the end of Joss Whitfield/HOU/ECT@ECT, of Joss Whitfield@TT
-    r"""(?:/[A-Z][\w&=-]*(?:~[A-Z][\w&-]*){0,3})*\s*@\s*(?:[A-Za-z][\w-]*(?:~[A-Z]\w+)?)?$
-    | (?:/[A-Z][\w-]*)+$"""
-)
-SENTENCE_END = re.compile(r"(?!(?:Jr|Dr|St|Co|Corp|Inc|Ltd)\.).*(?:[!?;:)>]|[^A-Z.]\.|\.\.)")
-NAME = re.compile(r"[A-Z][\w.'’&-]*,?|\(?[A-Z]+\)?|de|van|der|von|la|del|&")
-MIDDLE = re.compile(r"[A-Z]{1,2}\.?|[Dd]e|[Vv]an|der|[Vv]on|[Ll]a|del")
-SIGN_OFF = set(phrases_of("sign_off"))
-
-
-def split_quoted(text, author="", names=frozenset()):
-    """(own words, a prefix of `text`; quoted text). `author` is an address, see known_names."""
-    match = MARK.search(text) and QUOTE.search(text)
-    if not match:
-        return text.rstrip(), ""
-    end = match.start()
-    if not match["line"]:
-        before = text[:end].rstrip()
-        tail = before[-300:]
-        torn = match["to"] and TORN_ADDRESS.search(tail)
-        known = bool(match["to"])
-        start = torn.start() if torn else start_of_sender(tail, author, names, only_known=known)
-        end = len(before) - len(tail) + start
-        if match["wrote"]:
-            end = len(text[:end].rstrip("-_=* \r\n\t"))
-    return text[:end].rstrip(), text[end:].strip()
-
-
-def start_of_sender(text, author, names, only_known=False):
-    """Where the name of a quoted mail's sender begins, if `text` ends with it; else its length.
-
-    A sign-off may precede that name (Best, Jane John Q Public 07/30/2001). So a bare name is looked
-    up in `names`; or else, unless `only_known`, the author's own name and parting words are taken
-    off its front.
-    """
-    text = re.sub(r"\s+(?:on|Sent by:[^:]{1,60})$", "", text.rstrip())
-    if (match := SENDER.search(text)) and match.group() != author:
-        return match.start()
-    # Name <address>, Name (E-mail), Name/Org@Org
-    bare = re.sub(r"(?:\s*(?:<[^<>]*>|[(\[][^()\[\]]*[)\]]))+$", "", text)
-    bare = ORGANISATION.sub("", bare).rstrip()
-    words = last_words(bare)
-    for i in range(len(words) - 1):
-        full = [key for key, _, _ in words[i:]]
-        short_middle = all(len(word) < 3 for word in full[1:-1])
-        if " ".join(full) in names or short_middle and f"{full[0]} {full[-1]}" in names:
-            return words[i][1]
-    if only_known:
-        return len(text)
-    words = without_sign_off(words, re.split(r"\W+", author.casefold().partition("@")[0]))
-    # A display name of three words after a full stop, such as a company's, is whole.
-    whole = "<" in text[len(bare) :] and words and bare[: words[0][1]].rstrip()[-1:] == "."
-    if len(words) > 3 or len(words) == 3 and not whole:
-        middle = MIDDLE.fullmatch(words[-2][2]) or words[-1][0] in ("jr", "ii", "iii")
-        words = words[-3 if middle else -2 :]
-    return words[0][1] if words else len(bare)
-
-
-def last_words(text):
-    """Up to five words at the end of a text's last sentence: (lower case, offset, as written)."""
-    words = []
-    for match in reversed(list(re.finditer(r"\S+", text))):
-        word = match.group()
-        if len(words) == 5 or len(words) > 1 and word[-1] == "," or SENTENCE_END.fullmatch(word):
-            break
-        words.insert(0, (word.casefold().strip(".,"), match.start(), word))
-    return words
-
-
-def without_sign_off(words, own):
-    """The words without what cannot be a name and what may be the author's parting words."""
-    if words and not NAME.fullmatch(words[-1][2]):
-        return words[-1:] if "@" in words[-1][0] else []
-    while not all(NAME.fullmatch(word) for _, _, word in words):
-        words.pop(0)
-    own_initials = own[0][:1] + own[-1][:1]
-    while len(words) > 1:
-        first, second = words[0][0], words[1][0]
-        own_name = first in own and second not in own and len(second) > 1
-        initials = len(first) == 1 or len(first) < 4 and first[0] + first[-1] == own_initials
-        if not (first in SIGN_OFF or own_name or len(words) > 2 and initials):
-            break
-        words.pop(0)
-    return words
-
-
-def known_names(rows):
-    """Full names, in lower case, out of addresses and of recipient lists, in a frame of replies."""
-    entry = layout(
-        r"""(?:To:|cc:|[/@][\w-]+,)~([A-Z][\w.'-]*(?:~[A-Z][\w.'-]*){1,3})(?=/[A-Z]|@[A-Z])"""
-    )
-    names = set()
-    for body, sender, recipient in zip(rows["body"], rows["From"], rows["To"], strict=True):
-        names |= {" ".join(name.split()).casefold() for name in entry.findall(body)}
-        pairs = re.findall(r"\b(\w{2,})\.(\w{2,})@", f"{sender} {recipient}".casefold())
-        names |= {" ".join(pair) for pair in pairs}
-    return names
-
-
-# ----------------------------------------------------- where own words end, in mail with lines
-
-ON, WROTE = one_of("on"), one_of("wrote")
-TITLE = one_of("original", "forwarded")
-HEADER = layout(  # From: Len, *From:* Len, | From | Len |
-    rf"""[>\s?]*(?P<bar>\|\s*)?\*{{0,2}}
-    (?:(?P<sender>{one_of("from")}) | (?P<sent>{one_of("sent")}) | (?P<date>{one_of("date")})
-    | (?P<recipient>{one_of("to", "cc")}) | (?P<subject>{one_of("subject")}))
-    \*{{0,2}}\s?(?(bar)\s*\||[:：])"""
-)
-SEPARATOR = layout(
-    rf"""
-    # -----Original Message-----
-    [\s?|]*[-_=*‐–—]{{2,}}[\s(]*(?:{TITLE}|Original)
-    # Begin forwarded message:
-    | \s*{TITLE}\s?[:：]\s*$
-    # >>> Len 02/06/19 03:50PM >>>
-    | \s*>>>[ ].{{1,100}}[ ]>>>\s*$
-    | \s*From:[ ]\S+@\S+\s*$
-    | \s*Message-ID:[ ]<
-    | [-_=*\s]*Inline[ ]attachment[ ]follows
-    """
-)
-FORWARD_TITLE = layout(rf"[\s\-_=*‐–—(]*{one_of('forwarded')}", re.IGNORECASE)
-BRACKETED = re.compile(r"[<(\[](?:mailto:)?[^\s<>()\[\]@]+@[^<>()\[\]@]+[>)\]]")
-INTRODUCTION = layout(
-    rf"""
-    # On Wed, 6 Feb 2019 at 13:12, Len wrote:   Am 06.02.2019 schrieb Len:   == At … wrote: ==
-    (?:[-*_=]{{2,}}\s?)?{ON}(?!\w)[ ]?(?=.*\d)
-    (?:(?![?!][ ]|[ ](?:On|Am|Le|Den)[ ]).){{5,250}}?[^\w]{WROTE}(?!\w)
-    (?:.{{0,80}}[:：](?:\s?={{2,}})?|\s?-{{2,}})
-    | (?P<inner>  # what may begin on a later line than where it matches
-        # Len <len@tern.example> wrote:
-        (?:(?![ ]On[ ]\w).){{0,120}}\w@\w.{{0,80}}?\W{WROTE}(?:\s?\([^()]*\))?\s?[:：]
-        # --- Len wrote ---
-        | -{{2,}}.{{1,80}}[ ]{WROTE}\s?-{{2,}}
-        # ons. 6. feb. 2019 kl. 13:12 skrev Len <len@tern.example>:
-        | (?=.{{0,60}}\d).{{0,120}}?\W{WROTE}[ ].{{1,120}}@.{{1,80}}[:：]
-        # 2019-02-06 13:12 Len <len@tern.example>
-        | \d{{4}}(?:[-/.]\d|年).{{0,100}}<[^<>]+@[^<>]+>\s?[:：]?
-    )
-    """
-)
-BARE_INTRODUCTION = layout(  # Len Corrigan wrote:   Quoting Len (2019-02-06):
-    rf"[^:.?!]{{1,60}}[ ]{WROTE}[:：] | {one_of('quoting')}[ ].{{1,120}}[:：]"
-)
-SELF = layout(rf"(?<!\w){one_of('self')}(?!\w)")
-YEAR = re.compile(r"(?<!\d)(?:19|20)\d\d(?!\d)|[۱۲][۰-۹]{3}|\d{1,2}[./-]\d{1,2}[./-]\d\d\b")
-CLOCK = re.compile(r"\d{1,2}\s?[:.時时h]\s?\d\d|[۰-۹]{1,2}:[۰-۹]{2}")
-QUOTED = re.compile(r"[ \t]{0,4}>(?!.*<<<)")
-DATE_LINE = layout(rf"{DATE}(?:\s+To:.*)?$")
-# Sender and date on the left, To:, cc: and Subject: on the right
-TWO_COLUMNS = re.compile(r"\s{8,}(?:\S.*?\s{2,})?To:\s")
-SENT_BY = re.compile(r"\s*(?:Sent by|Please respond to)\b")
-LETTERHEAD = layout(rf"\s*{COMPANY}\b[.,]?\s*$")
-SUBJECT_RIGHT = re.compile(r"\s{8,}(?:\S.*?\s{2,})?Subject:")
-TORN_LINK = re.compile(r"[(<]https?://[^)>\n]*\n|\n\s*[(<]https?://")
-TELEPHONE = re.compile(r"^.{,40}\b\d{3}[-. ]\d{4}\b", re.MULTILINE)
-RULE = re.compile(r"\s*(?:[-_=*#~+⸺—]\s?){3,}\s*")
-WITHIN_LINE = layout(  # words before quoted text that stand behind own words, on the same line
-    r"""(?<=\w[^\s>-])(?<!=09)(?<!=20)[ \t]*(?=-{4,}[ ]?(?:Original[ ]Message|Forwarded[ ]by))
-    | (?<=[^\s-])[ \t]*(?=(?:-{2,}|(?<=[ \t])-*)[ ]?On[ ](?=[^\n]{0,40}\d)[^\n]{5,150}
-    [ ]wrote:[ \t]*$)"""
-)
-
-
-def own_words(body, keep_signature=False):
-    """(own words, quoted text) of a mail; trailing boilerplate is in neither, unless kept."""
-    own, quoted = split_own_words(body)
-    while not keep_signature and (signed := drop_boilerplate(own)) != own:
-        own = split_own_words(signed)[0]
-    return own, quoted
-
-
-def split_own_words(text):
-    """(own words, quoted text) of any mail; only white space is lost."""
-    quoted = []
-    while True:
-        lines = [
-            WITHIN_LINE.sub("\n", line) if "----" in line or "wrote:" in line else line
-            for line in text.split("\n")
-        ]
-        own, more = split_lines("\n".join(lines))
-        folded = ""
-        if "\n" not in own:
-            own, folded = split_quoted(own)
-        quoted += filter(None, [folded, more])
-        if own == text:
-            return text, "\n\n".join(quoted)
-        text = own
-
-
-def plain_lines(text):
-    """Lines to match patterns on: with plain blanks, without marks that nobody sees."""
-    text = text.replace("=20", " ").replace("=09", " ")
-    text = visible(re.sub(r"[\xa0\u202f\u3000]", " ", text))
-    return [line.rstrip() for line in text.split("\n")]
-
-
-def split_lines(text):
-    """(own words, quoted text) of a mail with its lines; own lines between quoted ones stay."""
-    lines, plain = text.split("\n"), plain_lines(text)
-    marked = marked_lines(plain)
-    own, quoted, before, i = [], [], "", 0
-    while i < len(lines):
-        length = introduction_length(plain, marked, i) or header_length(plain, i, before)
-        if not length and not marked[i]:
-            own.append(lines[i])
-            before = plain[i] or before
-            i += 1
-            continue
-        start, i = i, i + length
-        content = next_filled(plain, i)
-        if length and not (content < len(lines) and marked[content]):
-            i = len(lines)  # without marks, all that follows is quoted
-        while i < len(lines) and content < len(lines) and marked[content]:
-            i = content + 1
-            content = next_filled(plain, i)
-        if not length and i - start < 12 and len(TELEPHONE.findall("\n".join(lines[start:i]))) > 1:
-            own += lines[start:i]  # the author's signature, which Outlook marked like a quote
-            continue
-        header = len(own)
-        if length:
-            lotus = start - start_of_lotus_header(plain, start, start + length)
-            header = max(0, header - lotus)
-            while (above := filled_above(own, header, 2)) < header and RULE.fullmatch(own[above]):
-                header = above
-        quoted += own[header:] + lines[start:i]
-        own[header:] = [""]
-    return "\n".join(own).strip(), "\n".join(quoted).strip("\n").rstrip()
-
-
-def marked_lines(lines):
-    """Which lines have the mark of a quote, or lost it when a long quoted line was wrapped."""
-    marks = [bool(QUOTED.match(line)) for line in lines]
-    marked = marks.copy()
-    for i, line in enumerate(lines):
-        above, below = i > 0 and marks[i - 1], marks[i + 1 : i + 2] == [True]
-        if not above and not below and line.startswith(">From ") and ":" not in line:
-            marked[i] = False  # it was "From " before an mbox
-        elif above and below and line and not marks[i]:
-            short = len(line) < 40 or line[0].islower() and len(line) < 60
-            long = len(lines[i - 1]) > 54 and lines[i - 1][-1] not in ".?!:"
-            link = TORN_LINK.search(f"{lines[i - 1]}\n{line}")
-            marked[i] = short and long or bool(link)
-    return marked
-
-
-def next_filled(lines, i):
-    """The number of the first line from line i on that is not blank."""
-    while i < len(lines) and not lines[i]:
-        i += 1
-    return i
-
-
-def filled_above(lines, i, most):
-    """The number of the line above line i, `most` blank ones apart; i if there is none."""
-    numbers = range(i - 1, max(-1, i - 2 - most), -1)
-    return next((j for j in numbers if lines[j].strip()), i)
-
-
-def introduction_length(lines, marked, i):
-    """How many lines introduce another person's text, such as "On … wrote:", from line i on."""
-    if not lines[i] or not MARK.search("\n".join(lines[i : i + 6])):
-        return 0
-    ahead = [line for line in lines[i + 1 : i + 8] if line]
-    if SEPARATOR.match(lines[i]) or ahead and SEPARATOR.match(f"{lines[i]} {ahead[0]}"):
-        return 1
-    for n in (1, 2):  # a date and "To:", as Lotus Notes quotes; a long sender wraps the date
-        below = (line for line in lines[i + n : i + n + 8] if line and not SENT_BY.match(line))
-        match = DATE_LINE.search(" ".join(lines[i : i + n]))
-        if match and (next(below, "").lstrip().startswith("To:") or "To:" in match.group()):
-            return n
-    if TWO_COLUMNS.match(lines[i]) and any(map(SUBJECT_RIGHT.match, ahead)):
-        return 1
-    joined = ""
-    for n, line in enumerate(lines[i : i + 6], 1):
-        if n > 1 and (not line or marked[i + n - 1] and not line.endswith(":")):
-            break
-        joined = f"{joined} {line.strip()}".strip()
-        if not joined.endswith((":", "：", "-", "=", ">", ")")) or len(joined) > 400:
-            continue
-        below = next_filled(lines, i + n)
-        quoted = below < min(i + n + 4, len(lines)) and marked[below]
-        # One that begins on the next line has own words above it.
-        shorter = " ".join(line.strip() for line in lines[i + 1 : i + n])
-        part = lines[i].endswith("<") or BRACKETED.search(lines[i]) or YEAR.search(lines[i])
-        kind = introduction_kind(joined, quoted)
-        if kind == "whole" or kind and (part or not introduction_kind(shorter, quoted)):
-            return n
-        if joined.endswith((":", "：")):
-            break
-    return 0
-
-
-def introduction_kind(text, marked):
-    """How a line introduces quoted text, by its words, or in any language by its form.
-
-    "whole", or "inner" if own words may precede on the line; else None.
-    """
-    match = INTRODUCTION.fullmatch(text)
-    address, dated, timed = (bool(form.search(text)) for form in (BRACKETED, YEAR, CLOCK))
-    about_self = SELF.search(text)
-    if match and (marked or "@" in text or text[-1] == "-" or (dated or timed) and not about_self):
-        return "inner" if match["inner"] else "whole"
-    if marked and BARE_INTRODUCTION.fullmatch(text):
-        return "inner"
-    if text[-1:] not in (":", "：") or len(text) > 250 or about_self or re.search("[?!]", text):
-        return None
-    words = re.findall(r"[^\W\d_]{2,}", text)
-    named = len(words) < 9 and any(not word.islower() for word in words[1:])
-    if marked:
-        formal = len(words) > 1 and (address or dated and (timed or named))
-    else:
-        formal = address and dated and timed
-    return "inner" if formal else None
-
-
-@functools.lru_cache(4096)
-def header_kind(line):
-    """Which header line this is: sender, sent, date, recipient or subject; else None."""
-    match = HEADER.match(line)
-    return match and match.lastgroup
-
-
-def header_length(lines, i, above):
-    """How many lines a quoted header takes from line i on; `above` is the last own line."""
-    if not (first := header_kind(lines[i])):
-        return 0
-    kinds, end, addressed = set(), i, False
-    for j in range(i, min(i + 60, len(lines))):
-        if kind := header_kind(lines[j]):
-            kinds.add(kind)
-            addressed |= "@" in lines[j]
-            end = j + 1
-        elif j - end > 1 and not lines[j].startswith(("\t", " ")):
-            break
-    if first == "recipient":  # a memo of the author's own begins so, but names its sender
-        copied = any(re.match(r"\s*[Cc]c:", line) for line in lines[i:end])
-        is_mail = above and copied and "subject" in kinds and "sender" not in kinds
-    elif header_kind(above) == "recipient":
-        is_mail = False
-    else:  # "From: Leeds, To: York, Date: Monday" is a list of the author's own
-        subject = "subject" in kinds
-        sent = "sender" in kinds and (subject or "sent" in kinds or addressed and len(kinds) > 1)
-        dated = kinds & {"sent", "date"} and "recipient" in kinds and (subject or addressed)
-        is_mail = sent or dated
-    return end - i if is_mail else 0
-
-
-def start_of_lotus_header(lines, i, end):
-    """Where the header begins whose date is on lines i to `end`: at its sender or letterhead."""
-    start = i
-    if TWO_COLUMNS.match(lines[i]):
-        while start and re.match(r"\s{8,}\S", lines[start - 1]):
-            start -= 1
-        return start
-    if not DATE_LINE.search(" ".join(lines[i:end])):
-        return i
-    date_only = re.fullmatch(r"\s*(?:on|<\S*>)?\s*(?:on)?\s*", DATE_LINE.sub("", lines[i]))
-    if SENT_BY.match(lines[i]) or date_only:
-        while start and SENT_BY.match(lines[start - 1]):
-            start -= 1
-        above = filled_above(lines, start, 2)
-        if above == start - 1 or ORGANISATION.search(lines[above][-200:]):
-            start = above
-    above = filled_above(lines, start, 3)
-    return above if LETTERHEAD.match(lines[above]) and "From:" in lines[start] else start
-
-
-PROGRAM = layout(rf"(?<![A-Za-z]){one_of('program')}")
-LINK = r"\W*(?:https?://\S+)?\W*"
-ADDED_BY_PROGRAM = layout(rf"\W*{one_of('added')}{LINK}", re.IGNORECASE)
-ADDED = layout(rf"\W*{one_of('added', without='…')}{LINK}", re.IGNORECASE)
-FORMAL = layout(  # titles of disclaimers, advertisements, and the files that a mail had
-    rf"""
-    \W*{one_of("notice")}(?!\w) | (?s:{one_of("advertisement")})
-    | \s*-[ ]\S[^.\n]*\.[a-z]{{3,4}}\s*$ | \s*\(see[ ]attached[ ]file:[ ].*\)\s*$
-    | \s*<<[ ](?:ole[ ]object|file):[ ].*[ ]>>\s*$
-    """,
-    re.IGNORECASE | re.MULTILINE,
-)
-OUTLOOK = re.compile(r"(?:[^\s?!,;]+ ){0,4}\S*Outlook(?: ?[^\s?!,;]+){0,6}")
-MAIL_NAMED = layout(rf".{{0,80}}?{one_of('mail')}", re.IGNORECASE | re.DOTALL)
-LEGAL = layout(one_of("legal"), re.IGNORECASE)
-LIST = layout(one_of("list"), re.IGNORECASE)
-SCANNER = layout(rf"\b{one_of('scanner')}\b", re.IGNORECASE)
-VIRUS = layout(one_of("virus"), re.IGNORECASE)
-
-
-def drop_boilerplate(own):
-    """Own words without what follows "-- ", and without lines that programs put at their end."""
-    lines = own.split("\n")
-    end = len(lines)
-    for i in range(len(lines) - 1, -1, -1):
-        ruled = i > 0 and bool(RULE.fullmatch(lines[i - 1]))
-        begins = ruled or i in (0, end - 1) or not lines[i - 1].strip()
-        empty = not lines[i].strip()
-        if empty or RULE.fullmatch(lines[i]):
-            end = i if i == end - 1 < len(lines) - 1 else end
-        elif lines[i].rstrip() == "--":
-            end = i if end - i <= 20 else end
-        elif begins and end - i <= 40:
-            paragraph = list(itertools.takewhile(str.strip, lines[i : i + 12]))
-            end = i if is_boilerplate(paragraph, ruled, i == 0) else end
-    return "\n".join(lines[:end]).rstrip()
-
-
-def is_boilerplate(paragraph, ruled, first):
-    """Whether a program or a company wrote a paragraph; `ruled` if a line of dashes is above it."""
-    line, text = visible(paragraph[0]).strip(), "\n".join(paragraph)
-    short = " ".join(map(str.strip, paragraph)) if len(paragraph) < 4 else line
-    for added in (added for added in {line, short} if len(added) < 160):
-        if ADDED.fullmatch(added) and not first:
-            return True
-        if ADDED_BY_PROGRAM.fullmatch(added) and PROGRAM.search(added):
-            return True
-        if "Outlook" in added and OUTLOOK.fullmatch(added) and not SELF.search(added):
-            return bool(re.search(r"iOS|Android|Mac\b|aka\.ms", added))
-    if (
-        FORMAL.match(visible(text))
-        or len(text) < 500
-        and VIRUS.search(text)
-        and SCANNER.search(text)
-    ):
-        return True
-    linked = any(mark in text for mark in ("@", "://", "www."))
-    if linked and (ruled or len(text) < 400) and LIST.search(text):
-        return True
-    named = len(text) < 4000 and MAIL_NAMED.match(text)
-    return bool(named) and len({word.casefold() for word in LEGAL.findall(text)}) > 1
-
-
-def print_own_words(args):
-    text = clean(decode(sys.stdin.buffer.read(), "utf-8"))
-    print(own_words(text, args.keep_signature)[0].replace(STUFFED, ""))
-
-
 # ---------------------------------------------------------------------------- reading archives
 
 SKIPPED = re.compile(  # what mail programs keep beside mail: indexes, and what is half delivered
@@ -1260,6 +779,487 @@ def html_to_text(source):
     return re.sub(r"\n\s*\n\s*", "\n\n", text).strip("\n").rstrip(" ")
 
 
+# ------------------------------------------- where own words end, in text without its line breaks
+
+DAY = r"(?:\d{1,2}[/-]\d{1,2}[/-]\d{2,4}|\d{2,4}[/-]\d\d[/-]\d\d)"
+DATE = rf"{DAY},?~\d{{1,2}}:\d\d(?::\d\d)?(?:\s*[AP]M)?(?:~[A-Z]{{3,4}}\b)?"
+COMPANY = r"Enron(?:~[A-Z&][\w&-]*){0,6}~(?:Corp|Inc|Ltd|Co|LLC|Services|Company|Group)"
+MARK = re.compile(r"[:：@|]|--|__|==|\*\*|>>>|—")  # no words before quoted text are without one
+QUOTE = layout(
+    rf"""
+    (?P<line>  # the match is where quoted text begins
+        # ----- Forwarded by Maud Okafor on 02/06/2019 -----, -----Original Message-----
+        (?:(?<!\S)>[>\s]{{0,20}})?(?<![-_=*])[-_=*]{{3,}}\s*
+        (?:Forwarded~by|Original|Reply~Separator|Inline~attachment~follows)
+        # >>> "Len Corrigan" <len@tern.example> 02/06/19 03:50PM >>>
+        | >>>~.{{1,100}}?~>>>
+        # From: Len Sent: Monday To: Maud Subject: kiln
+        | (?<!\S)From:~(?:(?!From:).){{1,200}}?~(?:Sent|Date):~.{{1,100}}?~(?:To|Subject):
+        # On Wed, 6 Feb 2019, Len wrote:
+        | (?<!\S)(?:At|On)~(?=.{{0,60}}?(?:\d/\d+/\d|\b(?:19|20)\d\d\b))
+          (?:(?!\b(?:At|On)\b)[^?!]){{5,150}}?~wrote:
+    )
+    # Len Corrigan 02/06/2019 01:49 PM To: Maud: quoted text begins with the name before the date
+    | (?P<date>{DATE})(?:~(?:Please~respond~to|Sent~by:|Phone|Extn:)~\S.{{0,100}}?)?~To:
+    # len@tern.example wrote: > When?
+    | (?P<wrote>(?<=>)~wrote:|(?<!\s)~wrote:(?=\s*>))
+    # To: Maud cc: Joss Subject: kiln, mostly without a sender
+    | (?<!\S)(?P<to>To:~(?:(?!Subject:|To:).){{0,5000}}?\b[Cc]c:
+      ~(?:(?!Subject:|To:).){{0,5000}}?Subject:)
+    """,
+    re.DOTALL,
+)
+SENDER = layout(
+    rf"""
+    # Enron North America Corp. From: Joss Whitfield
+    (?:{COMPANY}[.,]?~)?From:~[^:]{{1,120}}$
+    # "Corrigan, Len" <len@tern.example>, "Corrigan, Len"
+    | "[^"]{{1,100}}"\s*<[^<>]*>?$ | "[A-Z][\w'-]*,?~[A-Z][^"]{{0,60}}"$
+    # len@tern.example
+    | [^\s<>"]+@[\w-]+\.[\w.-]+$
+    """
+)
+TORN_ADDRESS = layout(  # Lotus printed long addresses in two columns: Jane.Roe@tern.c om To: ...
+    r"""\S+@(?!\S+\.(?:com|net|org|edu|gov)\s)\S*~[a-z-]{0,12}\.?[a-z]{1,3}$
+    | \S+\.\S+~@\S+\.[a-z]{2,3}$"""
+)
+ORGANISATION = layout(  # the end of Joss Whitfield/HOU/ECT@ECT, of Joss Whitfield@TT
+    r"""(?:/[A-Z][\w&=-]*(?:~[A-Z][\w&-]*){0,3})*\s*@\s*(?:[A-Za-z][\w-]*(?:~[A-Z]\w+)?)?$
+    | (?:/[A-Z][\w-]*)+$"""
+)
+SENTENCE_END = re.compile(r"(?!(?:Jr|Dr|St|Co|Corp|Inc|Ltd)\.).*(?:[!?;:)>]|[^A-Z.]\.|\.\.)")
+NAME = re.compile(r"[A-Z][\w.'’&-]*,?|\(?[A-Z]+\)?|de|van|der|von|la|del|&")
+MIDDLE = re.compile(r"[A-Z]{1,2}\.?|[Dd]e|[Vv]an|der|[Vv]on|[Ll]a|del")
+SIGN_OFF = set(phrases_of("sign_off"))
+
+
+def split_quoted(text, author="", names=frozenset()):
+    """(own words, a prefix of `text`; quoted text). `author` is an address, see known_names."""
+    match = MARK.search(text) and QUOTE.search(text)
+    if not match:
+        return text.rstrip(), ""
+    end = match.start()
+    if not match["line"]:
+        before = text[:end].rstrip()
+        tail = before[-300:]
+        torn = match["to"] and TORN_ADDRESS.search(tail)
+        known = bool(match["to"])
+        start = torn.start() if torn else start_of_sender(tail, author, names, only_known=known)
+        end = len(before) - len(tail) + start
+        if match["wrote"]:
+            end = len(text[:end].rstrip("-_=* \r\n\t"))
+    return text[:end].rstrip(), text[end:].strip()
+
+
+def start_of_sender(text, author, names, only_known=False):
+    """Where the name of a quoted mail's sender begins, if `text` ends with it; else its length.
+
+    A sign-off may precede that name (Best, Jane John Q Public 07/30/2001). So a bare name is looked
+    up in `names`; or else, unless `only_known`, the author's own name and parting words are taken
+    off its front.
+    """
+    text = re.sub(r"\s+(?:on|Sent by:[^:]{1,60})$", "", text.rstrip())
+    if (match := SENDER.search(text)) and match.group() != author:
+        return match.start()
+    # Name <address>, Name (E-mail), Name/Org@Org
+    bare = re.sub(r"(?:\s*(?:<[^<>]*>|[(\[][^()\[\]]*[)\]]))+$", "", text)
+    bare = ORGANISATION.sub("", bare).rstrip()
+    words = last_words(bare)
+    for i in range(len(words) - 1):
+        full = [key for key, _, _ in words[i:]]
+        short_middle = all(len(word) < 3 for word in full[1:-1])
+        if " ".join(full) in names or short_middle and f"{full[0]} {full[-1]}" in names:
+            return words[i][1]
+    if only_known:
+        return len(text)
+    words = without_sign_off(words, re.split(r"\W+", author.casefold().partition("@")[0]))
+    # A display name of three words after a full stop, such as a company's, is whole.
+    whole = "<" in text[len(bare) :] and words and bare[: words[0][1]].rstrip()[-1:] == "."
+    if len(words) > 3 or len(words) == 3 and not whole:
+        middle = MIDDLE.fullmatch(words[-2][2]) or words[-1][0] in ("jr", "ii", "iii")
+        words = words[-3 if middle else -2 :]
+    return words[0][1] if words else len(bare)
+
+
+def last_words(text):
+    """Up to five words at the end of a text's last sentence: (lower case, offset, as written)."""
+    words = []
+    for match in reversed(list(re.finditer(r"\S+", text))):
+        word = match.group()
+        if len(words) == 5 or len(words) > 1 and word[-1] == "," or SENTENCE_END.fullmatch(word):
+            break
+        words.insert(0, (word.casefold().strip(".,"), match.start(), word))
+    return words
+
+
+def without_sign_off(words, own):
+    """The words without what cannot be a name and what may be the author's parting words."""
+    if words and not NAME.fullmatch(words[-1][2]):
+        return words[-1:] if "@" in words[-1][0] else []
+    while not all(NAME.fullmatch(word) for _, _, word in words):
+        words.pop(0)
+    own_initials = own[0][:1] + own[-1][:1]
+    while len(words) > 1:
+        first, second = words[0][0], words[1][0]
+        own_name = first in own and second not in own and len(second) > 1
+        initials = len(first) == 1 or len(first) < 4 and first[0] + first[-1] == own_initials
+        if not (first in SIGN_OFF or own_name or len(words) > 2 and initials):
+            break
+        words.pop(0)
+    return words
+
+
+def known_names(rows):
+    """Full names, in lower case, out of addresses and of recipient lists, in a frame of replies."""
+    entry = layout(
+        r"""(?:To:|cc:|[/@][\w-]+,)~([A-Z][\w.'-]*(?:~[A-Z][\w.'-]*){1,3})(?=/[A-Z]|@[A-Z])"""
+    )
+    names = set()
+    for body, sender, recipient in zip(rows["body"], rows["From"], rows["To"], strict=True):
+        names |= {" ".join(name.split()).casefold() for name in entry.findall(body)}
+        pairs = re.findall(r"\b(\w{2,})\.(\w{2,})@", f"{sender} {recipient}".casefold())
+        names |= {" ".join(pair) for pair in pairs}
+    return names
+
+
+# ----------------------------------------------------- where own words end, in mail with lines
+
+ON, WROTE = one_of("on"), one_of("wrote")
+TITLE = one_of("original", "forwarded")
+HEADER = layout(  # From: Len, *From:* Len, | From | Len |
+    rf"""[>\s?]*(?P<bar>\|\s*)?\*{{0,2}}
+    (?:(?P<sender>{one_of("from")}) | (?P<sent>{one_of("sent")}) | (?P<date>{one_of("date")})
+    | (?P<recipient>{one_of("to", "cc")}) | (?P<subject>{one_of("subject")}))
+    \*{{0,2}}\s?(?(bar)\s*\||[:：])"""
+)
+SEPARATOR = layout(
+    rf"""
+    # -----Original Message-----
+    [\s?|]*[-_=*‐–—]{{2,}}[\s(]*(?:{TITLE}|Original)
+    # Begin forwarded message:
+    | \s*{TITLE}\s?[:：]\s*$
+    # >>> Len 02/06/19 03:50PM >>>
+    | \s*>>>[ ].{{1,100}}[ ]>>>\s*$
+    | \s*From:[ ]\S+@\S+\s*$
+    | \s*Message-ID:[ ]<
+    | [-_=*\s]*Inline[ ]attachment[ ]follows
+    """
+)
+FORWARD_TITLE = layout(rf"[\s\-_=*‐–—(]*{one_of('forwarded')}", re.IGNORECASE)
+BRACKETED = re.compile(r"[<(\[](?:mailto:)?[^\s<>()\[\]@]+@[^<>()\[\]@]+[>)\]]")
+INTRODUCTION = layout(
+    rf"""
+    # On Wed, 6 Feb 2019 at 13:12, Len wrote:   Am 06.02.2019 schrieb Len:   == At … wrote: ==
+    (?:[-*_=]{{2,}}\s?)?{ON}(?!\w)[ ]?(?=.*\d)
+    (?:(?![?!][ ]|[ ](?:On|Am|Le|Den)[ ]).){{5,250}}?[^\w]{WROTE}(?!\w)
+    (?:.{{0,80}}[:：](?:\s?={{2,}})?|\s?-{{2,}})
+    | (?P<inner>  # what may begin on a later line than where it matches
+        # Len <len@tern.example> wrote:
+        (?:(?![ ]On[ ]\w).){{0,120}}\w@\w.{{0,80}}?\W{WROTE}(?:\s?\([^()]*\))?\s?[:：]
+        # --- Len wrote ---
+        | -{{2,}}.{{1,80}}[ ]{WROTE}\s?-{{2,}}
+        # ons. 6. feb. 2019 kl. 13:12 skrev Len <len@tern.example>:
+        | (?=.{{0,60}}\d).{{0,120}}?\W{WROTE}[ ].{{1,120}}@.{{1,80}}[:：]
+        # 2019-02-06 13:12 Len <len@tern.example>
+        | \d{{4}}(?:[-/.]\d|年).{{0,100}}<[^<>]+@[^<>]+>\s?[:：]?
+    )
+    """
+)
+BARE_INTRODUCTION = layout(  # Len Corrigan wrote:   Quoting Len (2019-02-06):
+    rf"[^:.?!]{{1,60}}[ ]{WROTE}[:：] | {one_of('quoting')}[ ].{{1,120}}[:：]"
+)
+SELF = layout(rf"(?<!\w){one_of('self')}(?!\w)")
+YEAR = re.compile(r"(?<!\d)(?:19|20)\d\d(?!\d)|[۱۲][۰-۹]{3}|\d{1,2}[./-]\d{1,2}[./-]\d\d\b")
+CLOCK = re.compile(r"\d{1,2}\s?[:.時时h]\s?\d\d|[۰-۹]{1,2}:[۰-۹]{2}")
+QUOTED = re.compile(r"[ \t]{0,4}>(?!.*<<<)")
+DATE_LINE = layout(rf"{DATE}(?:\s+To:.*)?$")
+# Sender and date on the left, To:, cc: and Subject: on the right
+TWO_COLUMNS = re.compile(r"\s{8,}(?:\S.*?\s{2,})?To:\s")
+SENT_BY = re.compile(r"\s*(?:Sent by|Please respond to)\b")
+LETTERHEAD = layout(rf"\s*{COMPANY}\b[.,]?\s*$")
+SUBJECT_RIGHT = re.compile(r"\s{8,}(?:\S.*?\s{2,})?Subject:")
+TORN_LINK = re.compile(r"[(<]https?://[^)>\n]*\n|\n\s*[(<]https?://")
+TELEPHONE = re.compile(r"^.{,40}\b\d{3}[-. ]\d{4}\b", re.MULTILINE)
+RULE = re.compile(r"\s*(?:[-_=*#~+⸺—]\s?){3,}\s*")
+WITHIN_LINE = layout(  # words before quoted text that stand behind own words, on the same line
+    r"""(?<=\w[^\s>-])(?<!=09)(?<!=20)[ \t]*(?=-{4,}[ ]?(?:Original[ ]Message|Forwarded[ ]by))
+    | (?<=[^\s-])[ \t]*(?=(?:-{2,}|(?<=[ \t])-*)[ ]?On[ ](?=[^\n]{0,40}\d)[^\n]{5,150}
+    [ ]wrote:[ \t]*$)"""
+)
+
+
+def own_words(body, keep_signature=False):
+    """(own words, quoted text) of a mail; trailing boilerplate is in neither, unless kept."""
+    own, quoted = split_own_words(body)
+    while not keep_signature and (signed := drop_boilerplate(own)) != own:
+        own = split_own_words(signed)[0]
+    return own, quoted
+
+
+def split_own_words(text):
+    """(own words, quoted text) of any mail; only white space is lost."""
+    quoted = []
+    while True:
+        lines = [
+            WITHIN_LINE.sub("\n", line) if "----" in line or "wrote:" in line else line
+            for line in text.split("\n")
+        ]
+        own, more = split_lines("\n".join(lines))
+        folded = ""
+        if "\n" not in own:
+            own, folded = split_quoted(own)
+        quoted += filter(None, [folded, more])
+        if own == text:
+            return text, "\n\n".join(quoted)
+        text = own
+
+
+def plain_lines(text):
+    """Lines to match patterns on: with plain blanks, without marks that nobody sees."""
+    text = text.replace("=20", " ").replace("=09", " ")
+    text = visible(re.sub(r"[\xa0\u202f\u3000]", " ", text))
+    return [line.rstrip() for line in text.split("\n")]
+
+
+def split_lines(text):
+    """(own words, quoted text) of a mail with its lines; own lines between quoted ones stay."""
+    lines, plain = text.split("\n"), plain_lines(text)
+    marked = marked_lines(plain)
+    own, quoted, before, i = [], [], "", 0
+    while i < len(lines):
+        length = introduction_length(plain, marked, i) or header_length(plain, i, before)
+        if not length and not marked[i]:
+            own.append(lines[i])
+            before = plain[i] or before
+            i += 1
+            continue
+        start, i = i, i + length
+        content = next_filled(plain, i)
+        if length and not (content < len(lines) and marked[content]):
+            i = len(lines)  # without marks, all that follows is quoted
+        while i < len(lines) and content < len(lines) and marked[content]:
+            i = content + 1
+            content = next_filled(plain, i)
+        if not length and i - start < 12 and len(TELEPHONE.findall("\n".join(lines[start:i]))) > 1:
+            own += lines[start:i]  # the author's signature, which Outlook marked like a quote
+            continue
+        header = len(own)
+        if length:
+            lotus = start - start_of_lotus_header(plain, start, start + length)
+            header = max(0, header - lotus)
+            while (above := filled_above(own, header, 2)) < header and RULE.fullmatch(own[above]):
+                header = above
+        quoted += own[header:] + lines[start:i]
+        own[header:] = [""]
+    return "\n".join(own).strip(), "\n".join(quoted).strip("\n").rstrip()
+
+
+def marked_lines(lines):
+    """Which lines have the mark of a quote, or lost it when a long quoted line was wrapped."""
+    marks = [bool(QUOTED.match(line)) for line in lines]
+    marked = marks.copy()
+    for i, line in enumerate(lines):
+        above, below = i > 0 and marks[i - 1], marks[i + 1 : i + 2] == [True]
+        if not above and not below and line.startswith(">From ") and ":" not in line:
+            marked[i] = False  # it was "From " before an mbox
+        elif above and below and line and not marks[i]:
+            short = len(line) < 40 or line[0].islower() and len(line) < 60
+            long = len(lines[i - 1]) > 54 and lines[i - 1][-1] not in ".?!:"
+            link = TORN_LINK.search(f"{lines[i - 1]}\n{line}")
+            marked[i] = short and long or bool(link)
+    return marked
+
+
+def next_filled(lines, i):
+    """The number of the first line from line i on that is not blank."""
+    while i < len(lines) and not lines[i]:
+        i += 1
+    return i
+
+
+def filled_above(lines, i, most):
+    """The number of the line above line i, `most` blank ones apart; i if there is none."""
+    numbers = range(i - 1, max(-1, i - 2 - most), -1)
+    return next((j for j in numbers if lines[j].strip()), i)
+
+
+def introduction_length(lines, marked, i):
+    """How many lines introduce another person's text, such as "On … wrote:", from line i on."""
+    if not lines[i] or not MARK.search("\n".join(lines[i : i + 6])):
+        return 0
+    ahead = [line for line in lines[i + 1 : i + 8] if line]
+    if SEPARATOR.match(lines[i]) or ahead and SEPARATOR.match(f"{lines[i]} {ahead[0]}"):
+        return 1
+    for n in (1, 2):  # a date and "To:", as Lotus Notes quotes; a long sender wraps the date
+        below = (line for line in lines[i + n : i + n + 8] if line and not SENT_BY.match(line))
+        match = DATE_LINE.search(" ".join(lines[i : i + n]))
+        if match and (next(below, "").lstrip().startswith("To:") or "To:" in match.group()):
+            return n
+    if TWO_COLUMNS.match(lines[i]) and any(map(SUBJECT_RIGHT.match, ahead)):
+        return 1
+    joined = ""
+    for n, line in enumerate(lines[i : i + 6], 1):
+        if n > 1 and (not line or marked[i + n - 1] and not line.endswith(":")):
+            break
+        joined = f"{joined} {line.strip()}".strip()
+        if not joined.endswith((":", "：", "-", "=", ">", ")")) or len(joined) > 400:
+            continue
+        below = next_filled(lines, i + n)
+        quoted = below < min(i + n + 4, len(lines)) and marked[below]
+        # One that begins on the next line has own words above it.
+        shorter = " ".join(line.strip() for line in lines[i + 1 : i + n])
+        part = lines[i].endswith("<") or BRACKETED.search(lines[i]) or YEAR.search(lines[i])
+        kind = introduction_kind(joined, quoted)
+        if kind == "whole" or kind and (part or not introduction_kind(shorter, quoted)):
+            return n
+        if joined.endswith((":", "：")):
+            break
+    return 0
+
+
+def introduction_kind(text, marked):
+    """How a line introduces quoted text, by its words, or in any language by its form.
+
+    "whole", or "inner" if own words may precede on the line; else None.
+    """
+    match = INTRODUCTION.fullmatch(text)
+    address, dated, timed = (bool(form.search(text)) for form in (BRACKETED, YEAR, CLOCK))
+    about_self = SELF.search(text)
+    if match and (marked or "@" in text or text[-1] == "-" or (dated or timed) and not about_self):
+        return "inner" if match["inner"] else "whole"
+    if marked and BARE_INTRODUCTION.fullmatch(text):
+        return "inner"
+    if text[-1:] not in (":", "：") or len(text) > 250 or about_self or re.search("[?!]", text):
+        return None
+    words = re.findall(r"[^\W\d_]{2,}", text)
+    named = len(words) < 9 and any(not word.islower() for word in words[1:])
+    if marked:
+        formal = len(words) > 1 and (address or dated and (timed or named))
+    else:
+        formal = address and dated and timed
+    return "inner" if formal else None
+
+
+@functools.lru_cache(4096)
+def header_kind(line):
+    """Which header line this is: sender, sent, date, recipient or subject; else None."""
+    match = HEADER.match(line)
+    return match and match.lastgroup
+
+
+def header_length(lines, i, above):
+    """How many lines a quoted header takes from line i on; `above` is the last own line."""
+    if not (first := header_kind(lines[i])):
+        return 0
+    kinds, end, addressed = set(), i, False
+    for j in range(i, min(i + 60, len(lines))):
+        if kind := header_kind(lines[j]):
+            kinds.add(kind)
+            addressed |= "@" in lines[j]
+            end = j + 1
+        elif j - end > 1 and not lines[j].startswith(("\t", " ")):
+            break
+    if first == "recipient":  # a memo of the author's own begins so, but names its sender
+        copied = any(re.match(r"\s*[Cc]c:", line) for line in lines[i:end])
+        is_mail = above and copied and "subject" in kinds and "sender" not in kinds
+    elif header_kind(above) == "recipient":
+        is_mail = False
+    else:  # "From: Leeds, To: York, Date: Monday" is a list of the author's own
+        subject = "subject" in kinds
+        sent = "sender" in kinds and (subject or "sent" in kinds or addressed and len(kinds) > 1)
+        dated = kinds & {"sent", "date"} and "recipient" in kinds and (subject or addressed)
+        is_mail = sent or dated
+    return end - i if is_mail else 0
+
+
+def start_of_lotus_header(lines, i, end):
+    """Where the header begins whose date is on lines i to `end`: at its sender or letterhead."""
+    start = i
+    if TWO_COLUMNS.match(lines[i]):
+        while start and re.match(r"\s{8,}\S", lines[start - 1]):
+            start -= 1
+        return start
+    if not DATE_LINE.search(" ".join(lines[i:end])):
+        return i
+    date_only = re.fullmatch(r"\s*(?:on|<\S*>)?\s*(?:on)?\s*", DATE_LINE.sub("", lines[i]))
+    if SENT_BY.match(lines[i]) or date_only:
+        while start and SENT_BY.match(lines[start - 1]):
+            start -= 1
+        above = filled_above(lines, start, 2)
+        if above == start - 1 or ORGANISATION.search(lines[above][-200:]):
+            start = above
+    above = filled_above(lines, start, 3)
+    return above if LETTERHEAD.match(lines[above]) and "From:" in lines[start] else start
+
+
+PROGRAM = layout(rf"(?<![A-Za-z]){one_of('program')}")
+LINK = r"\W*(?:https?://\S+)?\W*"
+ADDED_BY_PROGRAM = layout(rf"\W*{one_of('added')}{LINK}", re.IGNORECASE)
+ADDED = layout(rf"\W*{one_of('added', without='…')}{LINK}", re.IGNORECASE)
+FORMAL = layout(  # titles of disclaimers, advertisements, and the files that a mail had
+    rf"""
+    \W*{one_of("notice")}(?!\w) | (?s:{one_of("advertisement")})
+    | \s*-[ ]\S[^.\n]*\.[a-z]{{3,4}}\s*$ | \s*\(see[ ]attached[ ]file:[ ].*\)\s*$
+    | \s*<<[ ](?:ole[ ]object|file):[ ].*[ ]>>\s*$
+    """,
+    re.IGNORECASE | re.MULTILINE,
+)
+OUTLOOK = re.compile(r"(?:[^\s?!,;]+ ){0,4}\S*Outlook(?: ?[^\s?!,;]+){0,6}")
+MAIL_NAMED = layout(rf".{{0,80}}?{one_of('mail')}", re.IGNORECASE | re.DOTALL)
+LEGAL = layout(one_of("legal"), re.IGNORECASE)
+LIST = layout(one_of("list"), re.IGNORECASE)
+SCANNER = layout(rf"\b{one_of('scanner')}\b", re.IGNORECASE)
+VIRUS = layout(one_of("virus"), re.IGNORECASE)
+
+
+def drop_boilerplate(own):
+    """Own words without what follows "-- ", and without lines that programs put at their end."""
+    lines = own.split("\n")
+    end = len(lines)
+    for i in range(len(lines) - 1, -1, -1):
+        ruled = i > 0 and bool(RULE.fullmatch(lines[i - 1]))
+        begins = ruled or i in (0, end - 1) or not lines[i - 1].strip()
+        empty = not lines[i].strip()
+        if empty or RULE.fullmatch(lines[i]):
+            end = i if i == end - 1 < len(lines) - 1 else end
+        elif lines[i].rstrip() == "--":
+            end = i if end - i <= 20 else end
+        elif begins and end - i <= 40:
+            paragraph = list(itertools.takewhile(str.strip, lines[i : i + 12]))
+            end = i if is_boilerplate(paragraph, ruled, i == 0) else end
+    return "\n".join(lines[:end]).rstrip()
+
+
+def is_boilerplate(paragraph, ruled, first):
+    """Whether a program or a company wrote a paragraph; `ruled` if a line of dashes is above it."""
+    line, text = visible(paragraph[0]).strip(), "\n".join(paragraph)
+    short = " ".join(map(str.strip, paragraph)) if len(paragraph) < 4 else line
+    for added in (added for added in {line, short} if len(added) < 160):
+        if ADDED.fullmatch(added) and not first:
+            return True
+        if ADDED_BY_PROGRAM.fullmatch(added) and PROGRAM.search(added):
+            return True
+        if "Outlook" in added and OUTLOOK.fullmatch(added) and not SELF.search(added):
+            return bool(re.search(r"iOS|Android|Mac\b|aka\.ms", added))
+    if (
+        FORMAL.match(visible(text))
+        or len(text) < 500
+        and VIRUS.search(text)
+        and SCANNER.search(text)
+    ):
+        return True
+    linked = any(mark in text for mark in ("@", "://", "www."))
+    if linked and (ruled or len(text) < 400) and LIST.search(text):
+        return True
+    named = len(text) < 4000 and MAIL_NAMED.match(text)
+    return bool(named) and len({word.casefold() for word in LEGAL.findall(text)}) > 1
+
+
+def print_own_words(args):
+    text = clean(decode(sys.stdin.buffer.read(), "utf-8"))
+    print(own_words(text, args.keep_signature)[0].replace(STUFFED, ""))
+
+
 # ------------------------------------------------------------------------------------- extract
 
 SENT_FOLDERS = {"sent", "sent_items", "_sent_mail", "sent_mail"}  # of the Enron corpus
@@ -1274,7 +1274,8 @@ REPLY_SUBJECT = layout(rf"\A(?:\s*{one_of('reply', 'forward')}\.?{SUBJECT_MARK})
 AMBIGUOUS = set(phrases_of("reply")) & set(phrases_of("forward"))
 FILE_ENDING = re.compile(r"(?:\.(?:mbox|mbx|sbd|gz|bz2|xz|zip|tgz|tar))+$")
 ROOT = re.compile(r"^\.?(?:inbox\.)?\.?(?:\[?(?:gmail|google mail)\]?[/.]|inbox\.)?")
-DISCARDED = {kind: set(map(str.casefold, phrases_of(kind))) for kind in ("drafts", "trash", "spam")}
+PLACES = {"a draft": "drafts", "deleted": "trash", "spam": "spam"}
+PLACES = {reason: set(map(str.casefold, phrases_of(key))) for reason, key in PLACES.items()}
 
 
 def extract(args):
@@ -1323,7 +1324,7 @@ def read_own(name, fields, body, authors, keep_signature, seen):
     if folder and folder[1].lower() not in SENT_FOLDERS:
         return None, "not in a folder of sent mail"
     if place := place_of(name, fields):
-        return None, {"drafts": "a draft", "trash": "deleted", "spam": "spam"}[place]
+        return None, place
     if is_automatic(fields, subject):
         return None, "an automatic reply"
     text, invites = read_body(fields, body)
@@ -1355,23 +1356,23 @@ def written_date(date):
 
 
 def place_of(name, fields):
-    """ "drafts", "trash" or "spam", where a folder, a label or a flag puts a message; else None."""
+    """What a folder, a label or a flag makes of a message: a key of PLACES, or None."""
     flags, status = maildir_flags(name), fields.get("x-status", b"")
     mozilla = fields.get("x-mozilla-status", b"")
     marked = {"x-mozilla-draft-info", "x-unsent"} & fields.keys()
     if marked or "D" in flags or b"T" in status or (id_of(fields) or "").startswith(OWN_DRAFT):
-        return "drafts"
+        return "a draft"
     if "T" in flags or b"D" in status or re.match(rb"[\da-fA-F]{3}[89a-fA-F]", mozilla):
-        return "trash"
+        return "deleted"
     labels = decode_words(fields.get("x-gmail-labels", b"")).split(",")
     for folder in labels + re.sub(r", message \d+$", "", name).split("/"):
         folder = folder.strip(' "').casefold()
         if "&" in folder:  # in IMAP's form of UTF-7: Entw&APw-rfe
             folder = folder.replace("&", "+").replace(",", "/").encode().decode("utf-7", "replace")
         folder = ROOT.sub("", FILE_ENDING.sub("", folder))
-        for kind, folders in DISCARDED.items():
+        for reason, folders in PLACES.items():
             if folder in folders:
-                return kind
+                return reason
     return None
 
 
@@ -1834,19 +1835,17 @@ def reason_not_to_answer(name, fields, subject, authors, answered):
     """Why a mail wants no reply of these authors, or None. `answered` are the ids they refer to."""
     reply_to = people_in(fields, "reply-to")
     to = [pair for pair in reply_to if not is_author(*pair, authors)] or people_in(fields, "from")
-    status = fields.get("x-status", b"")
     replied = re.match(rb"[\da-fA-F]{3}[2367abefABEF]", fields.get("x-mozilla-status", b""))
-    lists = any(field.startswith("list-") for field in fields)
+    replied = replied or b"A" in fields.get("x-status", b"") or "R" in maildir_flags(name)
     spam = fields.get("x-spam-flag", b"").lower() == b"yes"
-    replied = replied or b"A" in status or "R" in maildir_flags(name)
-    bulk = lists or fields.get("precedence", b"").lower() in (b"bulk", b"list", b"junk")
+    bulk = fields.get("precedence", b"").lower() in (b"bulk", b"list", b"junk")
     reasons = {
         "no mail message": not fields.keys() & {"from", "date"},
         "in another folder of the Maildir": re.search(r"(?:^|/)\.[^/]+/(?:cur|new|tmp)/", name),
         "by the author": is_author(*sender_of(fields), authors),
         "already answered": replied or id_of(fields) in answered,
         "deleted, a draft or spam": spam or place_of(name, fields),
-        "bulk or list mail": bulk,
+        "bulk or list mail": bulk or any(field.startswith("list-") for field in fields),
         "an automatic mail": is_automatic(fields, subject),
         "from an address that reads no replies": any(NO_REPLY.match(at.lower()) for _, at in to),
         "no address to answer": not to,
@@ -1915,8 +1914,10 @@ def write_drafts(args):
     drafts = [write_draft(row) for row in rows if row["prediction"].strip()]
     folder = args.output.endswith("/") or os.path.isdir(args.output)
     added = (add_to_maildir if folder else add_to_mbox)(args.output, drafts)
-    left_out = {"no word of a reply": len(rows) - len(drafts)}
-    left_out |= {"is there already": len(drafts) - added}
+    left_out = {
+        "no word of a reply": len(rows) - len(drafts),
+        "is there already": len(drafts) - added,
+    }
     print_left_out(+collections.Counter(left_out))
     print(f"added {added} drafts to {args.output}; nothing is sent")
 
