@@ -99,8 +99,10 @@ def parse_arguments(argv):
     add("source", metavar="SOURCE", help=ARCHIVE)
     add("output", metavar="OUT.csv", help=f"a row a reply: {','.join(COLUMNS)}")
     several = {"nargs": "+", "action": "extend"}
-    add("--author", metavar="AUTHOR", required=True, **several, help="whose: addresses or names")
-    add("--keep-signature", action="store_true", help="keep what programs and companies add")
+    writer = "the addresses or names that the author writes by"
+    add("--author", metavar="AUTHOR", required=True, **several, help=writer)
+    kept = "keep a signature, a device's line or a disclaimer below the own words"
+    add("--keep-signature", action="store_true", help=kept)
 
     add = add_command("own-words", print_own_words, "a mail's body in, its author's own words out")
     add("--keep-signature", action="store_true", help="cut quoted mail only")
@@ -113,21 +115,13 @@ def parse_arguments(argv):
     add("--random", action="store_true", help="draw the test's threads at random")
     add("--seed", metavar="N", type=int, default=1, help="of the shuffles (default: %(default)s)")
 
-    add = add_command("format", format_replies, "reply CSV to prompt/completion JSONL")
-    add("source", metavar="IN.csv", help=REPLY_CSV)
-    add("output", metavar="OUT.jsonl", help="one example a line: id, prompt, completion")
-    add("--holdout", metavar="TEST.csv", default=[], **several, help="drop mails and replies of it")
-    add("--author-name", metavar="NAME", help="ask in the instruction for the style of NAME")
-    add("--instruction", metavar="TEXT", help=f"(default {INSTRUCTION!r}; '' for none)")
-    add("--without-sender", metavar="ADDRESS", default="", help="drop rows that this address sent")
-    add("--limit", metavar="N", type=row_count, help="only the first N rows that are kept")
-    add("--as-shipped", action="store_true", help="cut and drop nothing, whatever else is asked")
-    add_examples(add)
+    add_format(add_command("format", format_replies, "reply CSV to prompt/completion JSONL"))
 
     add = add_command("inbox", read_inbox, "mail that wants a reply, to prompts")
     add("source", metavar="SOURCE", help=f"{ARCHIVE}, or a single .eml")
     add("output", metavar="OUT.jsonl", help="a row a mail, the newest first")
-    add("--author", metavar="AUTHOR", default=[], **several, help="who answers; own mail is none")
+    writer = "who answers: own mail is left out, and drafts answer all recipients but these"
+    add("--author", metavar="AUTHOR", default=[], **several, help=writer)
     add("--archive", metavar="SENT", help="mail that was sent: what it answers is left out")
     add_examples(add)
 
@@ -138,6 +132,19 @@ def parse_arguments(argv):
     add("source", metavar="PREDICTIONS.jsonl", help="what generate.py made of inbox's rows")
     add("output", metavar="OUT", help="an mbox, or a Maildir if it is a folder or ends in /")
     return parser.parse_args(argv)
+
+
+def add_format(add):
+    add("source", metavar="IN.csv", help=REPLY_CSV)
+    add("output", metavar="OUT.jsonl", help="one example a line: id, prompt, completion")
+    held_out = "drop rows whose mail, or whose reply of eight words or more, is in these files"
+    add("--holdout", metavar="TEST.csv", nargs="+", action="extend", default=[], help=held_out)
+    add("--author-name", metavar="NAME", help="ask in the instruction for the style of NAME")
+    add("--instruction", metavar="TEXT", help=f"(default {INSTRUCTION!r}; '' for none)")
+    add("--without-sender", metavar="ADDRESS", default="", help="drop rows that this address sent")
+    add("--limit", metavar="N", type=row_count, help="only the first N rows that are kept")
+    add("--as-shipped", action="store_true", help="cut and drop nothing, whatever else is asked")
+    add_examples(add)
 
 
 def add_examples(add):
@@ -1283,7 +1290,7 @@ def extract(args):
 
     authors, shown = keys_of_authors(args.author), ", ".join(sorted(args.author))
     rows, ids, seen, senders = [], {}, {}, {}
-    left_out, written, own = collections.Counter(), collections.Counter(), 0
+    left_out, written, by_author = collections.Counter(), collections.Counter(), 0
     for number, (name, raw) in enumerate(messages(args.source)):
         fields, body = open_message(raw)
         sender, address = sender_of(fields)
@@ -1297,14 +1304,15 @@ def extract(args):
             print(f"{args.source}: {name}: {reason}", file=sys.stderr)
             left_out[reason] += 1
         elif is_author(sender, address, authors):
-            own += 1
+            by_author += 1
             row, reason = read_own(name, fields, body, authors, args.keep_signature, seen)
             if row:
                 rows.append(row)
             else:
                 left_out[reason] += 1
-    print(f"read {written.total()} messages from {args.source}\n{own} of them are by {shown}")
-    if not own:
+    print(f"read {written.total()} messages from {args.source}")
+    print(f"{by_author} of them are by {shown}")
+    if not by_author:
         most = (f"{senders[key]} ({count})" for key, count in written.most_common(5))
         stop(f"{args.source}: no message is by {shown}; most are by {', '.join(most)}")
     rows, more = join_answered(rows, find_answered(args.source, rows, ids), authors)
@@ -1460,7 +1468,7 @@ def join_answered(rows, answered, authors):
 
     Whatever is above a quote, it is a reply if it goes to the sender of the quoted mail.
     """
-    kept, left_out, pairs = [], collections.Counter(), [(key, key) for key in authors]
+    replies, left_out, pairs = [], collections.Counter(), [(key, key) for key in authors]
     for row in rows:
         name, address, text, links = answered.get(row["answers"], ("", "", "", []))
         forwarder, sender = quoted_senders(row["mail"]) if row["mail"] else ("", "")
@@ -1475,9 +1483,9 @@ def join_answered(rows, answered, authors):
             left_out["answers no mail"] += 1
         else:
             unmarked = re.sub(r"^[ \t]{0,4}> ?", "", row["mail"], flags=re.MULTILINE)
-            to = address or name or row["To"]
-            kept.append(row | {"To": to, "mail": text or unmarked, "names": row["names"] + links})
-    return kept, left_out
+            row |= {"To": address or name or row["To"], "mail": text or unmarked}
+            replies.append(row | {"names": row["names"] + links})
+    return replies, left_out
 
 
 def print_left_out(left_out):
@@ -1889,11 +1897,11 @@ def bracketed(ids):
 
 
 def print_text(args):
-    found = [raw for _, raw in itertools.islice(messages(args.source), 2)]
-    if len(found) != 1:
-        count = "more than one message" if found else "no message"
+    raws = [raw for _, raw in itertools.islice(messages(args.source), 2)]
+    if len(raws) != 1:
+        count = "more than one message" if raws else "no message"
         stop(f"{args.source}: holds {count}; for a mailbox: prepare_data.py inbox")
-    print(text_of(*open_message(found[0])))
+    print(text_of(*open_message(raws[0])))
 
 
 DRAFT = ["prediction", "mail", "date", "subject", *PEOPLE, "Message-ID", "References"]
