@@ -1,4 +1,4 @@
-"""prepare_data.py, in the order of its page: archives, own words, replies, format, split, inbox, drafts."""
+"""prepare_data.py in the order of its page: archives, own words, replies, format, split, drafts."""
 
 import base64
 import collections
@@ -36,14 +36,8 @@ import prepare_data
 # --------------------------------------------------------------------------- the mail of all tests
 
 MAUD, LEN = "maud@tern.example", "len@tern.example"
-
-
 OWN = "By six.\n\nMaud"
-
-
 BOTH = [(OWN, "When does it cool?")]
-
-
 LINE = "From - Wed Feb 06 13:12:05 2019\n"
 
 
@@ -65,6 +59,7 @@ def message(number, sender, text, subject="kiln", date="Wed, 6 Feb 2019 13:12:05
 
 
 def head(sender, number, *more):
+    """A header with some more lines."""
     fields = [
         f"From: {sender}",
         "Subject: kiln",
@@ -83,6 +78,7 @@ def answer(*more, text=f"{OWN}\n", sender=f"Maud Okafor <{MAUD}>", number=2):
 
 
 def mbox(*messages, line=LINE):
+    """Raw messages as an mbox, with a line in front of each."""
     return b"".join(line.encode() + raw + b"\n" for raw in messages)
 
 
@@ -686,11 +682,7 @@ def multipart(*parts, kind="mixed"):
 
 
 HTML = "Content-Type: text/html\n\n<p>By six.</p><p>Maud</p>"
-
-
 PLAIN = f"Content-Type: text/plain\n\n{OWN}"
-
-
 ALTERNATIVE = (
     f'Content-Type: multipart/alternative; boundary="c"\n\n--c\n{PLAIN}\n--c\n{HTML}\n--c--'
 )
@@ -837,8 +829,6 @@ def test_html_becomes_text_with_its_quotes_marked():
 
 
 CITED = '<blockquote type="cite">When does it cool?</blockquote>'
-
-
 PAGES = [
     (f"<html><head><title>x</title><body><p>By six.</p><p>Maud</p>{CITED}", OWN),
     (f"<head><style>p{{}}</style><p>By six.<p>Maud{CITED}", OWN),
@@ -928,8 +918,6 @@ def test_many_of_anything_are_read_in_time(tmp_path, data):
 # ------------------------------------------------------------- own words: what mail programs write
 
 PHRASES = prepare_data.PHRASES
-
-
 LANGUAGES = [language for language in PHRASES if language != "any"]
 
 
@@ -1033,14 +1021,244 @@ def test_the_tables_have_only_known_keys():
     ) == {"program", "scanner", "no_reply"}
 
 
+# ------------------------------------------------------------- own words in text without its lines
+
+KNOWN_NAMES = {"joss whitfield", "wren abbott", "ann marie finch"}
+FOLDED_LOTUS = "To: Maud Okafor/Ops/TT@TT cc: Subject: Re: kiln When does it cool?"
+FOLDED_OUTLOOK = "From: Corrigan, Len Sent: Monday, March 4, 2019 8:03 AM To: Okafor, Maud Subject: RE: kiln When?"
+
+
+# own words, quoted text, each with a single blank in between when joined
+FOLDED = [
+    (
+        "By six. cheers, m.",
+        f'"Corrigan, Len" <len@tern.example> on 2/6/2019 1:49:03 PM {FOLDED_LOTUS}',
+    ),
+    (
+        "By six. cheers, m.",
+        f'"Corrigan, Len (Ellery - Kilns)" <len@tern.example> on 02/06/2019 01:49:03 PM {FOLDED_LOTUS}',
+    ),
+    ("By six.", f"Duncan P Frey 02/06/2019 01:49 PM {FOLDED_LOTUS}"),
+    ("By six. Best, Maud", f"Duncan P Frey 02/06/2019 01:49 PM {FOLDED_LOTUS}"),
+    ("By six. Best, Maud", f"Priya Raman 02/06/2019 01:49 PM {FOLDED_LOTUS}"),
+    ("By six. Best, Maud", f"JWhit <jwhit@tern.example> 02/06/2019 01:49 PM {FOLDED_LOTUS}"),
+    ("By six. Thanks", f"Priya Raman 02/06/2019 01:49 PM {FOLDED_LOTUS}"),
+    ("By six. M", f"Priya Raman 02/06/2019 01:49 PM {FOLDED_LOTUS}"),
+    ("By six. MO", f"Priya Raman 02/06/2019 01:49 PM {FOLDED_LOTUS}"),
+    ("By six. Thanks, MTO", f"Priya Raman <priya@tern.example> 02/06/2019 01:49 PM {FOLDED_LOTUS}"),
+    ("By six. Maud x39106", f"Priya Raman 02/06/2019 01:49 PM {FOLDED_LOTUS}"),
+    ("By six. Maud", f"Maud Okafor 02/06/2019 01:49 PM {FOLDED_LOTUS}"),
+    ("By six. Maud Okafor, Tern Workshop", f"Joss Whitfield 02/06/2019 01:49 PM {FOLDED_LOTUS}"),
+    ("By six. Maud", f"Ann Marie Finch 02/06/2019 01:49 PM {FOLDED_LOTUS}"),
+    ("By six.", f"ANN MARIE FINCH 02/06/2019 01:49 PM {FOLDED_LOTUS}"),
+    ("By six. Maud", f"joss whitfield <jw@tern.example> on 02/06/2019 01:49 PM {FOLDED_LOTUS}"),
+    ("By six.", f"World Lamp Exchange <wlx@lamps.example> on 02/06/2019 01:49 PM {FOLDED_LOTUS}"),
+    (
+        "By six. Maud",
+        f"Wren Abbott (E-mail) <wren@tern.example> 02/06/2019 01:49 PM {FOLDED_LOTUS}",
+    ),
+    ("Joss", f"Wren Abbott@TT 02/06/2019 01:49 PM {FOLDED_LOTUS}"),
+    ("By six. Maud", f"Wren Abbott@TT COMMUNICATIONS 02/06/2019 01:49 PM {FOLDED_LOTUS}"),
+    ("By six. Maud", f"Wren Abbott/TT@ttXgate 02/06/2019 01:49 PM {FOLDED_LOTUS}"),
+    (
+        "By six. Maud",
+        f"Wren Abbott/Western Region/The Tern Company@Exchange 02/06/2019 01:49 PM {FOLDED_LOTUS}",
+    ),
+    ("Off at 7.22", f"WREN ABBOTT @ TERN 02/06/2019 01:49 PM {FOLDED_LOTUS}"),
+    ("By six. Best, Maud", f"wren@tern.example on 02/06/2019 01:49:03 PM {FOLDED_LOTUS}"),
+    ("you bet", f"<wren@tern.example> on 02/06/2019 01:49:03 PM {FOLDED_LOTUS}"),
+    ("By six", f"sales@lamps.example (Lamp Sales) on 02/06/2019 01:49:03 PM {FOLDED_LOTUS}"),
+    ("By six. Maud", f"From: Wren Abbott/TT@ttXgate on 02/06/2019 01:49 PM {FOLDED_LOTUS}"),
+    (
+        "By six. Maud",
+        f"Enron North America Corp. From: Wren Abbott @ TT 02/06/2019 01:49 PM {FOLDED_LOTUS}",
+    ),
+    (
+        "Maud Enron North America Corp. 1400 Smith Street",
+        f"From: Wren Abbott on 02/06/2019 01:49 PM {FOLDED_LOTUS}",
+    ),
+    (
+        "By six.",
+        f'"Joss" <joss@tern.example> 02/06/2019 01:49 PM Please respond to <joss@home.example> {FOLDED_LOTUS}',
+    ),
+    ("By six.", f"Joss Whitfield@TT 02/06/2019 01:49 PM Sent by: Ana Brandt {FOLDED_LOTUS}"),
+    ("By six. Maud", f"Joss Whitfield Sent by: Ana Brandt 02/06/2019 01:49 PM {FOLDED_LOTUS}"),
+    ("By six.", f"From: Joss Whitfield 02/06/2019 01:49 PM Phone No: 713 555-0100 {FOLDED_LOTUS}"),
+    ("By six.", f"Joss Whitfield 12/28/99 07:53 AM {FOLDED_LOTUS}"),
+    ("By six.", f"Joss Whitfield 2000/06/05 13:20 {FOLDED_LOTUS}"),
+    ("By six.", f"Joss Whitfield 26/12/2000 19:03 {FOLDED_LOTUS}"),
+    ("By six.", f"From: Joss Whitfield on 03/26/2001 11:24 AM CST {FOLDED_LOTUS}"),
+    (
+        "By six.",
+        "Joss Whitfield 02/06/2019 01:49 PM To: "
+        + "Priya Raman/Sales/TT@TT, " * 40
+        + "cc: Subject:",
+    ),
+    ("", f"Joss Whitfield 02/06/2019 01:49 PM {FOLDED_LOTUS}"),
+    (
+        "By six.",
+        f"----- Forwarded by Maud Okafor/Ops/TT on 02/06/2019 01:49 PM ----- Joss Whitfield {FOLDED_LOTUS}",
+    ),
+    (
+        "",
+        f"---------------------- Forwarded by Maud Okafor/Ops/TT on 02/06/2019 01:49 PM ---- {FOLDED_LOTUS}",
+    ),
+    ("By six.", f"----- Original Message ----- {FOLDED_OUTLOOK}"),
+    ("By six.", f"-----Original Mes sage----- {FOLDED_OUTLOOK}"),
+    ("By six.", f"> -----Original Message----- > {FOLDED_OUTLOOK}"),
+    ("By six.", FOLDED_OUTLOOK),
+    (
+        "By six.",
+        "____________________Reply Separator____________________ Subject: Re: kiln Author: Joss When?",
+    ),
+    ("By six. Maud", "joss@tern.example wrote: > When does it cool?"),
+    ("By six. Maud", "--- joss@tern.example wrote: > When does it cool?"),
+    ("By six. Maud", '"Corrigan, Len (Ellery)" <len@tern.example> wrote: When does it cool?'),
+    ("By six. Maud", "At 01:12 PM 2/6/2019 -0800, Corrigan, Len wrote: >When does it cool?"),
+    (
+        "By six. Maud",
+        "On Wed, 6 Feb 2019 13:12:05 -0800 Len Corrigan <len@tern.example> wrote: > When?",
+    ),
+    (
+        "By six. Maud",
+        '>>> "Len Corrigan" <len@tern.example> 02/06/19 03:50PM >>> When does it cool?',
+    ),
+    ("By six. Maud", ">>> Corrigan, Len 02/06/19 03:50PM >>> When does it cool?"),
+    ("By six. Maud", FOLDED_LOTUS),
+    ("Which of the 'bottom lines'? Maud", f"Joss.Whitfield@tern.c om {FOLDED_LOTUS}"),
+    (
+        "By six. Maud",
+        "To: Maud Okafor cc: 02/06/2019 01:49 PM Subject: Re: kiln When does it cool?",
+    ),
+    (
+        "Phone 202 555 0100",
+        '"Corrigan, Len" <len@tern.exa To: "Okafor, Maud" mple> cc: Subject: Re: kiln When?',
+    ),
+]
+
+
+@pytest.mark.parametrize(("own", "quoted"), FOLDED)
+def test_folded_text_is_cut_where_the_quote_begins(own, quoted):
+    assert prepare_data.split_quoted(
+        f"{own} {quoted}".strip(), "maud.okafor@tern.example", KNOWN_NAMES
+    ) == (own, quoted)
+
+
+FOLDED_CLEAN = [
+    "The price is 78 @ $5.445, see you @ the Anchor @1:00pm.",
+    "Write to maud@home.example, not here. I wrote: nothing.",
+    "Maud Okafor Tern & Tallow Enron North America Corp. 1400 Smith Street maud.okafor@tern.example",
+    "Joss, the kiln opens on 02/06/2019 01:49 PM. Tell Len. To: everybody else I say nothing.",
+    "Will you use what Joss forwarded by noon? The original message is lost. From: the sea, to: the moon.",
+    "On Monday I wrote: go. A table: ------ ------ 12 ==> 14",
+    "Hi Joss,\n\nBy six:\n\n  1. open\n  2. wait\n\nMaud",
+    "",
+]
+
+
+@pytest.mark.parametrize("text", FOLDED_CLEAN)
+def test_folded_own_words_are_not_cut(text):
+    assert prepare_data.split_quoted(text, "maud.okafor@tern.example", KNOWN_NAMES) == (text, "")
+
+
+def test_lines_are_cut_like_folded_text():
+    own, quoted = prepare_data.split_quoted(
+        "By six.\n\nMaud\n\n\nJoss Whitfield@TT\n02/06/2019 01:49 PM\nTo: Maud\n"
+    )
+    assert (own, quoted) == ("By six.\n\nMaud", "Joss Whitfield@TT\n02/06/2019 01:49 PM\nTo: Maud")
+
+
+FOLDED_PIECES = st.sampled_from(
+    [
+        "By six.",
+        "Maud",
+        "m",
+        "Joss Whitfield",
+        "<j@tern.example>",
+        "02/06/2019 01:49 PM",
+        "To:",
+        "cc:",
+        "on",
+        "Subject:",
+        "From:",
+        "wrote:",
+        ">",
+        ">>>",
+        "-----",
+        "Original Message",
+        "At",
+        '"',
+        "@TT",
+        "Forwarded by",
+        "Sent by:",
+        "\n",
+        "\t",
+    ]
+)
+
+
+@given(st.lists(FOLDED_PIECES | st.text(max_size=8), max_size=25).map(" ".join))
+def test_folded_text_splits_without_loss_and_only_once(text):
+    own, quoted = prepare_data.split_quoted(text, "maud.okafor@tern.example", KNOWN_NAMES)
+    assert text.startswith(own) and own == own.rstrip()
+    assert "".join((own + quoted).split()) == "".join(text.split())
+    assert prepare_data.split_quoted(own, "maud.okafor@tern.example", KNOWN_NAMES) == (own, "")
+
+
+def test_known_names_come_from_addresses_and_recipient_lists():
+    row = {
+        "From": "maud.okafor@tern.example",
+        "To": "len@tern.example, Wren.Abbott@tern.example",
+        "body": "Best, Maud Ana Brandt/Sales/TT To: Joss Whitfield/Ops/TT@TT, Duncan P Frey@TT cc: Priya Raman/TT",
+    }
+    assert prepare_data.known_names(pandas.DataFrame([row])) == {
+        "maud okafor",
+        "wren abbott",
+        "joss whitfield",
+        "duncan p frey",
+        "priya raman",
+    }
+
+
+@pytest.mark.parametrize("half", ["tuned", "unseen"])
+def test_hand_marked_replies_are_cut_where_they_end(half):
+    """Of the replies that hold quoted text at least 95 % are cut exactly, of the others none at all.
+
+    boundaries.csv was marked before the cut was written; its half "unseen" was never looked at while tuning.
+    """
+    folder = os.environ.get("ENRON_DIR")
+    if not folder:
+        pytest.skip(
+            "ENRON_DIR does not name a folder with experience1/ and experience2/, which `make data` fetches"
+        )
+    with open(Path(__file__).with_name("boundaries.csv"), encoding="utf-8") as file:
+        marks = [mark for mark in csv.DictReader(file) if mark["half"] == half]
+    tables = {
+        name: prepare_data.read_replies(Path(folder, name))
+        for name in {mark["file"] for mark in marks}
+    }
+    names = {name: prepare_data.known_names(rows) for name, rows in tables.items()}
+    replies = {
+        (name, row["id"]): row for name, rows in tables.items() for row in rows.to_dict("records")
+    }
+    exact, total = collections.Counter(), collections.Counter()
+    for mark in marks:
+        row = replies[mark["file"], mark["id"]]
+        own, _ = prepare_data.split_quoted(row["response"], row["From"], names[mark["file"]])
+        exact[mark["layout"]] += len(own) == int(mark["characters"])
+        total[mark["layout"]] += 1
+    print({layout: f"{exact[layout]} of {total[layout]}" for layout in sorted(total)})
+    contaminated = [layout for layout in total if layout != "clean"]
+    assert exact["clean"] == total["clean"]
+    assert sum(exact[layout] for layout in contaminated) >= 0.95 * sum(
+        total[layout] for layout in contaminated
+    )
+
+
 # ---------------------------------------------------------------- own words in mail with its lines
 
 OUTLOOK = "From: Corrigan, Len\nSent: Monday, March 4, 2019 8:03 AM\nTo: Okafor, Maud\nSubject: RE: kiln\n\nWhen?"
-
-
 LOTUS = "To: Maud Okafor/Ops/TT@TT\ncc: \nSubject: Re: kiln\n\nWhen does it cool?"
-
-
 QUOTED = [  # what stands behind "By six.\n\nMaud\n\n"
     f" -----Original Message-----\n{OUTLOOK}",
     f" -----Original Message-----=20\n{OUTLOOK}".replace("Sent:", "Sent:=09"),
@@ -1496,244 +1714,6 @@ def test_hand_marked_own_words_of_real_mail():
     assert exact.total() == len(marks) == 120 and exact[True] >= 0.97 * len(marks) and not harmed
 
 
-# ------------------------------------------------------------- own words in text without its lines
-
-KNOWN_NAMES = {"joss whitfield", "wren abbott", "ann marie finch"}
-
-
-FOLDED_LOTUS = "To: Maud Okafor/Ops/TT@TT cc: Subject: Re: kiln When does it cool?"
-
-
-FOLDED_OUTLOOK = "From: Corrigan, Len Sent: Monday, March 4, 2019 8:03 AM To: Okafor, Maud Subject: RE: kiln When?"
-
-
-# own words, quoted text, each with a single blank in between when joined
-FOLDED = [
-    (
-        "By six. cheers, m.",
-        f'"Corrigan, Len" <len@tern.example> on 2/6/2019 1:49:03 PM {FOLDED_LOTUS}',
-    ),
-    (
-        "By six. cheers, m.",
-        f'"Corrigan, Len (Ellery - Kilns)" <len@tern.example> on 02/06/2019 01:49:03 PM {FOLDED_LOTUS}',
-    ),
-    ("By six.", f"Duncan P Frey 02/06/2019 01:49 PM {FOLDED_LOTUS}"),
-    ("By six. Best, Maud", f"Duncan P Frey 02/06/2019 01:49 PM {FOLDED_LOTUS}"),
-    ("By six. Best, Maud", f"Priya Raman 02/06/2019 01:49 PM {FOLDED_LOTUS}"),
-    ("By six. Best, Maud", f"JWhit <jwhit@tern.example> 02/06/2019 01:49 PM {FOLDED_LOTUS}"),
-    ("By six. Thanks", f"Priya Raman 02/06/2019 01:49 PM {FOLDED_LOTUS}"),
-    ("By six. M", f"Priya Raman 02/06/2019 01:49 PM {FOLDED_LOTUS}"),
-    ("By six. MO", f"Priya Raman 02/06/2019 01:49 PM {FOLDED_LOTUS}"),
-    ("By six. Thanks, MTO", f"Priya Raman <priya@tern.example> 02/06/2019 01:49 PM {FOLDED_LOTUS}"),
-    ("By six. Maud x39106", f"Priya Raman 02/06/2019 01:49 PM {FOLDED_LOTUS}"),
-    ("By six. Maud", f"Maud Okafor 02/06/2019 01:49 PM {FOLDED_LOTUS}"),
-    ("By six. Maud Okafor, Tern Workshop", f"Joss Whitfield 02/06/2019 01:49 PM {FOLDED_LOTUS}"),
-    ("By six. Maud", f"Ann Marie Finch 02/06/2019 01:49 PM {FOLDED_LOTUS}"),
-    ("By six.", f"ANN MARIE FINCH 02/06/2019 01:49 PM {FOLDED_LOTUS}"),
-    ("By six. Maud", f"joss whitfield <jw@tern.example> on 02/06/2019 01:49 PM {FOLDED_LOTUS}"),
-    ("By six.", f"World Lamp Exchange <wlx@lamps.example> on 02/06/2019 01:49 PM {FOLDED_LOTUS}"),
-    (
-        "By six. Maud",
-        f"Wren Abbott (E-mail) <wren@tern.example> 02/06/2019 01:49 PM {FOLDED_LOTUS}",
-    ),
-    ("Joss", f"Wren Abbott@TT 02/06/2019 01:49 PM {FOLDED_LOTUS}"),
-    ("By six. Maud", f"Wren Abbott@TT COMMUNICATIONS 02/06/2019 01:49 PM {FOLDED_LOTUS}"),
-    ("By six. Maud", f"Wren Abbott/TT@ttXgate 02/06/2019 01:49 PM {FOLDED_LOTUS}"),
-    (
-        "By six. Maud",
-        f"Wren Abbott/Western Region/The Tern Company@Exchange 02/06/2019 01:49 PM {FOLDED_LOTUS}",
-    ),
-    ("Off at 7.22", f"WREN ABBOTT @ TERN 02/06/2019 01:49 PM {FOLDED_LOTUS}"),
-    ("By six. Best, Maud", f"wren@tern.example on 02/06/2019 01:49:03 PM {FOLDED_LOTUS}"),
-    ("you bet", f"<wren@tern.example> on 02/06/2019 01:49:03 PM {FOLDED_LOTUS}"),
-    ("By six", f"sales@lamps.example (Lamp Sales) on 02/06/2019 01:49:03 PM {FOLDED_LOTUS}"),
-    ("By six. Maud", f"From: Wren Abbott/TT@ttXgate on 02/06/2019 01:49 PM {FOLDED_LOTUS}"),
-    (
-        "By six. Maud",
-        f"Enron North America Corp. From: Wren Abbott @ TT 02/06/2019 01:49 PM {FOLDED_LOTUS}",
-    ),
-    (
-        "Maud Enron North America Corp. 1400 Smith Street",
-        f"From: Wren Abbott on 02/06/2019 01:49 PM {FOLDED_LOTUS}",
-    ),
-    (
-        "By six.",
-        f'"Joss" <joss@tern.example> 02/06/2019 01:49 PM Please respond to <joss@home.example> {FOLDED_LOTUS}',
-    ),
-    ("By six.", f"Joss Whitfield@TT 02/06/2019 01:49 PM Sent by: Ana Brandt {FOLDED_LOTUS}"),
-    ("By six. Maud", f"Joss Whitfield Sent by: Ana Brandt 02/06/2019 01:49 PM {FOLDED_LOTUS}"),
-    ("By six.", f"From: Joss Whitfield 02/06/2019 01:49 PM Phone No: 713 555-0100 {FOLDED_LOTUS}"),
-    ("By six.", f"Joss Whitfield 12/28/99 07:53 AM {FOLDED_LOTUS}"),
-    ("By six.", f"Joss Whitfield 2000/06/05 13:20 {FOLDED_LOTUS}"),
-    ("By six.", f"Joss Whitfield 26/12/2000 19:03 {FOLDED_LOTUS}"),
-    ("By six.", f"From: Joss Whitfield on 03/26/2001 11:24 AM CST {FOLDED_LOTUS}"),
-    (
-        "By six.",
-        "Joss Whitfield 02/06/2019 01:49 PM To: "
-        + "Priya Raman/Sales/TT@TT, " * 40
-        + "cc: Subject:",
-    ),
-    ("", f"Joss Whitfield 02/06/2019 01:49 PM {FOLDED_LOTUS}"),
-    (
-        "By six.",
-        f"----- Forwarded by Maud Okafor/Ops/TT on 02/06/2019 01:49 PM ----- Joss Whitfield {FOLDED_LOTUS}",
-    ),
-    (
-        "",
-        f"---------------------- Forwarded by Maud Okafor/Ops/TT on 02/06/2019 01:49 PM ---- {FOLDED_LOTUS}",
-    ),
-    ("By six.", f"----- Original Message ----- {FOLDED_OUTLOOK}"),
-    ("By six.", f"-----Original Mes sage----- {FOLDED_OUTLOOK}"),
-    ("By six.", f"> -----Original Message----- > {FOLDED_OUTLOOK}"),
-    ("By six.", FOLDED_OUTLOOK),
-    (
-        "By six.",
-        "____________________Reply Separator____________________ Subject: Re: kiln Author: Joss When?",
-    ),
-    ("By six. Maud", "joss@tern.example wrote: > When does it cool?"),
-    ("By six. Maud", "--- joss@tern.example wrote: > When does it cool?"),
-    ("By six. Maud", '"Corrigan, Len (Ellery)" <len@tern.example> wrote: When does it cool?'),
-    ("By six. Maud", "At 01:12 PM 2/6/2019 -0800, Corrigan, Len wrote: >When does it cool?"),
-    (
-        "By six. Maud",
-        "On Wed, 6 Feb 2019 13:12:05 -0800 Len Corrigan <len@tern.example> wrote: > When?",
-    ),
-    (
-        "By six. Maud",
-        '>>> "Len Corrigan" <len@tern.example> 02/06/19 03:50PM >>> When does it cool?',
-    ),
-    ("By six. Maud", ">>> Corrigan, Len 02/06/19 03:50PM >>> When does it cool?"),
-    ("By six. Maud", FOLDED_LOTUS),
-    ("Which of the 'bottom lines'? Maud", f"Joss.Whitfield@tern.c om {FOLDED_LOTUS}"),
-    (
-        "By six. Maud",
-        "To: Maud Okafor cc: 02/06/2019 01:49 PM Subject: Re: kiln When does it cool?",
-    ),
-    (
-        "Phone 202 555 0100",
-        '"Corrigan, Len" <len@tern.exa To: "Okafor, Maud" mple> cc: Subject: Re: kiln When?',
-    ),
-]
-
-
-@pytest.mark.parametrize(("own", "quoted"), FOLDED)
-def test_folded_text_is_cut_where_the_quote_begins(own, quoted):
-    assert prepare_data.split_quoted(
-        f"{own} {quoted}".strip(), "maud.okafor@tern.example", KNOWN_NAMES
-    ) == (own, quoted)
-
-
-FOLDED_CLEAN = [
-    "The price is 78 @ $5.445, see you @ the Anchor @1:00pm.",
-    "Write to maud@home.example, not here. I wrote: nothing.",
-    "Maud Okafor Tern & Tallow Enron North America Corp. 1400 Smith Street maud.okafor@tern.example",
-    "Joss, the kiln opens on 02/06/2019 01:49 PM. Tell Len. To: everybody else I say nothing.",
-    "Will you use what Joss forwarded by noon? The original message is lost. From: the sea, to: the moon.",
-    "On Monday I wrote: go. A table: ------ ------ 12 ==> 14",
-    "Hi Joss,\n\nBy six:\n\n  1. open\n  2. wait\n\nMaud",
-    "",
-]
-
-
-@pytest.mark.parametrize("text", FOLDED_CLEAN)
-def test_folded_own_words_are_not_cut(text):
-    assert prepare_data.split_quoted(text, "maud.okafor@tern.example", KNOWN_NAMES) == (text, "")
-
-
-def test_lines_are_cut_like_folded_text():
-    own, quoted = prepare_data.split_quoted(
-        "By six.\n\nMaud\n\n\nJoss Whitfield@TT\n02/06/2019 01:49 PM\nTo: Maud\n"
-    )
-    assert (own, quoted) == ("By six.\n\nMaud", "Joss Whitfield@TT\n02/06/2019 01:49 PM\nTo: Maud")
-
-
-FOLDED_PIECES = st.sampled_from(
-    [
-        "By six.",
-        "Maud",
-        "m",
-        "Joss Whitfield",
-        "<j@tern.example>",
-        "02/06/2019 01:49 PM",
-        "To:",
-        "cc:",
-        "on",
-        "Subject:",
-        "From:",
-        "wrote:",
-        ">",
-        ">>>",
-        "-----",
-        "Original Message",
-        "At",
-        '"',
-        "@TT",
-        "Forwarded by",
-        "Sent by:",
-        "\n",
-        "\t",
-    ]
-)
-
-
-@given(st.lists(FOLDED_PIECES | st.text(max_size=8), max_size=25).map(" ".join))
-def test_folded_text_splits_without_loss_and_only_once(text):
-    own, quoted = prepare_data.split_quoted(text, "maud.okafor@tern.example", KNOWN_NAMES)
-    assert text.startswith(own) and own == own.rstrip()
-    assert "".join((own + quoted).split()) == "".join(text.split())
-    assert prepare_data.split_quoted(own, "maud.okafor@tern.example", KNOWN_NAMES) == (own, "")
-
-
-def test_known_names_come_from_addresses_and_recipient_lists():
-    row = {
-        "From": "maud.okafor@tern.example",
-        "To": "len@tern.example, Wren.Abbott@tern.example",
-        "body": "Best, Maud Ana Brandt/Sales/TT To: Joss Whitfield/Ops/TT@TT, Duncan P Frey@TT cc: Priya Raman/TT",
-    }
-    assert prepare_data.known_names(pandas.DataFrame([row])) == {
-        "maud okafor",
-        "wren abbott",
-        "joss whitfield",
-        "duncan p frey",
-        "priya raman",
-    }
-
-
-@pytest.mark.parametrize("half", ["tuned", "unseen"])
-def test_hand_marked_replies_are_cut_where_they_end(half):
-    """Of the replies that hold quoted text at least 95 % are cut exactly, of the others none at all.
-
-    boundaries.csv was marked before the cut was written; its half "unseen" was never looked at while tuning.
-    """
-    folder = os.environ.get("ENRON_DIR")
-    if not folder:
-        pytest.skip(
-            "ENRON_DIR does not name a folder with experience1/ and experience2/, which `make data` fetches"
-        )
-    with open(Path(__file__).with_name("boundaries.csv"), encoding="utf-8") as file:
-        marks = [mark for mark in csv.DictReader(file) if mark["half"] == half]
-    tables = {
-        name: prepare_data.read_replies(Path(folder, name))
-        for name in {mark["file"] for mark in marks}
-    }
-    names = {name: prepare_data.known_names(rows) for name, rows in tables.items()}
-    replies = {
-        (name, row["id"]): row for name, rows in tables.items() for row in rows.to_dict("records")
-    }
-    exact, total = collections.Counter(), collections.Counter()
-    for mark in marks:
-        row = replies[mark["file"], mark["id"]]
-        own, _ = prepare_data.split_quoted(row["response"], row["From"], names[mark["file"]])
-        exact[mark["layout"]] += len(own) == int(mark["characters"])
-        total[mark["layout"]] += 1
-    print({layout: f"{exact[layout]} of {total[layout]}" for layout in sorted(total)})
-    contaminated = [layout for layout in total if layout != "clean"]
-    assert exact["clean"] == total["clean"]
-    assert sum(exact[layout] for layout in contaminated) >= 0.95 * sum(
-        total[layout] for layout in contaminated
-    )
-
-
 # ------------------------------------------------------------------ extract: which mail is a reply
 
 
@@ -1955,8 +1935,6 @@ def test_a_forward_is_no_reply_and_answers_no_mail(tmp_path, subject, quoted):
 
 
 BELOW = "\n\nOn 6 Feb 2019, Len wrote:\n> When does it cool?"
-
-
 BACK = [  # the recipient, the sender as the quote names him
     ("len.corrigan@tern.example", "Len Corrigan@TT\n02/06/2019 01:40 PM"),
     ("Len Corrigan/Ops/TT@TT", "Len M Corrigan\n02/06/2019 01:40 PM"),
@@ -2006,8 +1984,6 @@ def test_pandas_reads_what_extract_wrote(tmp_path):
 # ------------------------------------------------------------------------------------------ format
 
 MAIL = "When does kiln two cool down, and who opens it for the glass people?"
-
-
 REPLY = "By six, and Len opens it, since he holds the key."
 
 
