@@ -276,7 +276,7 @@ def messages(source):
         name = os.path.relpath(path, source)
         if os.path.islink(path) or not os.path.isfile(path):
             yield name, b""  # it could lead out of the archive, or never end
-        else:
+        elif not SKIPPED.fullmatch(name):
             with open(path, "rb") as file:
                 yield from messages_in(name, file, 1)
 
@@ -291,8 +291,6 @@ def messages_in(name, file, depth):
 
     `depth` is 0 for what the user named, more for what is in it.
     """
-    if depth and SKIPPED.fullmatch(name):
-        return
     try:
         start = file.peek(512)
         advice = beginning(UNREADABLE, start)
@@ -320,7 +318,7 @@ def messages_in_zip(name, file, depth):
         for member in archive.infolist():
             if member.flag_bits & 1:
                 print(f"{name}: {member.filename} is encrypted; unpack it first", file=sys.stderr)
-            elif not member.is_dir():
+            elif not member.is_dir() and not SKIPPED.fullmatch(member.filename):
                 with archive.open(member) as unpacked:
                     yield from messages_in(member.filename, unpacked, depth + 1)
 
@@ -344,7 +342,7 @@ def messages_in_tar(file, depth):
             outside = member.name.startswith("/") or ".." in member.name.split("/")
             if not member.isfile() or member.issparse() or outside:
                 yield from [] if member.isdir() else [(member.name, b"")]
-            else:
+            elif not SKIPPED.fullmatch(member.name):
                 yield from messages_in(member.name, archive.extractfile(member), depth + 1)
 
 
