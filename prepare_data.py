@@ -903,12 +903,10 @@ def without_sign_off(words, own):
         return words[-1:] if "@" in words[-1][0] else []
     while not all(NAME.fullmatch(word) for _, _, word in words):
         words.pop(0)
-    own_initials = own[0][:1] + own[-1][:1]
     while len(words) > 1:
         first, second = words[0][0], words[1][0]
         own_name = first in own and second not in own and len(second) > 1
-        initials = len(first) == 1 or len(first) < 4 and first[0] + first[-1] == own_initials
-        if not (first in SIGN_OFF or own_name or len(words) > 2 and initials):
+        if first not in SIGN_OFF and not own_name:
             break
         words.pop(0)
     return words
