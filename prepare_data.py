@@ -1947,7 +1947,7 @@ def add_to_maildir(path, drafts):
 
 
 def add_to_mbox(path, drafts):
-    """How many drafts are new in an mbox: a copy of it is moved when whole, so a kill tears none."""
+    """How many drafts are new in an mbox; a copy is moved when whole, so a kill tears none."""
     with open(path, "a+b") as file:
         file.seek(0)
         if file.read(5) not in (b"", b"From "):
