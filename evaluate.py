@@ -6,10 +6,11 @@
       --output runs/demo/comparison.md --examples 2
 
 The first prints every measure with its 95 % interval and writes metrics.json and
-results_summary.txt to the run's folder: seconds for 16 mails, a quarter of a minute for 215 mails
-and four authors of 600 mails each. The second prints an answer, the tests behind it and a table of
-the runs, and writes them for all mails and for the clean ones as Markdown, comparison.json, a
-picture and report.html, a page to browse with every mail and all replies: seconds.
+results_summary.txt to the run's folder: seconds for 16 mails, a quarter of a minute for 215. The
+second prints an answer, the tests behind it and a table of the runs, and writes them, for all mails
+and for the clean ones, as Markdown, JSON, a picture and report.html, a page to browse with every
+mail and all replies: seconds. With --corners, one table of a run before and after tuning, without
+notes and with them.
 """
 
 import argparse
@@ -26,7 +27,6 @@ import unicodedata
 from collections import Counter
 from functools import cache
 from importlib.metadata import version
-from itertools import accumulate
 from operator import itemgetter
 from pathlib import Path
 from string import Template
@@ -55,10 +55,12 @@ MEASURES = {  # name: (what is better, what it says)
     "stop_rate": ("higher", "share of replies that ended by themselves"),
     "memorized_rate": ("lower", f"share that copies {COPY_WORDS} words of a training reply"),
     "longest_copy": ("lower", "most words copied from a training reply, not from the mail"),
-    "notes_recall": ("higher", "share of what the notes ask for that the reply says"),
+    "notes_recall": ("higher", "share of the words of the notes that the reply has"),
 }
+ROUGE = ["rouge1", "rouge2", "rougeL", "rougeLsum"]
 COLUMNS = ["perplexity_token", "perplexity_char", "style", "rougeL", "bleu", "chrf"]
-COLUMNS += ["length_ratio", "signoff_rate", "memorized_rate"]
+COLUMNS += ["length_ratio", "signoff_rate", "memorized_rate", "notes_recall"]
+CORNERS = ["style", "notes_recall", "rouge1", "length_ratio", "perplexity_token"]
 
 # Declared in advance: these two are primary, all others are secondary. A character, unlike a token,
 # is the same unit for every model.
@@ -66,7 +68,7 @@ PRIMARY = {
     "perplexity_char": "By how little the author's real replies surprise it",
     "style": "By how often its replies pass for the author's",
 }
-LEVEL = 0.05  # for the family of all primary tests on the same mails, by Holm's correction
+LEVEL = 0.05  # for all primary tests of one question on the same mails, by Holm's correction
 DOUBLING = "a doubling"  # takes a run's place in the tests of a trend
 QUESTIONS = {
     "tests": "Is {first} closer to the author than every other model?",
@@ -81,11 +83,17 @@ NOTHING = "Nothing to test: no two models with primary measures."
 NOTES = (
     f"Each test is of {{first}} minus another run, or of the slope with {DOUBLING} of the training "
     "mails: the difference, its 95 % interval, and p by approximate randomisation, in bold below "
-    f"{LEVEL}. Perplexity a character and style were declared primary in advance; Holm's correction "
-    "is over all their tests on the same mails. Intervals are over mails: a second training would "
-    "vary, too. One without width says that all mails agree; none of {n} still leaves up to "
-    "{rare:.1%}. In the tables of values the best one is bold, copied replies have been seen by the "
-    "style classifier, and the author's line shows how high style can get."
+    f"{LEVEL}. Perplexity a character and style were declared primary in advance; Holm's "
+    "correction is over all their tests of one question on the same mails. Intervals are over "
+    "mails: a second training would vary, too. One without width says that all mails agree; none "
+    "of {n} still leaves up to {rare:.1%}. In the tables of values the best one is bold, copied "
+    "replies have been seen by the style classifier, and the author's line shows how high style "
+    "can get."
+)
+CORNER_NOTES = (
+    "Each difference is of the tuned run minus the untuned one with the same notes, with its 95 % "
+    f"interval and p by approximate randomisation, in bold below {LEVEL}, not corrected for the "
+    "number of tests."
 )
 
 # A character of a script without blanks between words, such as Chinese, Japanese or Thai, is one
@@ -109,12 +117,9 @@ REPLY_MARKS = regex.compile(
 
 def main(argv=None):
     os.umask(0o077)  # only their owner may read replies to private mail
-    args = parse_args(argv)
+    step, args = parse_args(argv)
     try:
-        if args.compare:
-            compare(args.compare, args.against, args.output, args.examples)
-        else:
-            evaluate(args.run, args)
+        step(args)
     except OSError as error:
         die(error)
     except KeyboardInterrupt:
@@ -123,35 +128,38 @@ def main(argv=None):
 
 
 def parse_args(argv):
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    style = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=style, allow_abbrev=False)
     parser.error = die  # one line, without the usage
     one = parser.add_argument_group("one run").add_argument
     one("run", nargs="?", type=Path, help="folder with predictions.jsonl")
-    files = {"metavar": "JSONL", "type": Path}
+    files = {"nargs": "+", "metavar": "JSONL", "type": Path, "default": []}
     text = "training mail for style and sign-offs, a file an author, the tested one's first"
-    one("--style-data", nargs="+", **files, help=text)
-    one("--style-holdout", nargs="+", default=[], **files, help="mail that style must not know")
+    one("--style-data", **files, help=text)
+    one("--style-holdout", **files, help="mail that style must not know")
     one("--brief", action="store_true", help="print one line; the files hold the rest")
     several = parser.add_argument_group("several runs").add_argument
     several("--compare", metavar="RUN", nargs="+", type=Path, help="evaluated run folders")
     several("--output", metavar="MD", type=Path, help="Markdown; the other files go beside it")
     several("--against", metavar="RUN", type=Path, help="tested against all (default: the first)")
     several("--examples", metavar="N", type=int, default=0, help="mails to show (%(default)s)")
+    text = "instead of --compare: untuned and tuned without notes, then both with notes"
+    several("--corners", metavar="RUN", nargs=4, type=Path, help=text)
     args = parser.parse_args(argv)
-    for_one = [args.run, args.style_data, args.style_holdout, args.brief]
-    for_several = [args.compare, args.output, args.against, args.examples]
-    complete = args.run or args.compare and args.output
-    if not complete or any(for_one) and any(for_several):
+    given = {name for name, value in vars(args).items() if value}
+    steps = {  # the flags that each needs, and those that it knows
+        evaluate: ({"run"}, {"style_data", "style_holdout", "brief"}),
+        compare: ({"compare", "output"}, {"against", "examples"}),
+        corners: ({"corners", "output"}, set()),
+    }
+    asked = [step for step, (need, may) in steps.items() if need <= given <= need | may]
+    if not asked:
         die("give either one run's folder or --compare RUN RUN ... --output F.md, and its flags")
     if args.output and args.output.is_dir():
         die(f"{args.output}: is a folder; name a file")
     if args.examples < 0:
         die(f"argument --examples: {args.examples} is not a number of mails")
-    return args
+    return asked[0], args
 
 
 def die(message):
@@ -163,33 +171,35 @@ def die(message):
 # ---------------------------------------------------------------------------------------- one run
 
 
-def evaluate(run, args):
+def evaluate(args):
     """Score one run. Each measure is kept as its per-mail terms, an array (mails, terms), from
     which score() makes the value for any selection of the mails."""
-    rows = read_predictions(run)
+    run, rows = args.run, read_predictions(args.run)
     mails, references, replies = (
         [row[key] for row in rows] for key in ("mail", "reference", "prediction")
     )
     per_mail, signatures = overlap(references, replies)
     per_mail |= likelihood(rows)
-    counts = [[len(spread(text).split()) for text in texts] for texts in (replies, references)]
-    per_mail["length_ratio"] = np.array(counts).T
-    own = {"length_ratio": per_mail["length_ratio"][:, [1, 1]]}  # of the author's real replies
-    style = None
+    own, style, author_replies = {}, None, []  # own: of the author's real replies
     if args.style_data:
-        is_author, known, style = train_classifier(args.style_data, args.style_holdout, rows)
-        closings = closings_of(known)
-        for terms, texts in ((per_mail, replies), (own, references)):
-            terms["style"] = rate(is_author(texts))
-            terms["signoff_rate"] = rate(ends_in(text, closings) for text in texts)
-        own |= copies(references, mails, known)
+        classifier, author_replies, style = train_classifier(args, rows)
+        closings = closings_of(author_replies)
         method = "char 1-4-grams|TF-IDF, sublinear|logistic regression C=10|"
         signatures["style"] = method + version("scikit-learn")
     training, problem, _ = read_training(run)
     if problem:
         print(f"memorization not measured: {problem}", file=sys.stderr)
-    if training:
-        per_mail |= copies(replies, mails, [row["reply"] for row in training])
+    learned = [row["reference"] for row in training]
+    for terms, texts, known in ((per_mail, replies, learned), (own, references, author_replies)):
+        pairs = zip(texts, references, strict=True)
+        counts = [[len(spread(text).split()) for text in pair] for pair in pairs]
+        terms["length_ratio"] = np.array(counts)
+        if style:
+            labels = zip(classifier.predict(texts), texts, strict=True)
+            terms["style"] = rate(label == 0 and text.strip() for label, text in labels)
+            terms["signoff_rate"] = rate(ends_in(text, closings) for text in texts)
+        if known:
+            terms |= copies(texts, mails, known)
     bootstrap = f"95 % percentile bootstrap over mails|{RESAMPLES} resamples|seed {SEED}"
     facts = {
         "n": len(rows),
@@ -234,7 +244,8 @@ def read_predictions(run):
     """The rows of a run's predictions.jsonl, "reference_nll" (nats) None where it is unknown."""
     rows = {}
     for place, row in read_jsonl(run / "predictions.jsonl", "generate.py"):
-        keys = ("id", "mail", "reference", "prediction")
+        row["notes"] = row.get("notes") or ""
+        keys = ("id", "mail", "reference", "prediction", "notes")
         if missing := [key for key in keys if not isinstance(row.get(key), str)]:
             die(f"{place}: no text under {', '.join(missing)}; only mail with a reply is scored")
         if row["id"] in rows:
@@ -250,8 +261,8 @@ def read_predictions(run):
 
 
 def read_completions(path):
-    """The rows of a prompt/completion file, each as {"mail", "reply", "From", "subject"}, the last
-    two "" and None where the file does not say."""
+    """The rows of a prompt/completion file under the names of predictions.jsonl; "From" and
+    "subject" are "" and None where the file does not say."""
     rows = []
     for place, row in read_jsonl(path, "prepare_data.py format"):
         sender, subject = row.get("From") or "", row.get("subject")
@@ -262,21 +273,21 @@ def read_completions(path):
         if not all(isinstance(text, str) for text in (mail, reply, sender, subject or "")):
             die(f"{place}: no prompt and completion; prepare_data.py format makes them")
         sender = sender.strip().casefold()
-        rows.append({"mail": mail, "reply": reply, "From": sender, "subject": subject})
+        rows.append({"mail": mail, "reference": reply, "From": sender, "subject": subject})
     return rows
 
 
 def read_training(run):
     """What a run or a copying baseline learned from: its rows, [] for an untuned model; why they
     are unknown, if so; and on how many mails it was trained, if it was."""
-    files = [run / "train.json", run / "baseline.json"]
-    if not (file := next((file for file in files if file.is_file()), None)):
+    file = run / "train.json"
+    if not file.is_file() and not (file := run / "baseline.json").is_file():
         return [], None, None
     settings = parse(file.read_bytes(), f"{file}: not JSON; its script makes it again")
     path, limit = settings.get("train_data"), settings.get("limit")
     if not (isinstance(path, str) and isinstance(limit, int | None)):
         die(f"{file}: names no training data: it is of an older version; make it again")
-    size = settings.get("train_rows") if file == files[0] else None
+    size = settings.get("train_rows")  # a baseline has none
     if not Path(path).is_file():
         return [], f"{path} is missing", size
     if sha256(Path(path)) != settings.get("train_data_sha256"):
@@ -297,6 +308,20 @@ def words(text):
     return WORD.findall(spread(text).lower())
 
 
+@cache
+def stem(word):
+    """English as rouge-score stems it, a word of another script as it is."""
+    from rouge_score.tokenizers import DefaultTokenizer
+
+    return DefaultTokenizer(use_stemmer=True).tokenize(word) if word.isascii() else [word]
+
+
+def stems(text):
+    """The words of a text as ROUGE counts them, without apostrophes and underscores."""
+    parts = regex.findall(r"[^\s'’_]+", " ".join(words(text)))
+    return [token for part in parts for token in stem(part)]
+
+
 def overlap(references, replies):
     """Per-mail terms of ROUGE (Lin 2004), BLEU (Papineni et al. 2002) and chrF (Popović 2015), and
     the signatures that name their tokenizers and versions (Post 2018). BLEU is of characters where
@@ -304,14 +329,12 @@ def overlap(references, replies):
     from sacrebleu.metrics import BLEU, CHRF
     from sacrebleu.metrics.helpers import extract_all_char_ngrams
 
+    pairs = zip(references, replies, strict=True)
     # An accented letter may be one code point or two.
-    references, replies = (
-        [unicodedata.normalize("NFC", text) for text in texts] for texts in (references, replies)
-    )
-    pairs, letters = list(zip(references, replies, strict=True)), "".join(references)
-    names = ["rouge1", "rouge2", "rougeL", "rougeLsum"]
-    found = [rouge(*pair, names) for pair in pairs]
-    per_mail = {name: np.array([[mail[name].fmeasure, 1] for mail in found]) for name in names}
+    pairs = [[unicodedata.normalize("NFC", text) for text in pair] for pair in pairs]
+    letters = "".join(reference for reference, _ in pairs)
+    found = [rouge(*pair) for pair in pairs]
+    per_mail = {name: np.array([[mail[name].fmeasure, 1] for mail in found]) for name in ROUGE}
     method = "F1, mean over mails|words, or characters of scripts without blanks|stemmer:English|"
     signatures = {"rouge": f"{method}Lsum:lines|rouge-score {version('rouge-score')}"}
 
@@ -319,7 +342,7 @@ def overlap(references, replies):
     metric = BLEU(tokenize="char" if blankless else "13a")
     found = [metric.corpus_score([reply], [[reference]]) for reference, reply in pairs]
     per_mail["bleu"] = np.array([[m.sys_len, m.ref_len, *m.counts, *m.totals] for m in found])
-    metric.effective_order = is_short(per_mail["bleu"], np.ones(len(pairs)))
+    metric.effective_order = max(per_mail["bleu"][:, 1]) < 4  # as in score()
     signatures["bleu"] = str(metric.get_signature())
 
     terms = []
@@ -334,36 +357,22 @@ def overlap(references, replies):
     return per_mail, signatures
 
 
-def rouge(reference, reply, names):
-    """ROUGE of one reply: English as rouge-score has it, words of other scripts as they are, and
-    characters where the reference has no word but, say, an emoji. A single token that is no English
-    word counts as a pair, too, or a perfect reply would have no ROUGE-2."""
+def rouge(reference, reply):
+    """ROUGE of one reply, by characters where the reference has no word but, say, an emoji."""
     from rouge_score.rouge_scorer import RougeScorer
 
-    english = english_tokens()
-
-    def stems(text):
-        parts = [part for word in words(text) for part in regex.split("['’_]+", word) if part]
-        return [stem for part in parts for stem in (english(part) if part.isascii() else [part])]
-
     tokenize = stems if stems(reference) else lambda text: list("".join(text.split()))
-    scorer = RougeScorer(names, tokenizer=SimpleNamespace(tokenize=tokenize))
+    scorer = RougeScorer(ROUGE, tokenizer=SimpleNamespace(tokenize=tokenize))
     found = scorer.score(reference, reply)
-    if len(tokenize(reference)) == 1 and not english(reference):
+    # A single token, unless English, is a pair, too, or a perfect reply would have no ROUGE-2.
+    if len(tokenize(reference)) == 1 and not regex.search("[a-z0-9]", reference.lower()):
         found["rouge2"] = found["rouge1"]
     return found
 
 
-@cache
-def english_tokens():
-    """rouge-score's own tokenizer, which stems a word only once."""
-    from rouge_score.tokenizers import DefaultTokenizer
-
-    return cache(DefaultTokenizer(use_stemmer=True).tokenize)
-
-
 def likelihood(rows):
-    """Per-mail terms of the measures that only a model has, and that it has on every mail."""
+    """Per-mail terms of what not every run has: a model's stops and likelihoods and, where mails
+    have notes, how many distinct words of its notes a reply has, and of how many."""
     terms = {}
     if all(row.get("finish_reason") for row in rows):
         terms["stop_rate"] = rate(row["finish_reason"] == "stop" for row in rows)
@@ -372,77 +381,68 @@ def likelihood(rows):
         tokens = [row["reference_tokens"] for row in rows]
         terms["perplexity_token"] = np.column_stack([nll, tokens])
         terms["perplexity_char"] = np.column_stack([nll, [len(row["reference"]) for row in rows]])
+    pairs = [[set(stems(row.get(key, ""))) for key in ("notes", "prediction")] for row in rows]
+    if any(noted for noted, _ in pairs):
+        terms["notes_recall"] = np.array([[len(noted & said), len(noted)] for noted, said in pairs])
     return terms
 
 
-def rate(booleans):
-    return np.array([[int(value), 1] for value in booleans])
+def rate(values):
+    return np.array([[int(bool(value)), 1] for value in values])
 
 
-def train_classifier(paths, holdout, rows):
-    """A classifier of authors by character n-grams, the usual baseline of authorship attribution,
-    which learns as many replies of each. Returns texts -> booleans (the first author's? an empty
-    text is nobody's), the first author's replies, and the facts."""
+def train_classifier(args, rows):
+    """A classifier of authors by character n-grams, which learns as many replies of each: none that
+    is tested or held out, itself or its mail, and none that the main sender of another file sent.
+    Returns it (the first author is class 0), the first author's replies, and the facts."""
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import StratifiedKFold, cross_val_score
     from sklearn.pipeline import make_pipeline
 
-    authors, files = style_replies(paths, holdout, rows)
+    paths = args.style_data
+    if len(set(paths)) < max(2, len(paths)):
+        die("--style-data needs files of two authors or more, each once")
+    mail = {path: read_completions(path) for path in [*paths, *args.style_holdout]}
+    tested = [*rows, *(row for path in args.style_holdout for row in mail[path])]
+    tested = {tuple(words(row[key])) for row in tested for key in ("mail", "reference")} - {()}
+    senders = {path: main_sender(mail[path]) for path in paths}
+    authors, files = [], []
+    for path in paths:
+        others = {*senders.values()} - {"", senders[path]}
+        replies = [
+            row["reference"]
+            for row in mail[path]
+            if row["reference"].strip() and row["From"] not in others
+            if not tested & {tuple(words(row["mail"])), tuple(words(row["reference"]))}
+        ]
+        if len(replies) < 10:
+            die(f"{path}: {len(replies)} replies that are not tested here are too few for style")
+        counts = {"rows": len(mail[path]), "left_out": len(mail[path]) - len(replies)}
+        files.append({"path": str(path), "sha256": sha256(path)} | counts)
+        authors.append(replies)
+
     least = min(map(len, authors))
-    samples = [random.Random(SEED).sample(replies, least) for replies in authors]
-    texts = [text for sample in samples for text in sample]
+    texts = [text for replies in authors for text in random.Random(SEED).sample(replies, least)]
     labels = np.repeat(np.arange(len(authors)), least)
-    ngrams = {"analyzer": "char", "ngram_range": (1, 4), "min_df": 2, "lowercase": False}
     classifier = make_pipeline(
-        TfidfVectorizer(**ngrams, sublinear_tf=True),
+        TfidfVectorizer(
+            analyzer="char", ngram_range=(1, 4), min_df=2, lowercase=False, sublinear_tf=True
+        ),
         # The default solver finds the same in four times the time.
         LogisticRegression(C=10, solver="newton-cg"),
     )
     folds = StratifiedKFold(5, shuffle=True, random_state=SEED)
     accuracy = cross_val_score(classifier, texts, labels, cv=folds).mean()
-    classifier.fit(texts, labels)
-
-    def is_author(texts):
-        return (classifier.predict(texts) == 0) & np.array([bool(text.strip()) for text in texts])
-
     facts = {"files": files, "rows_per_author": least, "chance": 1 / len(authors)}
-    return is_author, authors[0], facts | {"cross_validated_accuracy": accuracy}
-
-
-def style_replies(paths, holdout, rows):
-    """Each author's replies to learn from, and the facts of the files. Left out is each whose mail
-    or reply is tested here or held out (case and punctuation aside), and what the main sender of
-    another file sent."""
-    if len(set(paths)) < max(2, len(paths)):
-        die("--style-data needs files of two authors or more, each once")
-    mail = {path: read_completions(path) for path in [*paths, *holdout]}
-    tested = {tuple(words(row[key])) for row in rows for key in ("mail", "reference")}
-    for path in holdout:
-        tested |= {tuple(words(row[key])) for row in mail[path] for key in ("mail", "reply")}
-    tested.discard(())
-    senders = {path: main_sender(mail[path]) for path in paths}
-    authors, files = [], []
-    for path in paths:
-        pairs, others = mail[path], {*senders.values()} - {None, senders[path]}
-        replies = [
-            row["reply"]
-            for row in pairs
-            if row["reply"].strip() and row["From"] not in others
-            if not tested & {tuple(words(row["mail"])), tuple(words(row["reply"]))}
-        ]
-        if len(replies) < 10:
-            die(f"{path}: {len(replies)} replies that are not tested here are too few for style")
-        counts = {"rows": len(pairs), "left_out": len(pairs) - len(replies)}
-        files.append({"path": str(path), "sha256": sha256(path)} | counts)
-        authors.append(replies)
-    return authors, files
+    facts["cross_validated_accuracy"] = accuracy
+    return classifier.fit(texts, labels), authors[0], facts
 
 
 def main_sender(rows):
-    """The address that sent more than half of the rows; None where there is none."""
-    ((address, count),) = Counter(row["From"] for row in rows).most_common(1)
-    return address if address and count > len(rows) / 2 else None
+    """The address that sent more than half of the rows, "" where none did."""
+    (address, count), *_ = *Counter(row["From"] for row in rows).most_common(1), ("", 0)
+    return address if count > len(rows) / 2 else ""
 
 
 def closings_of(replies):
@@ -481,9 +481,6 @@ def copies(texts, mails, replies):
     return {"memorized_rate": memorized, "longest_copy": np.array([longest]).T}
 
 
-# ------------------------------------------------------------------------------------------ values
-
-
 def score(name, terms, weights):
     """A measure's values (B,) from its terms (mails, terms) and how often each mail counts, weights
     (B, mails)."""
@@ -493,35 +490,25 @@ def score(name, terms, weights):
         return np.where(weights > 0, terms[:, 0], 0).max(axis=1)
     sums = weights @ terms
     if name == "bleu":
-        rows = zip(sums.astype(int).tolist(), is_short(terms, weights), strict=True)
+        # Where no reference in a sample has four tokens, BLEU is of the lengths that runs of tokens
+        # have, or identical replies would score 0.
+        short = weights @ (terms[:, 1] >= 4) == 0
         found = [
-            BLEU.compute_bleu(n[2:6], n[6:], *n[:2], smooth_method="exp", effective_order=short)
-            for n, short in rows
+            BLEU.compute_bleu(n[2:6], n[6:], *n[:2], smooth_method="exp", effective_order=is_short)
+            for n, is_short in zip(sums.astype(int).tolist(), short, strict=True)
         ]
         return np.array([bleu.score for bleu in found])
-    if name == "chrf":
-        return chrf_of(*np.moveaxis(sums.reshape(-1, 6, 3), 2, 0))
-    ratio = sums[:, 0] / sums[:, 1]
+    with np.errstate(invalid="ignore"):  # 0 / 0
+        if name == "chrf":  # as in sacreBLEU, the mean is over the lengths that both have
+            ours, theirs, matches = np.moveaxis(sums.reshape(-1, 6, 3), 2, 0)
+            both = (ours > 0) & (theirs > 0)
+            precision, recall = (
+                np.sum(matches / total, axis=1, where=both) / both.sum(axis=1)
+                for total in (ours, theirs)
+            )
+            return 100 * np.nan_to_num(5 * precision * recall / (4 * precision + recall))
+        ratio = sums[:, 0] / sums[:, 1]  # nan where no mail counts, as in a sample without notes
     return np.exp(ratio) if name.startswith("perplexity") else ratio
-
-
-def is_short(terms, weights):
-    """Whether no reference in a sample, weights (mails,) or (B, mails), has four tokens: then BLEU
-    is of the lengths that runs of tokens have, or identical replies would score 0."""
-    return weights @ (terms[:, 1] >= 4) == 0
-
-
-def chrf_of(ours, theirs, matches):
-    """chrF2 (B,) from runs of 1 to 6 characters, (B, 6): those in the replies, in the references
-    and in both. As in sacreBLEU, the mean is over the lengths that both have."""
-    both = (ours > 0) & (theirs > 0)
-    count = np.maximum(both.sum(axis=1), 1)
-    precision, recall = (
-        np.where(both, matches / np.maximum(total, 1), 0).sum(axis=1) / count
-        for total in (ours, theirs)
-    )
-    weighted = 4 * precision + recall
-    return 100 * (5 * precision * recall / np.where(weighted > 0, weighted, 1))
 
 
 @cache
@@ -534,10 +521,9 @@ def resample(mails):
 def estimate(name, terms):
     """A measure with its 95 % interval, {"value", "low", "high"}, by the percentile bootstrap
     (Efron 1979); None without terms."""
-    if terms is None:
+    if terms is None or np.isnan(value := score(name, terms, np.ones((1, len(terms)), int))[0]):
         return None
-    value = score(name, terms, np.ones((1, len(terms)), int))[0]
-    low, high = np.percentile(score(name, terms, resample(len(terms))), [2.5, 97.5])
+    low, high = np.nanpercentile(score(name, terms, resample(len(terms))), [2.5, 97.5])
     return {"value": float(value), "low": float(low), "high": float(high)}
 
 
@@ -545,24 +531,27 @@ def summarise(run, facts):
     """results_summary.txt: metrics.json for people."""
     import pandas as pd
 
-    metrics, own = facts["metrics"], facts["reference"]
-    table = pd.DataFrame(MEASURES.values(), MEASURES, ["better", "what it says"])
-    table.insert(
-        0, "95 % interval", [cell(metrics[name], 3).split("\n")[-1] for name in table.index]
+    metrics, own, style = facts["metrics"], facts["reference"], facts["style"]
+    table = pd.DataFrame(
+        {
+            "measure": name,
+            "value": cell(metrics[name]).split("\n")[0],
+            "95 % interval": cell(metrics[name], 3).split("\n")[-1],
+            "author": cell(own.get(name)).split("\n")[0],
+            "better": better,
+            "what it says": text,
+        }
+        for name, (better, text) in MEASURES.items()
     )
-    table.insert(0, "value", [cell(metrics[name]).split("\n")[0] for name in table.index])
-    table.insert(2, "author", [cell(own.get(name)).split("\n")[0] for name in table.index])
-    table = as_text(table.rename_axis("measure").reset_index(), align="left")
-    text = f"run         {run}\ntest mails  {facts['n']}\n\n{table}\n\n"
-    text += "author: the author's real replies; better: lower, higher or near the author's\n"
-    if style := facts["style"]:
-        text += (
+    lines = [f"run         {run}", f"test mails  {facts['n']}", "", as_text(table, "left"), ""]
+    lines += ["author: the author's real replies; better: lower, higher or near the author's"]
+    if style:
+        lines += [
             f"style classifier of {style['rows_per_author']} replies an author: cross-validated "
-        )
-        text += (
-            f"accuracy {style['cross_validated_accuracy']:.3f}, by chance {style['chance']:.3f}\n"
-        )
-    return text + "".join(f"\n{name}: {how}" for name, how in facts["signatures"].items()) + "\n"
+            f"accuracy {style['cross_validated_accuracy']:.3f}, by chance {style['chance']:.3f}"
+        ]
+    lines += ["", *(f"{name}: {how}" for name, how in facts["signatures"].items())]
+    return "\n".join(lines) + "\n"
 
 
 def cell(found, digits=2, bold=False):
@@ -597,151 +586,143 @@ def write(path, content):
 # ------------------------------------------------------------------------------------ several runs
 
 
-def compare(paths, against, output, examples):
+def compare(args):
     """Compare evaluated runs, on all mails and on the clean ones. Nothing is scored again: each
     run's metrics.json holds the terms of every mail."""
-    runs = {}
-    for path in dict.fromkeys([*paths, against or paths[0]]):
-        if (path / "predictions.jsonl").is_file():
-            runs[path] = load_run(path)
-        else:
-            print(f"passed over {path}: no predictions.jsonl")
-    if not runs or against and against not in runs:
-        named = f"{against} is not a run" if against else "none of the folders is a run"
-        die(f"{named} with predictions.jsonl")
-    first, runs = runs[against or next(iter(runs))], list(runs.values())
-    check_alike(runs)
-    names = [run["path"].resolve().name for run in runs]
-    for run, name in zip(runs, names, strict=True):
-        run["name"] = name if names.count(name) == 1 else str(run["path"])
+    path = args.against or args.compare[0]
+    runs = load_runs(dict.fromkeys([*args.compare, path]))
+    first = next(run for run in runs if run["path"] == path)
+    for run in runs:
+        if run["notes"] != first["notes"]:
+            named = f"{first['path']} and {run['path']} were not given the same notes"
+            die(f"{named}, so they are no rivals; --corners shows runs without and with notes")
 
-    count = len(first["rows"])
-    clean, cleanness = clean_rows(runs)
+    count, (clean, cleanness) = len(first["rows"]), clean_rows(runs)
     parts = [measure(runs, first, f"all {count} test mails", np.full(count, True))]
     if clean is not None and not clean.all():
         parts.append(measure(runs, first, f"the {clean.sum()} clean ones", clean))
-    # Trainings on the same mail are no rivals.
     alike = [run for run in runs if run["size"] and run["training"] == first["training"] != []]
     twins = [run["name"] for run in alike if first["size"]]
-    verdict, tests = answer(first["name"], twins, parts), tests_table(parts)
-    examples = show_examples(runs, examples)
-    values = score_table(parts[0]).map(lambda text: text.split("\n")[0])
-    head = [verdict] if tests.empty else [verdict, tests]
-    print("\n" + "\n\n".join(map(as_text, [*head, values, *examples])))
-
+    verdict = answer(first["name"], twins, parts)
     notes = [NOTES.format(first=first["name"], n=count, rare=min(1, 3 / count)), cleanness]
     if len(twins) > 1:
         notes.append(f"Trained on the same mail, they show what chance does: {', '.join(twins)}.")
-    blocks = [*head, *notes, draw(parts, output.with_name("comparison.png"))]
-    for part in parts:
-        blocks += [f"## {part['title'].capitalize()}", score_table(part)]
-    facts = {"against": first["name"], "verdict": verdict, **parts[0], "clean_unknown": None}
-    metrics = facts.pop("metrics").items()
-    known = {run["name"]: {"path": str(run["path"]), "train_rows": run["size"]} for run in runs}
-    facts["runs"] = {name: known[name] | {"metrics": found} for name, found in metrics}
-    if clean is None:
-        facts |= {"clean": None, "n_clean": None, "clean_unknown": cleanness}
-    else:
-        facts |= {"clean": parts[-1], "n_clean": parts[-1]["n"]}
-    write(output.with_name("comparison.json"), json.dumps(facts, indent=1, allow_nan=False))
-    page = report_page(runs, blocks, clean, output.absolute().parent.name)
-    write(output.with_name("report.html"), page)
-    fenced = [f"~~~text\n{example}\n~~~" for example in examples]
-    write(output, "\n\n".join(["# Comparison", *map(as_markdown, blocks), *fenced]) + "\n")
-    print(
-        f"\n{output.parent}/: {output.name}, comparison.json, comparison.png and report.html written"
-    )
+
+    facts = {"against": first["name"], "verdict": verdict} | parts[0]
+    metrics = facts.pop("metrics")
+    facts |= {"clean_unknown": cleanness if clean is None else None, "runs": {}}
+    for run in runs:
+        settings = {"path": str(run["path"]), "train_rows": run["size"]}
+        facts["runs"][run["name"]] = settings | {"metrics": metrics[run["name"]]}
+    clean_part = {} if clean is None else parts[-1]
+    facts |= {"clean": clean_part or None, "n_clean": clean_part.get("n")}
+    write(args.output.with_name("comparison.json"), json.dumps(facts, indent=1, allow_nan=False))
+    report(runs, parts, verdict, notes, clean, args)
 
 
-def load_run(path):
-    """An evaluated run: its rows, its per-mail terms as arrays, and what it learned from."""
-    again = f"`python evaluate.py {path}` makes it again"
-    file = path / "metrics.json"
-    data = file.read_bytes() if file.is_file() else b"{}"
-    facts = parse(data, f"{file}: not JSON; {again}")
-    if facts.get("predictions_sha256") != sha256(path / "predictions.jsonl"):
-        die(f"{path}: no metrics.json of these predictions; {again}")
-    if not facts.keys() >= {"per_mail", "reference_per_mail", "signatures", "style"}:
-        die(f"{path}: its metrics.json is of an older version; {again}")
-    run = {"path": path, "rows": read_predictions(path), "signatures": facts["signatures"]}
-    for key in ("per_mail", "reference_per_mail"):
-        run[key] = {name: np.array(terms, dtype=float) for name, terms in facts[key].items()}
-    if facts["style"]:  # what the classifier learned from decides what it says
-        sources = [(file["sha256"], file["left_out"]) for file in facts["style"]["files"]]
-        run["signatures"]["style"] += str(sources)
-    run["training"], run["problem"], run["size"] = read_training(path)
-    return run
+def corners(args):
+    """Put an untuned and a tuned run, without notes and with them, into one table."""
+    import pandas as pd
+
+    runs = load_runs(args.corners)
+    notes = [run["notes"] for run in runs]
+    if any(notes[0] + notes[1]) or not any(notes[2]) or notes[2] != notes[3]:
+        die("--corners needs two runs without notes and two that were given the same notes")
+    table, text = {"measure": CORNERS}, CORNER_NOTES
+    for title, pair in (("without notes", runs[:2]), ("with notes", runs[2:])):
+        part = measure(pair, pair[1], title, np.full(len(pair[0]["rows"]), True))
+        tests = {test["measure"]: difference(test, test["p"]) for test in part["tests"]}
+        for kind, run in zip(("untuned", "tuned"), pair, strict=True):
+            found = part["metrics"][run["name"]]
+            table[f"{kind}\n{title}"] = [cell(found[name]) for name in CORNERS]
+            text += f"\n{kind} {title}: {run['path']}"
+        table[f"difference\n{title}"] = [tests.get(name, "-") for name in CORNERS]
+    blocks = [pd.DataFrame(table), text]
+    print("\n" + "\n\n".join(map(as_text, blocks)))
+    write(args.output, "\n\n".join(["# Four corners", *map(as_markdown, blocks)]) + "\n")
+    print(f"\n{args.output} written")
 
 
-def check_alike(runs):
-    """Die where runs answer different mails, or were measured in different ways."""
-    keys, methods = ("id", "mail", "reference"), {}
-    mails = [[[row[key] for key in keys] for row in run["rows"]] for run in runs]
-    for run, theirs in zip(runs, mails, strict=True):
-        if theirs != mails[0]:
-            names = f"{runs[0]['path']} and {run['path']}"
-            row = len(os.path.commonprefix([mails[0], theirs])) + 1
-            die(f"{names} do not answer the same mails: they first differ at row {row}")
-        for name, method in run["signatures"].items():
-            if methods.setdefault(name, method) != method:
-                what = f"the runs' {name} is of different kinds (data, model or version)"
+def load_runs(paths):
+    """The evaluated runs of these folders: rows, terms as arrays, what they learned from; die where
+    they answer different mails, or were measured in different ways."""
+    runs, methods, names = [], {}, [path.resolve().name for path in paths]
+    for path, name in zip(paths, names, strict=True):
+        rows, file = read_predictions(path), path / "metrics.json"
+        again = f"`python evaluate.py {path}` makes it again"
+        facts = parse(file.read_bytes() if file.is_file() else b"{}", f"{file}: not JSON; {again}")
+        if facts.get("predictions_sha256") != sha256(path / "predictions.jsonl"):
+            die(f"{path}: no metrics.json of these predictions; {again}")
+        if not facts.keys() >= {"per_mail", "reference_per_mail", "signatures", "style"}:
+            die(f"{path}: its metrics.json is of an older version; {again}")
+        if facts["style"]:  # what the classifier learned from decides what it says
+            sources = [(file["sha256"], file["left_out"]) for file in facts["style"]["files"]]
+            facts["signatures"]["style"] += str(sources)
+        for measured, method in facts["signatures"].items():
+            if methods.setdefault(measured, method) != method:
+                what = f"the runs' {measured} is of different kinds (data, model or version)"
                 die(f"{what}: evaluate each again, with the same flags")
+        run = {"name": name if names.count(name) == 1 else str(path), "path": path, "rows": rows}
+        run["mails"] = [(row["id"], row["mail"], row["reference"]) for row in rows]
+        run["notes"] = [row["notes"] for row in rows]
+        for key in ("per_mail", "reference_per_mail"):
+            run[key] = {name: np.array(terms, dtype=float) for name, terms in facts[key].items()}
+        run["training"], run["problem"], run["size"] = read_training(path)
+        runs.append(run)
+        if run["mails"] != runs[0]["mails"]:
+            row = len(os.path.commonprefix([runs[0]["mails"], run["mails"]])) + 1
+            both = f"{runs[0]['path']} and {path} do not answer the same mails"
+            die(f"{both}: they first differ at row {row}")
+    return runs
 
 
 def clean_rows(runs):
-    """The mails (booleans) of which neither the mail, the reply nor the thread (the subject without
-    Re: and Fw:) is in a file that any of the runs learned from, None where that is unknown; and
-    a sentence on them."""
+    """The mails (booleans) of which neither mail, reply nor thread is in a file that any of the
+    runs learned from, None where that is unknown or none is; and a sentence on them."""
     rows, training = runs[0]["rows"], [row for run in runs for row in run["training"]]
     problem = next((f"{run['path']}: {run['problem']}" for run in runs if run["problem"]), None)
     if not all(isinstance(row.get("subject"), str) for row in [*rows, *training]):
         problem = problem or "not all mails have a subject; make their JSONL and what follows again"
     if problem:
         return None, f"Which mails are clean is not known: {problem}."
-    seen = {key for row in training for key in marks(row["mail"], row["reply"], row["subject"])}
-    clean = [not seen & marks(row["mail"], row["reference"], row["subject"]) for row in rows]
-    if not any(clean):
+    seen = set().union(*map(marks, training))
+    clean = np.array([not seen & marks(row) for row in rows])
+    if not clean.any():
         return None, "No mail is clean: mail, reply or thread of each was trained on."
     found = "neither it nor its reply nor its thread is in a file that a compared run learned from"
-    return np.array(clean), f"{sum(clean)} of {len(rows)} mails are clean: {found}."
+    return clean, f"{clean.sum()} of {len(rows)} mails are clean: {found}."
 
 
-def marks(mail, reply, subject):
-    """What a mail can be known by, case and punctuation aside; nothing is known by no words."""
-    texts = {"mail": mail, "reply": reply, "thread": REPLY_MARKS.sub("", subject, count=1)}
+def marks(row):
+    """What a mail can be known by, case, punctuation and Re: aside; not by an empty text."""
+    thread = REPLY_MARKS.sub("", row["subject"], count=1)
+    texts = {"mail": row["mail"], "reply": row["reference"], "thread": thread}
     return {(kind, *found) for kind, text in texts.items() if (found := words(text))}
 
 
 def measure(runs, first, title, selected):
     """All that is said of some of the mails (booleans): estimates, paired tests of the first run
     against each other one, and a trend where one author's trainings differ in size."""
-    terms, author = {}, {}
+    terms, metrics, author = {}, {}, {}
     for run in runs:
-        terms[run["name"]] = {name: found[selected] for name, found in run["per_mail"].items()}
+        found = {name: each[selected] for name, each in run["per_mail"].items()}
+        metrics[run["name"]] = {name: estimate(name, found.get(name)) for name in MEASURES}
+        terms[run["name"]] = {name: found[name] for name in found if metrics[run["name"]][name]}
         own = run["reference_per_mail"].items()
-        author |= {name: estimate(name, found[selected]) for name, found in own}
-    metrics = {
-        run: {name: estimate(name, found.get(name)) for name in MEASURES}
-        for run, found in terms.items()
-    }
+        author |= {name: estimate(name, each[selected]) for name, each in own}
     pairs = {run: ([first["name"], run], [1, -1]) for run in terms if run != first["name"]}
-    sizes, slope = {run["name"]: run["size"] for run in one_author(runs)}, {}
-    if sizes:  # over log2 of the size, by least squares
+    trained, slope = [run for run in runs if run["size"]], {}
+    sizes = {run["name"]: run["size"] for run in trained}
+    counts, senders = {*sizes.values()}, {main_sender(run["training"]) for run in trained}
+    if len(counts) < 3 or max(counts) < 2 * min(counts) or len(senders) > 1 or "" in senders:
+        sizes = {}  # no trend, unless one sender's mail made runs of different sizes
+    else:  # over log2 of the size, by least squares
         logs = np.log2(list(sizes.values()))
         logs -= logs.mean()
         slope = {DOUBLING: (list(sizes), logs / (logs @ logs))}
     part = {"title": title, "n": int(selected.sum()), "metrics": metrics, "reference": author}
     tests = {"tests": run_tests(pairs, terms), "trend": run_tests(slope, terms)}
     return part | tests | {"sizes": sizes}
-
-
-def one_author(runs):
-    """The trained runs, where they learned from more and less mail of one sender; else none."""
-    trained = [run for run in runs if run["size"]]
-    senders = {main_sender(run["training"]) if run["training"] else None for run in trained}
-    sizes = {run["size"] for run in trained}
-    one = len(senders) == 1 and None not in senders
-    return trained if one and len(sizes) > 2 and max(sizes) >= 2 * min(sizes) else []
 
 
 def run_tests(contrasts, terms):
@@ -754,10 +735,9 @@ def run_tests(contrasts, terms):
         for name in MEASURES
         if all(name in terms[run] for run in runs)
     ]
-    family = sorted((test for test in tests if test["measure"] in PRIMARY), key=itemgetter("p"))
-    bounds = [min(1.0, (len(family) - rank) * test["p"]) for rank, test in enumerate(family)]
-    for test, p in zip(family, accumulate(bounds, max), strict=True):
-        test["p_holm"] = p
+    family, bound = [test for test in tests if test["measure"] in PRIMARY], 0
+    for rank, test in enumerate(sorted(family, key=itemgetter("p"))):
+        bound = test["p_holm"] = max(bound, min(1.0, (len(family) - rank) * test["p"]))
     return tests
 
 
@@ -774,7 +754,7 @@ def contrast(name, terms, factors):
         weights = (deals == run).reshape(DEALS, -1).astype(float)
         dealt = dealt + factor * score(name, pooled, weights)
     dealt = np.round(dealt, 9)  # or a zero with a rounding error would count as a difference
-    low, high = np.percentile(drawn, [2.5, 97.5]).tolist()
+    low, high = np.nanpercentile(drawn, [2.5, 97.5]).tolist()
     p = float(np.mean(np.abs(dealt) >= abs(dealt[0])))
     return {"difference": float(dealt[0]), "low": low, "high": high, "p": p}
 
@@ -789,9 +769,8 @@ def deal(mails, runs):
 
 
 def answer(first, twins, parts):
-    """The question and, for each primary measure and selection of mails, one of three answers: yes
-    or the contrary where all tests show it, else no. Trainings on the same mail are no rivals, nor
-    are copying baselines, which have no perplexity."""
+    """The question and, for each primary measure and part, one of three answers. Trainings on the
+    same mail are no rivals, nor are copying baselines, which have no perplexity."""
     kind = "trend" if parts[0]["trend"] else "tests"
     models = [run for run, found in parts[0]["metrics"].items() if found["perplexity_char"]]
     rivals = {DOUBLING, *models} - set(twins)
@@ -810,20 +789,43 @@ def answer(first, twins, parts):
     return "\n".join(lines) if lines[1:] else NOTHING
 
 
-def score_table(part):
+def report(runs, parts, verdict, notes, clean, args):
+    """Print and write what people read of a comparison: text, Markdown, a picture and a page."""
+    found = parts[0]["metrics"].values()
+    names = [name for name in COLUMNS if any(metrics[name] for metrics in found)]
+    output, tests = args.output, tests_table(parts)
+    tables = [score_table(part, names) for part in parts]
+    head = [verdict] if tests.empty else [verdict, tests]
+    values = tables[0].map(lambda text: text.split("\n")[0])
+    examples = show_examples(runs, args.examples)
+    print("\n" + "\n\n".join(map(as_text, [*head, values, *examples])))
+
+    blocks = [*head, *notes, picture := draw(parts, names)]
+    for part, table in zip(parts, tables, strict=True):
+        blocks += [f"## {part['title'].capitalize()}", table]
+    write(output.with_name("comparison.png"), picture)
+    page = report_page(runs, blocks, clean, output.absolute().parent.name)
+    write(output.with_name("report.html"), page)
+    fenced = [f"~~~text\n{example}\n~~~" for example in examples]
+    write(output, "\n\n".join(["# Comparison", *map(as_markdown, blocks), *fenced]) + "\n")
+    files = f"{output.name}, comparison.json, comparison.png and report.html"
+    print(f"\n{output.parent}/: {files} written")
+
+
+def score_table(part, names):
     """Runs by measures, the best in bold, the author's own replies last."""
     import pandas as pd
 
     table = {"run": [*part["metrics"], "the author"]}
-    for name in COLUMNS:
+    for name in names:
         own = part["reference"].get(name)
         found = [metrics[name] for metrics in part["metrics"].values()]
         # No measure of which more is better goes beyond 100.
         goals = {"lower": 0, "higher": 100, "author's": own["value"] if own else 0}
-        values = pd.Series([each and each["value"] for each in found], dtype=float)
-        misses = (values - goals[MEASURES[name][0]]).abs()
-        best = zip(found, misses == misses.min(), strict=True)
-        cells = [cell(each, bold=is_best) for each, is_best in best]
+        goal = goals[MEASURES[name][0]]
+        misses = [abs(each["value"] - goal) if each else np.inf for each in found]
+        best = min(misses)
+        cells = [cell(each, bold=miss == best) for each, miss in zip(found, misses, strict=True)]
         table[name.replace("_", "\n")] = [*cells, cell(own)]
     return pd.DataFrame(table)
 
@@ -834,91 +836,74 @@ def tests_table(parts):
 
     table = {}
     for part in parts:
+        title = f"\n{part['title']}" if len(parts) > 1 else ""
         for test in [*part["tests"], *part["trend"]]:
             if test["p_holm"] is not None:
-                mark = "**" if test["p_holm"] < LEVEL else ""
-                difference = number(test["difference"], 3, "+")
-                low, high = (number(test[end], 2, "+") for end in ("low", "high"))
-                text = f"{mark}{difference}, p {test['p_holm']:.4f}{mark}\n{low} to {high}"
-                header = test["measure"] + (f"\n{part['title']}" if len(parts) > 1 else "")
-                table.setdefault(header, {})[test["run"]] = text
+                column = table.setdefault(test["measure"] + title, {})
+                column[test["run"]] = difference(test, test["p_holm"])
     return pd.DataFrame(table).fillna("-").rename_axis("against").reset_index()
 
 
-def draw(parts, path):
-    """Each measure of the table with its intervals, for all mails and for the clean ones: as bars
-    or, where trainings differ in size, over the number of mails. Returns the picture's path."""
+def difference(test, p):
+    """A test in two lines, its difference and p (in bold where that is low) and its interval."""
+    mark = "**" if p < LEVEL else ""
+    low, high = (number(test[end], 2, "+") for end in ("low", "high"))
+    return f"{mark}{number(test['difference'], 3, '+')}, p {p:.4f}{mark}\n{low} to {high}"
+
+
+def draw(parts, names):
+    """A PNG of the measures with their intervals: as bars or, where trainings differ in size, over
+    the number of training mails, with the other runs as level lines."""
     import matplotlib
-    import pandas as pd
     from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
     matplotlib.rcParams["text.parse_math"] = False  # a run's name is no formula
-    runs, own, sizes = (parts[0][key] for key in ("metrics", "reference", "sizes"))
-    frame = pd.DataFrame(
-        {"mails": part["title"], "run": run, "measure": name} | part["metrics"][run][name]
-        for part in parts
-        for run in runs
-        for name in COLUMNS
-        if part["metrics"][run][name]
-    )
-    names = frame["measure"].unique()
-    height = -(-len(names) // 3)
+    metrics, author, sizes = (parts[0][key] for key in ("metrics", "reference", "sizes"))
+    runs = sorted(sizes, key=sizes.get) or list(metrics)
+    places = np.array([sizes[run] for run in runs]) if sizes else np.arange(len(runs))
+    height, width, labels = -(-len(names) // 3), 0.6 / len(parts), {}
     figure = Figure(figsize=(13, 3.4 * height), layout="constrained")
-    labels = {}
-    for place, name in enumerate(names, 1):
-        axes = figure.add_subplot(height, 3, place)
-        table = frame[frame["measure"] == name].pivot(index="run", columns="mails").reindex(runs)
-        if sizes:
-            draw_trend(axes, table, sizes)
-        else:
-            table["value"].plot.bar(ax=axes, yerr=reach(table), capsize=2, legend=False, xlabel="")
-            axes.set_xticks(range(len(table)), table.index, rotation=30, ha="right")
+    for number_of_axes, name in enumerate(names, 1):
+        axes = figure.add_subplot(height, 3, number_of_axes)
         axes.set_title(f"{name}: {MEASURES[name][0]} is better", fontsize=10)
-        if name in own:
-            axes.axhline(own[name]["value"], color="black", linewidth=1, label="the author")
+        for i, part in enumerate(parts):
+            found = [part["metrics"][run][name] or {} for run in runs]
+            ends = ("value", "low", "high")
+            value, low, high = np.array([[each.get(end, np.nan) for each in found] for end in ends])
+            style = {"yerr": np.abs([value - low, high - value]), "label": part["title"]}
+            if sizes:
+                axes.errorbar(places, value, marker="o", capsize=3, **style)
+            else:
+                axes.bar(places + (i + 0.5) * width - 0.3, value, width, capsize=2, **style)
+        levels = {"the author": author.get(name)}
+        levels |= {run: metrics[run][name] for run in metrics if run not in runs}
+        for (label, level), line in zip(levels.items(), ("-", "--", "-.", ":"), strict=False):
+            if level:
+                axes.axhline(level["value"], linestyle=line, color="black", lw=1, label=label)
+        if sizes:
+            axes.set(xscale="log", xlabel="training mails")
+            axes.minorticks_off()
+        else:
+            axes.set_xlim(-0.5, len(runs) - 0.5)  # room for a run without the measure, too
+        axes.set_xticks(places, places if sizes else runs, rotation=30, ha="right")
         handles = axes.get_legend_handles_labels()
         labels |= {label: handle for handle, label in zip(*handles, strict=True)}
     figure.legend(labels.values(), labels.keys(), loc="outside lower center", ncols=6)
     picture = io.BytesIO()
     figure.savefig(picture, dpi=110)
-    write(path, picture.getvalue())
-    return path
-
-
-def draw_trend(axes, table, sizes):
-    """Lines over the number of training mails; the runs without a number are level lines."""
-    sized, others = table.loc[list(sizes)], table.drop(list(sizes))["value"].iloc[:, 0].dropna()
-    values = sized["value"].set_axis(sizes.values())
-    values.plot(ax=axes, yerr=reach(sized), marker="o", capsize=3, legend=False)
-    for (run, value), style in zip(others.items(), ("--", "-.", ":"), strict=False):
-        axes.axhline(value, linestyle=style, color="gray", label=run)
-    axes.set(xscale="log", xlabel="training mails")
-    axes.set_xticks(values.index, values.index, rotation=60, fontsize=8)
-    axes.minorticks_off()
-
-
-def reach(table):
-    """How far the intervals reach down and up, (mails, 2, runs)."""
-    ends = [table["value"] - table["low"], table["high"] - table["value"]]
-    return np.abs(ends).transpose(2, 0, 1)
-
-
-# ---------------------------------------------------------------------------------------- reports
+    return picture.getvalue()
 
 
 PAGE = Template("""<!DOCTYPE html><html lang="en"><meta charset="utf-8">
 <meta http-equiv="Content-Security-Policy"
   content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
 <meta name="viewport" content="width=device-width"><style>
-body { font: 15px/1.45 system-ui, sans-serif; max-width: 75rem; margin: 2rem auto; color: #222;
-  padding: 0 1rem }
+body { font: 15px/1.45 system-ui, sans-serif; max-width: 75rem; margin: 2rem auto; padding: 0 1rem }
 h1 + p { background: #f3f5f8; padding: 1rem; border-left: .3rem solid #36c; white-space: pre-line }
-h1 + p::first-line { font-size: 1.3rem; font-weight: 600 }
+h1 + p::first-line { font-size: 1.3rem; font-weight: 600 } img { max-width: 100% }
 table { border-collapse: collapse; display: block; overflow-x: auto }
-td, th { padding: .25rem .6rem; text-align: right; vertical-align: top; white-space: pre-line }
+td, th { padding: .25rem .6rem; vertical-align: top; white-space: pre-line }
 td { color: #666; border-top: 1px solid #ddd } td::first-line { color: #222 }
-td:first-child, th:first-child { text-align: left } img { max-width: 100% }
 section { display: grid; gap: .7rem; grid-template-columns: repeat(auto-fill, minmax(22rem, 1fr)) }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; background: #f6f6f6; padding: .6rem;
   margin: 0; font: inherit; unicode-bidi: isolate } summary { cursor: pointer }
@@ -970,21 +955,19 @@ def show_examples(runs, count):
 
 
 def as_html(block):
-    if isinstance(block, Path):
-        data = base64.b64encode(block.read_bytes()).decode()
-        return f'<img alt="{block.stem}" src="data:image/png;base64,{data}">'
+    if isinstance(block, bytes):
+        return (
+            f'<img alt="comparison" src="data:image/png;base64,{base64.b64encode(block).decode()}">'
+        )
     if isinstance(block, str):
         tag = "h2" if block.startswith("## ") else "p"
         return f"<{tag}>{html.escape(block.removeprefix('## '))}</{tag}>"
-    import pandas as pd
-
-    with pd.option_context("display.max_colwidth", None):  # or it cuts long names
-        return regex.sub(r"\*\*(.+?)\*\*", r"<b>\1</b>", block.to_html(index=False, border=0))
+    return regex.sub(r"\*\*(.+?)\*\*", r"<b>\1</b>", as_text(block, tablefmt="html"))
 
 
 def as_markdown(block):
-    if isinstance(block, Path):
-        return f"![{block.stem}]({block.name})"
+    if isinstance(block, bytes):
+        return "![comparison](comparison.png)"
     if isinstance(block, str):
         return html.escape(block, quote=False).replace("\n", "  \n")
 

@@ -19,12 +19,16 @@ import fcntl
 import functools
 import hashlib
 import inspect
+import itertools
 import json
 import logging
 import os
 import re
 import shutil
+import subprocess
 import sys
+import tempfile
+import threading
 import warnings
 from pathlib import Path
 
@@ -50,19 +54,19 @@ def main(argv=None):
     folder = find_model(args.base_model or settings["base_model"])
     if args.export:
         return export(folder, settings, args.run, args.export)
+    if args.page:
+        return open_page(*load_model(folder, settings, args.run, args.untuned), settings)
     rows = [read_mail(args.mail, args.notes)] if args.mail else read_jsonl(args.data)[: args.limit]
     tokenizer, model = load_model(folder, settings, args.run, args.untuned)
     examples = [encode(tokenizer, row, settings) for row in rows]
-    if cut := sum(example["cut"] for example in examples):
-        room = f"a prompt has room for {settings['max_prompt']} tokens"
-        print(f"generate.py: {cut} of {len(rows)} mails lost their end: {room}", file=sys.stderr)
     if args.mail:
-        return stream(tokenizer, model, examples[0])
+        return stream(tokenizer, model, examples[0], settings["max_prompt"])
     with unfinished(args, settings, examples) as (file, answers):
         answer_all(tokenizer, model, examples, args.batch_size, file, answers)
         answers = gather(answers)
         if not RANK:
-            write(args.output, rows, [answers[place] for place in range(len(rows))])
+            cut = sum(example["cut"] for example in examples)
+            write(args.output, rows, [answers[place] for place in range(len(rows))], cut)
 
 
 def parse_args(argv):
@@ -82,20 +86,21 @@ def parse_args(argv):
     add("--output", type=Path, help="(default RUN/predictions.jsonl)")
     add("--mail", help="answer the mail in a text file, or - for standard input")
     add("--notes", default="", help="what the reply to the --mail should say")
+    add("--page", action="store_true", help="answer mails on a page in the browser")
     add("--export", type=Path, help="write the merged model to this folder")
     add("--id", help="print the mail, reply and reference of this id in RUN/predictions.jsonl")
     add = parser.add_argument_group("how").add_argument
     add("--max-new-tokens", type=positive, help="(default the run's --max-reply-length)")
     add("--batch-size", type=positive, default=16, help="mails at a time (default %(default)s)")
     args = parser.parse_args(argv)
-    if sum(map(bool, (args.data, args.mail, args.export, args.id))) != 1:
-        die("exactly one of --data, --mail, --export and --id says what to do")
+    if sum(map(bool, (args.data, args.mail, args.page, args.export, args.id))) != 1:
+        die("exactly one of --data, --mail, --page, --export and --id says what to do")
     if args.baseline and (args.run or not (args.train_data and args.data and args.output)):
         die("--baseline wants --train-data, --data and --output, and no --run")
     if not args.baseline and not args.run:
         die("--run or --baseline is missing: whose replies?")
-    if args.untuned and not (args.mail or args.data and args.output):
-        die("--untuned wants --data with an --output of its own, or --mail")
+    if args.untuned and not (args.mail or args.page or args.data and args.output):
+        die("--untuned wants --data with an --output of its own, --mail or --page")
     args.output = args.output or args.run and args.run / "predictions.jsonl"
     return args
 
@@ -348,7 +353,9 @@ def encode_prompt(tokenizer, row, room):
 def encode(tokenizer, row, settings):
     """{"prompt": ids, "reply": ids of the reference with its end of turn, or [], "cut": bool}."""
     if row.get("notes") and row["prompt"][0]["role"] != "system":
-        said = f"{settings['instruction']}. In the reply: {row['notes']}".removeprefix(". ")
+        told = settings["instruction"]
+        told += "" if told[-1:] in ".!?。！？" else "."
+        said = f"{told} In the reply: {row['notes']}".lstrip()
         row = row | {"prompt": [{"role": "system", "content": said}, *row["prompt"]]}
     prompt, prompt_ids, cut = encode_prompt(tokenizer, row, settings["max_prompt"])
     reply_ids = []
@@ -557,17 +564,65 @@ def write_replies(model, inputs, cache, stop):
     return replies
 
 
-def stream(tokenizer, model, example):
+def stream(tokenizer, model, example, room):
     """Print one reply as it is written."""
     import torch
     from transformers import TextStreamer
 
+    if example["cut"]:
+        room = f"a prompt has room for {room} tokens"
+        print(f"generate.py: the mail lost its end: {room}", file=sys.stderr)
     ids = torch.tensor([example["prompt"]], device=model.device)
     streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
     found = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), streamer=streamer)
     if found[0, -1].item() not in model.generation_config.eos_token_id:
         length = found.shape[1] - ids.shape[1]
         print(f"generate.py: stopped at {length} tokens: --max-new-tokens", file=sys.stderr)
+
+
+def open_page(tokenizer, model, settings):
+    """Serve a page on this machine: a box for the mail, one for the notes, the draft as it comes.
+
+    Nothing is asked of another host, and what is dropped in is deleted when the page closes.
+    """
+    import gradio
+    import torch
+    from transformers import TextIteratorStreamer
+
+    def text_of(file):
+        command = [sys.executable, Path(__file__).with_name("prepare_data.py"), "text", file]
+        found = subprocess.run(command, capture_output=True, text=True, encoding="utf-8")
+        if found.returncode:
+            raise gradio.Error(found.stderr, print_exception=False)
+        return found.stdout.strip()
+
+    def draft(mail, notes):
+        row = {"id": "mail", "prompt": [{"role": "user", "content": mail}], "notes": notes.strip()}
+        try:
+            prompt = encode(tokenizer, row, settings)["prompt"]
+        except SystemExit:
+            raise gradio.Error("no room for the mail beside such notes") from None
+        ids = torch.tensor([prompt], device=model.device)
+        streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "streamer": streamer}
+        threading.Thread(target=model.generate, kwargs=inputs).start()
+        yield from (text.strip() for text in itertools.accumulate(streamer))
+
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["GRADIO_TEMP_DIR"] = folder
+        with gradio.Blocks(title="Reply writer", analytics_enabled=False) as page:
+            mail = gradio.Textbox(label="Mail", lines=12)
+            file = gradio.File(label="or an .eml file", file_types=[".eml"], height=90)
+            notes = gradio.Textbox(label="Notes: what the reply should say")
+            button = gradio.Button("Draft", variant="primary")
+            reply = gradio.Textbox(label="Draft", lines=8, buttons=["copy"])
+            file.upload(text_of, file, mail)
+            gradio.on([button.click, notes.submit], draft, [mail, notes], reply)
+        look = gradio.themes.Base(font=["sans-serif"], font_mono=["monospace"])  # not from a server
+        private = {"share": False, "run_history": False, "footer_links": [], "quiet": True}
+        options = {"server_name": "127.0.0.1", "inbrowser": True, "prevent_thread_lock": True}
+        print(f"{page.launch(theme=look, **options, **private)[1]} until Ctrl-C")
+        page.block_thread()
 
 
 def write_baseline(args):
@@ -605,7 +660,7 @@ def write_baseline(args):
     write(args.output, rows, [{"prediction": replies[i].strip()} | unknown for i in copied])
 
 
-def write(path, rows, answers):
+def write(path, rows, answers, cut=0):
     """predictions.jsonl in the order of the rows, whole or not at all, and the headline."""
     side = path.with_name(path.name + ".part")
     with side.open("w", encoding="utf-8") as file:
@@ -617,6 +672,7 @@ def write(path, rows, answers):
     os.replace(side, path)
     reasons = [answer["finish_reason"] for answer in answers]
     ends = f"{reasons.count('stop')} ended by themselves, {reasons.count('length')} were cut off"
+    ends += f"; {cut} of the mails lost their end" if cut else ""
     print(f"{path}: {len(rows)} replies, {'copied' if None in reasons else ends}")
 
 

@@ -62,8 +62,9 @@ def main(argv=None):
     os.umask(0o077)  # private mail, and a model made of it, are for their owner only
     sys.modules["kernels"] = None  # with this package the libraries would download code and run it
     args = parse_args(argv)
+    nowhere = open(os.devnull, "w", encoding="utf-8")
     if RANK:  # only the first of several processes prints
-        sys.stdout = open(os.devnull, "w", encoding="utf-8")
+        sys.stdout = nowhere
     rows = read_jsonl(args.train_data)[: args.limit]
     settings = fill_defaults(args, rows)
     with lock(args.output_dir):
@@ -72,8 +73,9 @@ def main(argv=None):
         tokenizer, stop = load_tokenizer(find_model(args.base_model), settings)
         examples = [encode(tokenizer, row, settings) for row in rows]
         train_set, validation_set = split(examples, settings["validation_fraction"])
-        show(tokenizer, train_set, validation_set)
-        model, history, seconds = fit(train_set, validation_set, settings, args.output_dir)
+        with contextlib.redirect_stdout(nowhere if args.brief else sys.stdout):
+            show(settings, tokenizer, train_set, validation_set)
+            model, history, seconds = fit(train_set, validation_set, settings, args.output_dir)
         if not RANK:
             save_adapter(model, tokenizer, stop, settings, args.output_dir)
             finish(train_set, validation_set, history, seconds, settings, args.output_dir)
@@ -94,6 +96,7 @@ def parse_args(argv):
     add(files, "train_data", Path, "JSONL of `prepare_data.py format`", required=True)
     add(files, "output_dir", Path, "run folder, runs/GROUP/NAME", required=True)
     add(files, "limit", int, "train on the first LIMIT rows (default all)")
+    files.add_argument("--brief", action="store_true", help="print one line; train.json has it all")
     method = parser.add_argument_group("method")
     add(method, "epochs", float, "passes over the data")
     add(method, "learning_rate", float, "peak of the cosine schedule")
@@ -153,7 +156,8 @@ def fill_defaults(args, rows):
     import torch
 
     gpu = torch.cuda.is_available()
-    settings = {name: value for name, value in vars(args).items() if name != "output_dir"}
+    unset = {"output_dir", "brief"}
+    settings = {name: value for name, value in vars(args).items() if name not in unset}
     settings |= {n: pair[not gpu] for n, pair in DEFAULTS.items() if settings[n] is None}
     limits = {"seed": (0, 2**31 - 1), "dropout": (0, 0.99), "validation_fraction": (0, 0.5)}
     for name, value in settings.items():
@@ -165,17 +169,17 @@ def fill_defaults(args, rows):
         die(f"--max-length {settings['max_length']} leaves no room beside --max-reply-length")
     if settings["batch_size"] % WORLD:
         die(f"--batch-size {settings['batch_size']} is no multiple of the {WORLD} processes")
-    system = rows[0]["prompt"][0]
+    plain = next((row for row in rows if not row.get("notes")), rows[0])
+    system = plain["prompt"][0]
+    instruction = system["content"].strip() if system["role"] == "system" else ""
     settings |= {
         "max_prompt": room,  # the same in generation, whatever the reply
         "train_data": str(args.train_data),
         "train_data_sha256": hashlib.sha256(args.train_data.read_bytes()).hexdigest(),
-        "instruction": system["content"].strip() if system["role"] == "system" else "",
+        "instruction": instruction.removesuffix(f" In the reply: {plain.get('notes')}"),
     }
     if Path(args.base_model).is_dir():  # so that it is found from any folder
         settings["base_model"] = str(Path(args.base_model).resolve())
-    print(f"train.py on {torch.cuda.get_device_name() if gpu else 'the CPU (no NVIDIA GPU)'}")
-    print("\n".join(f"  {name}: {value}" for name, value in settings.items()))
     return settings
 
 
@@ -459,12 +463,16 @@ def split(examples, fraction):
     return [example for n, example in enumerate(examples, 1) if n % k], examples[k - 1 :: k]
 
 
-def show(tokenizer, train_set, validation_set):
+def show(settings, tokenizer, train_set, validation_set):
+    """Print the settings, the size of the data, and the first example."""
+    import torch
+
+    gpu = torch.cuda.is_available()
+    print(f"train.py on {torch.cuda.get_device_name() if gpu else 'the CPU (no NVIDIA GPU)'}")
+    print("\n".join(f"  {name}: {value!r}" for name, value in settings.items()))
     names = ("length", "reply", "mail_cut", "reply_cut")
     tokens, trained, mails, replies = (sum(row[name] for row in train_set) for name in names)
-    print(
-        f"{len(train_set)} training rows of {tokens:,} tokens, {trained:,} of them trained on, and"
-    )
+    print(f"{len(train_set)} training rows: {tokens:,} tokens, {trained:,} of them trained on")
     print(f"{len(validation_set)} validation rows; {mails} mails and {replies} replies were cut")
     ids, n = train_set[0]["input_ids"], train_set[0]["reply"]
     print("the first, its trained part between >>> and <<<:")

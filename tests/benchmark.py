@@ -1,16 +1,22 @@
-"""How fast and how large: figures measured side by side, here and now, printed and kept in runs/benchmark.json.
+"""How fast and how large: figures measured side by side, printed and kept in runs/benchmark.json.
 
-  make bench                  # 14 minutes on two slow CPU cores; or BENCH=train, BENCH=generate, ...
+  make bench          # 14 minutes on two slow CPU cores; or BENCH=train, BENCH=generate, ...
 
-train     train.py's tokens a second with the embedded model: against the float32 matrix rate of this machine (train_vs_limit, a share),
-          against a plain QLoRA recipe (train_vs_plain) and against TRL's SFTTrainer at its best settings (train_vs_trl)
-generate  generate.py's seconds a mail: of a plain recipe over its own (generate_vs_plain, replies and likelihoods), both in float32, and of
-          the same recipe in bfloat16, which bitsandbytes takes by itself where the CPU has AVX512-BF16 (generate_vs_plain_bfloat16);
-          and of llama.cpp in its fastest quantisation, 16 mails at a time, replies alone, over its own with the likelihoods (generate_vs_llamacpp)
-extract   messages a second out of a generated .tar.gz of 40,000, with the seconds a message against an archive half as large
-evaluate  seconds that evaluate.py takes for 215 replies with all intervals, format for 863 rows, and --help of the slowest script
+train     tokens a second of train.py with the embedded model, against the float32 matrix rate of
+          this machine (train_vs_limit, a share), a plain QLoRA recipe (train_vs_plain) and TRL's
+          SFTTrainer at its best settings (train_vs_trl)
+generate  seconds a mail: of a plain recipe over generate.py's (generate_vs_plain, replies and
+          likelihoods), both in float32; of the same recipe in bfloat16, which bitsandbytes takes
+          by itself where the CPU has AVX512-BF16 (generate_vs_plain_bfloat16); and of llama.cpp in
+          its fastest quantisation, 16 mails at a time, replies only, over generate.py's with the
+          likelihoods (generate_vs_llamacpp)
+extract   messages a second out of a generated .tar.gz of 40,000, with the seconds a message
+          against an archive half as large
+evaluate  seconds that evaluate.py takes for 215 replies with all intervals, format for 863 rows,
+          and --help of the slowest script
 
-Both peaks are the largest memory of the whole process. The mail is the sample's, cut and joined to the lengths of Enron's.
+Both peaks are the largest memory of the whole process. The mail is the sample's, cut and joined to
+the lengths of Enron's.
 """
 
 import argparse
@@ -65,6 +71,8 @@ def main(argv=None):
     }
     parser.add_argument("part", nargs="?", choices=parts, help="(default all)")
     wanted = parser.parse_args(argv).part
+    if wanted in (None, "train", "generate"):
+        install_rivals()
     file = ROOT / "runs" / "benchmark.json"
     figures = json.loads(file.read_text()) if file.exists() else {}
     FOLDER.mkdir(parents=True, exist_ok=True)
@@ -78,6 +86,17 @@ def main(argv=None):
         )
     file.write_text(json.dumps(figures, indent=1) + "\n")
     print(file.relative_to(ROOT))
+
+
+def install_rivals():
+    """What the figures are held against, apart from the scripts' own; llama.cpp is compiled."""
+    folder = ROOT / ".venv" / "bench"
+    if not folder.exists():
+        packages = ["trl==1.16.0", "llama-cpp-python==0.3.36", "diskcache==5.6.3"]
+        side = folder.with_name("bench.part")
+        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", side]
+        subprocess.run([*pip, *packages], check=True)
+        side.rename(folder)
 
 
 def script(name, *arguments):
@@ -115,7 +134,8 @@ def sample_rows():
 
 @functools.cache
 def sample_words():
-    """The words of the sample's mails and of its replies, without quoted mail, which would be cut again."""
+    """The words of the sample's mails and of its replies, without quoted mail, which would be cut
+    again."""
     script("prepare_data.py", "format", SAMPLE[0], own := FOLDER / "sample.jsonl")
     pairs = [json.loads(line) for line in own.read_text(encoding="utf-8").splitlines()]
     texts = {
@@ -126,8 +146,9 @@ def sample_words():
 
 
 def write_mail(path, count):
-    """The JSONL of `count` replies of the sample's words, as long as Jeff Dasovich's: log-normal, their medians and 90th percentiles
-    in words 190 and 525 for mail, 16 and 62 for replies. Returns the seconds that format takes for it."""
+    """The JSONL of `count` replies of the sample's words, as long as Jeff Dasovich's: log-normal,
+    their medians and 90th percentiles
+    in words 190 and 525 for mail, 16 and 62 for replies. Returns the seconds that format takes."""
     draw, table = random.Random(count), path.with_suffix(".csv")
     rows = sample_rows()
     words = sample_words()
@@ -144,10 +165,8 @@ def write_mail(path, count):
     with table.open("w", encoding="utf-8", newline="") as file:
         (writer := csv.DictWriter(file, rows[0])).writeheader()
         for i in range(count):
-            reply, mail = (
-                text("response", 16, 62),
-                f"{text('mail', 190, 525)} {i}",
-            )  # no two alike, or format would drop one
+            # No two alike, or format would drop one.
+            reply, mail = (text("response", 16, 62), f"{text('mail', 190, 525)} {i}")
             writer.writerow(
                 rows[i % len(rows)]
                 | {
@@ -161,7 +180,7 @@ def write_mail(path, count):
     return script("prepare_data.py", "format", table, path)
 
 
-# ---------------------------------------------------------------------------------------------------------------- train
+# --- train
 
 
 def bench_train():
@@ -187,8 +206,12 @@ def bench_train():
     (work, plain), plain_gb = alone(plain_training, flags)
     trl, trl_gb = alone(trl_training, flags)
     ours, rate = facts["tokens_per_second"], len(rates) / sum(1 / each for each in rates)
-    print(f"train.py {ours} tokens a second, {facts['peak_memory_gb']} GB; plain recipe {plain:.1f}, {plain_gb:.2f} GB; "
-          f"TRL {trl:.1f}, {trl_gb:.2f} GB; float32 matrices {rate / 1e9:.0f} GFLOP/s on {torch.get_num_threads()} cores, {max(rates) / 1e9:.0f} at best")  # fmt: skip
+    print(
+        f"train.py {ours} tokens a second, {facts['peak_memory_gb']} GB; plain recipe "
+        f"{plain:.1f}, {plain_gb:.2f} GB; "
+        f"TRL {trl:.1f}, {trl_gb:.2f} GB; float32 matrices {rate / 1e9:.0f} GFLOP/s on "
+        f"{torch.get_num_threads()} cores, {max(rates) / 1e9:.0f} at best"
+    )
     return {
         "train_vs_limit": ours * work / rate,
         "train_vs_plain": ours / plain,
@@ -201,7 +224,8 @@ def bench_train():
 
 
 def matrix_rates(seconds=5, size=2048):
-    """Floating-point operations a second of this machine's float32 matrix products, each that it computes in so many seconds."""
+    """Floating-point operations a second of this machine's float32 matrix products, each that it
+    computes in so many seconds."""
     import torch
 
     a, b = torch.randn(2, size, size)
@@ -227,7 +251,8 @@ def prepare(flags):
 def nf4_model(bfloat16=False):
     """The embedded model in NF4 layers, as the usual recipe has it.
 
-    Told to compute in float32; where the CPU has AVX512-BF16, bitsandbytes takes bfloat16 all the same unless it is kept from it.
+    Told to compute in float32; where the CPU has AVX512-BF16, bitsandbytes takes bfloat16 all the
+    same unless it is kept from it.
     """
     import torch
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
@@ -247,7 +272,8 @@ def nf4_model(bfloat16=False):
 
 
 def plain_training(flags):
-    """(operations a real token, tokens a second) of the usual recipe: NF4 layers, dropout, padding to the maximum length, all logits."""
+    """(operations a real token, tokens a second) of the usual recipe: NF4 layers, dropout, padding
+    to the maximum length, all logits."""
     from peft import LoraConfig, get_peft_model
     from transformers import Trainer
 
@@ -275,21 +301,27 @@ def plain_training(flags):
     work = 4 * frozen + 6 * adapter + 4 * projected * config.hidden_size * config.vocab_size
 
     rows, width = examples[:PLAIN_LEARNED], settings["max_length"]
-    padded = [{
-        "input_ids": example["input_ids"] + [0] * (width - example["length"]),
-        "attention_mask": [1] * example["length"] + [0] * (width - example["length"]),
-        "labels": [-100] * (example["length"] - example["reply"]) + example["input_ids"][-example["reply"] :] + [-100] * (width - example["length"]),
-    } for example in rows]  # fmt: skip
+    padded = [
+        {
+            "input_ids": example["input_ids"] + [0] * (width - example["length"]),
+            "attention_mask": [1] * example["length"] + [0] * (width - example["length"]),
+            "labels": [-100] * (example["length"] - example["reply"])
+            + example["input_ids"][-example["reply"] :]
+            + [-100] * (width - example["length"]),
+        }
+        for example in rows
+    ]
     trainer = Trainer(model, arguments(settings), train_dataset=padded)
-    mean = sum(example["length"] for example in examples) / len(
-        examples
-    )  # each row takes as long as the others
+    # Each row takes as long as the others.
+    mean = sum(example["length"] for example in examples) / len(examples)
     return work, len(rows) * mean / trainer.train().metrics["train_runtime"]
 
 
 def trl_training(flags):
-    """Tokens a second of TRL on train.py's model, adapter and ids, with what makes it fast: no checkpointing, a batch's rows one after
-    the other, without padding. Together, grouped by length, they took a quarter longer on two cores and two and a half times the memory.
+    """Tokens a second of TRL on train.py's model, adapter and ids, with what makes it fast: no
+    checkpointing, a batch's rows one after
+    the other, without padding. Together, grouped by length, they took a quarter longer on two cores
+    and two and a half times the memory.
     """
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
@@ -346,7 +378,7 @@ def arguments(settings, kind=None, **more):
     return (kind or TrainingArguments)(tempfile.mkdtemp(), **common | quiet | more)
 
 
-# ------------------------------------------------------------------------------------------------------------- generate
+# --- generate
 
 
 def bench_generate():
@@ -365,8 +397,11 @@ def bench_generate():
     plain, plain_gb = alone(plain_answers, False)
     bfloat16 = alone(plain_answers, True)[0] if torch.cpu._is_avx512_bf16_supported() else plain
     theirs, _ = alone(llamacpp_answers)
-    print(f"generate.py {ours:.2f} seconds a mail, {gb:.2f} GB; plain recipe {plain:.2f}, {plain_gb:.2f} GB, "
-          f"in bfloat16 {bfloat16:.2f}; llama.cpp {theirs:.2f}")  # fmt: skip
+    print(
+        f"generate.py {ours:.2f} seconds a mail, {gb:.2f} GB; plain recipe {plain:.2f}, "
+        f"{plain_gb:.2f} GB, "
+        f"in bfloat16 {bfloat16:.2f}; llama.cpp {theirs:.2f}"
+    )
     return {
         "generate_vs_plain": plain / ours,
         "generate_vs_plain_bfloat16": bfloat16 / ours,
@@ -395,7 +430,8 @@ def some(examples, count):
 
 
 def our_answers():
-    """Seconds a mail of generate.py's answers with the likelihoods of the real replies, once the model is loaded."""
+    """Seconds a mail of generate.py's answers with the likelihoods of the real replies, once the
+    model is loaded."""
     import generate
 
     settings, examples = questions()
@@ -407,7 +443,8 @@ def our_answers():
 
 
 def plain_answers(bfloat16):
-    """Seconds a mail of the usual recipe: a mail at a time, NF4 layers with a loose adapter, the likelihood by a second reading."""
+    """Seconds a mail of the usual recipe: a mail at a time, NF4 layers with a loose adapter, the
+    likelihood by a second reading."""
     import torch
     from peft import PeftModel
 
@@ -416,17 +453,22 @@ def plain_answers(bfloat16):
     model = PeftModel.from_pretrained(model, RUN / "adapter").eval()
     examples = some(examples, PLAIN_ANSWERED)
     with torch.inference_mode():
-        model(
-            input_ids=torch.tensor([examples[0]["prompt"]])
-        )  # which may change the layout of the weights
+        # Which may change the layout of the weights.
+        model(input_ids=torch.tensor([examples[0]["prompt"]]))
         start = time.perf_counter()
         for example in examples:
             prompt, reply = (
                 torch.tensor([example["prompt"]]),
                 torch.tensor([example["prompt"] + example["reply"]]),
             )
-            model.generate(input_ids=prompt, attention_mask=torch.ones_like(prompt), do_sample=False, max_new_tokens=settings["max_reply_length"],
-                           eos_token_id=example["reply"][-1], pad_token_id=0)  # fmt: skip
+            model.generate(
+                input_ids=prompt,
+                attention_mask=torch.ones_like(prompt),
+                do_sample=False,
+                max_new_tokens=settings["max_reply_length"],
+                eos_token_id=example["reply"][-1],
+                pad_token_id=0,
+            )
             labels = reply.clone()
             labels[:, : prompt.shape[1]] = -100
             model(input_ids=reply, labels=labels)
@@ -434,9 +476,11 @@ def plain_answers(bfloat16):
 
 
 def llamacpp_answers(kind="Q4_0", parallel=16):
-    """Seconds a mail of llama.cpp's greedy replies, up to `parallel` mails at a time: who ends makes room for the next.
+    """Seconds a mail of llama.cpp's greedy replies, up to `parallel` mails at a time: who ends
+    makes room for the next.
 
-    Q4_0 is the fastest quantisation of those tried: Q4_1 and Q8_0 took 1.8 and 1.7 times as long on a CPU with AVX2.
+    Q4_0 is the fastest quantisation of those tried: Q4_1 and Q8_0 took 1.8 and 1.7 times as long on
+    a CPU with AVX2.
     """
     import llama_cpp as cpp
     import numpy
@@ -454,9 +498,8 @@ def llamacpp_answers(kind="Q4_0", parallel=16):
     model = cpp.llama_model_load_from_file(str(file).encode(), cpp.llama_model_default_params())
     context = cpp.llama_context_default_params()
     context.n_seq_max, context.n_batch = parallel, 2048
-    context.n_ctx = (
-        parallel * 256 * -(-(settings["max_prompt"] + longest) // 256)
-    )  # each mail has its share of the cache
+    # Each mail has its share of the cache.
+    context.n_ctx = parallel * 256 * -(-(settings["max_prompt"] + longest) // 256)
     context.n_threads = context.n_threads_batch = os.cpu_count()
     context = cpp.llama_init_from_model(model, context)
     words, memory = (
@@ -507,11 +550,12 @@ def llamacpp_answers(kind="Q4_0", parallel=16):
     return (time.perf_counter() - start) / done
 
 
-# ------------------------------------------------------------------------------------------------- extract and evaluate
+# --- extract and evaluate
 
 
 def bench_extract(sizes=(20_000, 40_000)):
-    """extract on archives of two sizes: messages a second and peak memory at the larger, seconds a message larger / smaller."""
+    """extract on archives of two sizes: messages a second and peak memory at the larger, seconds a
+    message larger / smaller."""
     seconds = {}
     for size in sizes:
         with tempfile.TemporaryDirectory() as folder:
@@ -535,24 +579,30 @@ def bench_extract(sizes=(20_000, 40_000)):
 
 
 def write_archive(path, size):
-    """A .tar.gz of `size` messages made of the sample's mails; every fourth is the author's and quotes what it answers."""
+    """A .tar.gz of `size` messages made of the sample's mails; every fourth is the author's and
+    quotes what it answers."""
     rows = sample_rows()
     with tarfile.open(path, "w:gz", compresslevel=1) as archive:
         for i in range(size):
             row, own = rows[i % len(rows)], i % 4 == 3
-            quoted = f"\n\n-----Original Message-----\nFrom: Joss Whitfield\nSent: Monday\nTo: Maud\nSubject: {i}\n\n{row['mail']}"
+            header = f"From: Joss Whitfield\nSent: Monday\nTo: Maud\nSubject: {i}"
+            quoted = f"\n\n-----Original Message-----\n{header}\n\n{row['mail']}"
+            text = row["response"] + str(i) + quoted if own else row["mail"] * 8
             message = (
-                f"Message-ID: <{i}@tern.example>\nDate: Mon, {1 + i % 28} Apr 2019 10:00:00 +0100\nFrom: {AUTHOR if own else 'joss@tern.example'}\n"
-                f"To: someone@tern.example\nSubject: RE: lamp {i}\n" + (f"In-Reply-To: <{i - 1}@tern.example>\n" if i % 8 == 7 else "")
-                + f"Content-Type: text/plain; charset=utf-8\n\n{row['response'] + str(i) + quoted if own else row['mail'] * 8}\n"
-            ).encode()  # fmt: skip
+                f"Message-ID: <{i}@tern.example>\nDate: Mon, {1 + i % 28} Apr 2019 10:00:00 "
+                f"+0100\nFrom: {AUTHOR if own else 'joss@tern.example'}\n"
+                f"To: someone@tern.example\nSubject: RE: lamp {i}\n"
+                + (f"In-Reply-To: <{i - 1}@tern.example>\n" if i % 8 == 7 else "")
+                + f"Content-Type: text/plain; charset=utf-8\n\n{text}\n"
+            ).encode()
             entry = tarfile.TarInfo(f"maildir/okafor-m/{'sent' if own else 'inbox'}/{i}.")
             entry.size = len(message)
             archive.addfile(entry, io.BytesIO(message))
 
 
 def bench_evaluate():
-    """evaluate.py on 215 replies and the four authors of the sample; format on 863 rows; the slowest --help."""
+    """evaluate.py on 215 replies and the four authors of the sample; format on 863 rows; the
+    slowest --help."""
     learned, answered, run = FOLDER / "863.jsonl", FOLDER / "215.jsonl", FOLDER / "nearest"
     format_seconds = write_mail(learned, 863)
     write_mail(answered, 215)

@@ -1,4 +1,5 @@
-"""What several tests share: a chat model of two random layers with its own tokenizer, and rows to train it on."""
+"""What several tests share: a chat model of two random layers with its own tokenizer, and rows to
+train it on."""
 
 import json
 import os
@@ -10,15 +11,19 @@ os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}  # no t
 ROOT = Path(__file__).parents[1]
 EMBEDDED = ROOT / "models" / "SmolLM2-135M-Instruct"
 CHATML = (
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] "
+    "}}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-WORDS = "the kiln is cold again -- wax, wick and brass by noon? cheers, m. Dear Ms Brandt, 12 lamps!".split()
+WORDS = (
+    "the kiln is cold again -- wax, wick and brass by noon? cheers, m. Dear Ms Brandt, 12 lamps!"
+).split()
 
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory):
-    """The folder of a Llama with two random layers and a byte-level tokenizer with ChatML's control tokens."""
+    """The folder of a Llama with two random layers and a byte-level tokenizer with ChatML's control
+    tokens."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast

@@ -373,6 +373,126 @@ def test_a_style_is_told_and_a_closing_known_in_every_script(tmp_path):
     assert found["style"] == [[1, 1], [0, 1]] and found["signoff_rate"] == [[1, 1], [0, 1]]
 
 
+# Notes
+
+
+def test_notes_recall_by_hand():
+    """Distinct words of the notes that the reply has, over all of them, on the mails with notes."""
+    notes = [
+        "no -- budget's gone; ask again in March, again",
+        "",
+        "yes, 3 boats",
+        "...",
+        "завтра 好",
+    ]
+    replies = ["Asking in march? No!", "yes", "Yes. Two boat.", "x", "Да, завтра"]
+    rows = rows_of(["a"] * 5, replies, notes=notes)
+    terms = likelihood(rows)["notes_recall"]
+    # no, budget, s, gone, ask, again, in, march; then yes, 3, boat
+    assert terms.tolist() == [[4, 8], [0, 0], [2, 3], [0, 0], [1, 2]]
+    assert estimate("notes_recall", terms)["value"] == pytest.approx(7 / 13)
+    assert "notes_recall" not in likelihood([row | {"notes": ""} for row in rows])
+
+
+def test_notes_recall_resamples_the_mails_with_notes():
+    """One mail of twelve has notes: samples without it have no say, and it agrees with itself."""
+    terms = np.zeros((12, 2))
+    terms[3] = [1, 4]
+    assert estimate("notes_recall", terms) == {"value": 0.25, "low": 0.25, "high": 0.25}
+    assert estimate("notes_recall", terms[4:]) is None
+    runs = [some_run(np.zeros(12), name) for name in "ab"]
+    for run in runs:
+        run["per_mail"]["notes_recall"] = terms
+    tests = measure(runs, runs[0], "mails", np.full(12, True))["tests"]
+    assert [(test["low"], test["high"]) for test in tests] == [(0, 0), (0, 0)]
+    part = measure(runs, runs[0], "mails", np.arange(12) > 3)  # none of them with notes
+    assert part["metrics"]["a"]["notes_recall"] is None
+    assert [test["measure"] for test in part["tests"]] == ["rougeL"]
+
+
+@pytest.mark.parametrize("script", (*WORDWISE, *BLANKLESS))
+def test_notes_of_every_script_are_found_in_a_reply_that_says_them(script):
+    rows = rows_of(["a"] * 2, [f"-- {SCRIPTS[script]}!", "x"], notes=[SCRIPTS[script]] * 2)
+    terms = likelihood(rows)["notes_recall"]
+    assert terms[:, 0].tolist() == [terms[0, 1], 0] and terms[0, 1] == terms[1, 1] > 2
+
+
+@pytest.fixture(scope="module")
+def corner_runs(tmp_path_factory):
+    """Four scored runs; with notes, both replies say more, the tuned one in Ada's voice."""
+    folder = tmp_path_factory.mktemp("corners")
+    authors = [write_author(folder / f"{name}.jsonl", name) for name in VOICES]
+    references = [f"hey mend that pump {i}. cheers, Ada" for i in range(12)]
+    replies = {
+        "untuned": "Good day, kindly REVIEW the ledger.",
+        "tuned": "hey grab the nets. cheers, Ada",
+        "untuned_notes": "Good day, please APPROVE the pump",
+        "tuned_notes": "hey mend the pump. cheers, Ada",
+    }
+    runs = []
+    for name, reply in replies.items():
+        columns = {"notes": ["mend pump"] * 12} if "notes" in name else {}
+        columns["reference_nll"] = [9.0 + i % 3 - 2 * ("untuned" not in name) for i in range(12)]
+        rows = rows_of(references, [reply] * 12, **columns)
+        runs.append(write_run(folder / name, rows))
+        main([str(runs[-1]), "--style-data", *map(str, authors)])
+    return runs
+
+
+def test_runs_that_were_told_different_things_are_no_rivals(corner_runs, tmp_path, capsys):
+    runs, output = corner_runs, ["--output", tmp_path / "c.md"]
+    line = refused(capsys, "--compare", *runs[:3], *output)
+    assert str(runs[0]) in line and str(runs[2]) in line and "--corners" in line
+    assert "no rivals" in line and not (tmp_path / "c.md").exists()
+    rows = [row | {"notes": "sell"} for row in read_rows(runs[2] / "predictions.jsonl")]
+    main([str(write_run(tmp_path / "other", rows))])
+    assert "no rivals" in refused(capsys, "--compare", runs[2], tmp_path / "other", *output)
+    data = comparison(output[1], *runs[2:])
+    assert data["runs"]["tuned_notes"]["metrics"]["notes_recall"]["value"] == 1
+    assert "notes<br>recall" in output[1].read_text(encoding="utf-8")
+    comparison(output[1], *runs[:2])
+    assert "notes<br>recall" not in output[1].read_text(encoding="utf-8")
+
+
+def test_four_corners(corner_runs, tmp_path, capsys):
+    runs, output = corner_runs, tmp_path / "out" / "corners.md"
+    capsys.readouterr()
+    main(["--corners", *map(str, runs), "--output", str(output)])
+    page, printed = output.read_text(encoding="utf-8"), capsys.readouterr().out
+    lines = [line.strip("|").split("|") for line in page.splitlines() if line.startswith("| ")]
+    table = {cells[0].strip(): [cell.strip() for cell in cells[1:]] for cells in lines}
+    ways = ["without notes"] * 3 + ["with notes"] * 3
+    kinds = ["untuned", "tuned", "difference"] * 2
+    assert table.pop("measure") == [f"{k}<br>{w}" for k, w in zip(kinds, ways, strict=True)]
+    assert list(table) == ["style", "notes_recall", "rouge1", "length_ratio", "perplexity_token"]
+    assert table["style"][:2] == ["0.000<br>0.00–0.00", "1.000<br>1.00–1.00"]
+    assert (
+        table["style"][2].startswith("**+1.000, p 0.0") and table["style"][2] == table["style"][5]
+    )
+    assert table["notes_recall"][:3] == ["-"] * 3
+    assert [cell.split("<br>")[0] for cell in table["notes_recall"][3:5]] == ["0.500", "1.000"]
+    assert table["notes_recall"][5].startswith("**+0.500, p 0.0")
+    values = [float(cell.split("<br>")[0]) for cell in table["perplexity_token"][:2]]
+    terms = [(9.0 + i % 3, i + 2) for i in range(12)]
+    tokens = sum(count for _, count in terms)
+    expected = [math.exp((sum(nll for nll, _ in terms) - less) / tokens) for less in (0, 24)]
+    assert values == pytest.approx(expected, abs=0.001)
+    for run in runs:
+        assert str(run) in page and str(run) in "".join(printed.split())
+    assert not (output.parent / "comparison.json").exists()
+
+
+def test_corners_in_another_order_are_refused(corner_runs, tmp_path, capsys):
+    runs, output = corner_runs, ["--output", tmp_path / "c.md"]
+    for order in ([2, 3, 0, 1], [0, 2, 1, 3], [0, 1, 0, 1]):
+        line = refused(capsys, "--corners", *(runs[i] for i in order), *output)
+        assert "two runs without notes" in line
+    assert "expected 4 arguments" in refused(capsys, "--corners", *runs[:3], *output)
+    assert "--output" in refused(capsys, "--corners", *runs)
+    assert "--compare" in refused(capsys, "--corners", *runs, *output, "--examples", "2")
+    assert not (tmp_path / "c.md").exists()
+
+
 # Copies and closings
 
 
@@ -584,12 +704,12 @@ def test_evaluate_and_compare_end_to_end(tmp_path, authors, capsys, monkeypatch)
     assert not list(tmp_path.rglob("*.part"))
 
     capsys.readouterr()
-    command = ["--compare", "runs/ada", "runs", "runs/bob", "--output", "out/table.md"]
+    command = ["--compare", "runs/ada", "runs/bob", "--output", "out/table.md"]
     main([*command, "--examples", "2"])
     printed = capsys.readouterr().out
     data = json.loads(Path("out/comparison.json").read_text(encoding="utf-8"))
     page = Path("out/table.md").read_text(encoding="utf-8")
-    assert "passed over runs:" in printed and max(map(len, printed.splitlines())) <= 120
+    assert max(map(len, printed.splitlines())) <= 120
     assert list(data["runs"]) == ["ada", "bob"] and data["against"] == "ada"
     assert data["runs"]["bob"]["metrics"] == found["bob"]["metrics"]
     tests = {test["measure"]: test for test in data["tests"]}
@@ -615,7 +735,7 @@ def test_every_run_has_every_measure_of_the_contract(tmp_path):
     metrics = metrics_of(run)["metrics"]
     assert metrics.keys() == set(names.split())
     absent = "perplexity_token perplexity_char style signoff_rate stop_rate memorized_rate"
-    absent += " longest_copy notes_recall"
+    absent += " longest_copy"
     assert {name for name, found in metrics.items() if found is None} == set(absent.split())
 
 
@@ -798,7 +918,7 @@ def check_report(text):
 def test_the_page_escapes_all_mail_and_loads_nothing(tmp_path):
     text = hostile_report(tmp_path).read_text(encoding="utf-8")
     check_report(text)
-    assert "long name</td>" in text
+    assert "long name</td>" in text and r"\n" not in text  # lines end in cells, too
     assert "default-src 'none'" in text and "http://" not in text and "https://" not in text
 
 
@@ -897,6 +1017,7 @@ ROW = {"id": "7", "mail": "m", "reference": "r", "prediction": "p", "finish_reas
         (json.dumps(ROW | {"reference": None}), "line 1: no text under reference"),
         (json.dumps({"id": 7, "mail": "m"}), "no text under id, reference, prediction"),
         (json.dumps(ROW | {"reference": " "}), "the reference is empty"),
+        (json.dumps(ROW | {"notes": ["yes"]}), "line 1: no text under notes"),
         (
             json.dumps(ROW | {"reference_nll": float("nan"), "reference_tokens": 3}),
             "is no likelihood",
@@ -928,10 +1049,11 @@ def test_other_mistakes(tmp_path, capsys, authors):
     assert "--compare" in refused(capsys, "--compare", run)
     assert "--compare" in refused(capsys, run, "--examples", "2")
     assert "metrics.json" in refused(capsys, "--compare", run, *output)
-    assert "none of the folders is a run" in refused(capsys, "--compare", tmp_path, *output)
+    missing = f"{tmp_path}/predictions.jsonl: no such file"
     main([str(run)])
-    line = refused(capsys, "--compare", run, "--against", tmp_path, *output)
-    assert f"{tmp_path} is not a run" in line
+    assert missing in refused(capsys, "--compare", run, tmp_path, *output)
+    assert missing in refused(capsys, "--compare", run, "--against", tmp_path, *output)
+    assert not output[1].exists()
 
 
 @pytest.mark.parametrize(

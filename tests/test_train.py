@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -76,7 +77,8 @@ REFUSES = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system
 DROPS = "{% if messages[0]['role'] == 'system' %}{% set messages = messages[1:] %}{% endif %}"
 IN_LAST_TURN = (  # as Mistral v0.3: with a reply behind it the system text is gone
     "{% if messages[0]['role'] == 'system' %}{% set s = messages[0]['content'] %}"
-    "{% set messages = messages[1:] %}{% endif %}{% for m in messages %}{% if m['role'] == 'user' %}"
+    "{% set messages = messages[1:] %}{% endif %}{% for m in messages %}{% if m['role'] == "
+    "'user' %}"
     "[INST] {% if loop.last and s is defined %}{{ s + '\n\n' }}{% endif %}{{ m['content'] }}[/INST]"
     "{% else %} {{ m['content'] }}<|im_end|>{% endif %}{% endfor %}"
 )
@@ -109,22 +111,36 @@ def test_the_instruction_stands_where_a_conversation_has_no_system_message(token
 
 @pytest.mark.parametrize("form", ["%d %B %Y", "%Y-%m-%d", "%A, %b %d"])
 def test_the_date_is_fixed(tokenizer, form):
-    finished(tokenizer, "{{ strftime_now('" + form + "') }}{% if date_string %} {{ date_string }}"
-             "{% endif %}" + BODY + ASK)  # fmt: skip
+    finished(
+        tokenizer,
+        "{{ strftime_now('" + form + "') }}{% if date_string %} {{ date_string }}"
+        "{% endif %}" + BODY + ASK,
+    )
     expected = datetime.date(2024, 7, 26).strftime(form) + " 26 Jul 2024"
     assert train.render(tokenizer, [USER]).startswith(expected)
 
 
 THOUGHTS = (  # what a template adds for thinking, and what stands in front of the reply
-    (BODY + "{% if add_generation_prompt %}<|im_start|>assistant\n{% if enable_thinking is defined "
-     "and not enable_thinking %}<think>\n\n</think>\n\n{% endif %}{% endif %}", "<think>\n\n</think>\n\n"),
-    (BODY + "{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n{% endif %}",
-     "<think>\n\n</think>\n\n"),
-    (BODY.replace("\n{{ m['content']", "{% if m['role'] == 'assistant' %}<|channel|>final<|message|>"
-                  "{% else %}\n{% endif %}{{ m['content']")
-     + "{% if add_generation_prompt %}<|im_start|>assistant{% endif %}",
-     "<|channel|>final<|message|>"),
-)  # fmt: skip
+    (
+        BODY
+        + "{% if add_generation_prompt %}<|im_start|>assistant\n{% if enable_thinking is defined "
+        "and not enable_thinking %}<think>\n\n</think>\n\n{% endif %}{% endif %}",
+        "<think>\n\n</think>\n\n",
+    ),
+    (
+        BODY + "{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n{% endif %}",
+        "<think>\n\n</think>\n\n",
+    ),
+    (
+        BODY.replace(
+            "\n{{ m['content']",
+            "{% if m['role'] == 'assistant' %}<|channel|>final<|message|>"
+            "{% else %}\n{% endif %}{{ m['content']",
+        )
+        + "{% if add_generation_prompt %}<|im_start|>assistant{% endif %}",
+        "<|channel|>final<|message|>",
+    ),
+)
 
 
 @pytest.mark.parametrize("template, head", THOUGHTS)
@@ -308,7 +324,7 @@ def test_the_loss_is_that_of_all_logits_on_the_replies(takes, tiny, tokenizer):
     assert train.reply_loss(outputs, labels, tokens, 1).item() == pytest.approx(5.9915, abs=1e-4)
 
 
-# --------------------------------------------------------------------------------- what a run leaves
+# --- what a run leaves
 
 
 def test_a_run_leaves_what_the_contract_says(trained, tiny):
@@ -338,8 +354,11 @@ def test_plain_transformers_asks_by_the_adapters_template_as_training_did(traine
     tokenizer = AutoTokenizer.from_pretrained(run / "adapter")
     ids = tokenizer.apply_chat_template([USER], add_generation_prompt=True)["input_ids"]
     train.controls.cache_clear()
-    expected = train.encode_prompt(tokenizer, {"id": "1", "prompt": [
-        {"role": "system", "content": "Respond to the given email"}, USER]}, 120)[1]  # fmt: skip
+    expected = train.encode_prompt(
+        tokenizer,
+        {"id": "1", "prompt": [{"role": "system", "content": "Respond to the given email"}, USER]},
+        120,
+    )[1]
     assert ids == expected
     config = GenerationConfig.from_pretrained(run / "adapter")
     assert config.eos_token_id == [2] and config.max_new_tokens == 40 and not config.do_sample
@@ -511,3 +530,140 @@ def test_weights_that_are_no_numbers_are_refused(tiny, tmp_path, capsys):
     shutil.copytree(tiny, tmp_path / "torn")
     (tmp_path / "torn" / "model.safetensors").write_bytes(b"half a file")
     assert "cannot load" in refused(tmp_path / "torn", tmp_path, capsys)
+
+
+# --- a model of Llama-2-7b's exact size, with random weights, in less memory than it has weights
+
+RANK = 8
+
+
+def write_model(folder):
+    """Llama 2's tokenizer and a checkpoint of its configuration: every layer has the same random
+    weights, a file each."""
+    import torch
+    from safetensors.torch import save_file
+    from transformers import LlamaConfig, LlamaForCausalLM, LlamaTokenizer
+
+    # All else is 7b's by default.
+    config = LlamaConfig(max_position_embeddings=4096, rms_norm_eps=1e-5, dtype="float16")
+    with torch.device("meta"):
+        shapes = {
+            name: weight.shape for name, weight in LlamaForCausalLM(config).named_parameters()
+        }
+    torch.manual_seed(0)
+    files, drawn = {}, {}
+    for name, shape in shapes.items():
+        kind = name.split(".", 3)[-1] if ".layers." in name else name
+        if kind not in drawn:
+            drawn[kind] = (
+                torch.ones(shape).half()
+                if "norm" in name
+                else torch.empty(shape, dtype=torch.float16).normal_(0, 0.02)
+            )
+        files.setdefault(
+            f"layer-{name.split('.')[2]}.safetensors" if ".layers." in name else "ends.safetensors",
+            {},
+        )[name] = drawn[kind]
+    for file, weights in files.items():
+        save_file(weights, folder / file, {"format": "pt"})
+    index = {
+        "metadata": {},
+        "weight_map": {name: file for file, weights in files.items() for name in weights},
+    }
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    config.architectures = ["LlamaForCausalLM"]
+    config.save_pretrained(folder)
+    shutil.copy(os.environ["LLAMA2_TOKENIZER"], folder / "tokenizer.model")
+    LlamaTokenizer.from_pretrained(folder, chat_template=LLAMA2_TEMPLATE).save_pretrained(folder)
+    return sum(shape.numel() for shape in shapes.values())
+
+
+def run(script, *flags):
+    """(seconds, largest anonymous memory in GB): mapped weight files are not the process's own
+    memory."""
+    peak, start = 0, time.monotonic()
+    process = subprocess.Popen(
+        [sys.executable, ROOT / script, *map(str, flags)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+    def watch():
+        nonlocal peak
+        while process.poll() is None:
+            status = Path(f"/proc/{process.pid}/status").read_text()
+            peak = max(
+                peak,
+                *(
+                    int(line.split()[1])
+                    for line in status.splitlines()
+                    if line.startswith("RssAnon")
+                ),
+                0,
+            )
+            time.sleep(0.2)
+
+    (watcher := threading.Thread(target=watch, daemon=True)).start()
+    _, errors = process.communicate()
+    watcher.join()
+    assert process.returncode == 0, errors
+    return time.monotonic() - start, peak * 1024 / 1e9
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not os.environ.get("LLAMA2_TOKENIZER"),
+    reason="LLAMA2_TOKENIZER names no tokenizer.model of Llama 2",
+)
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_7b_trains_and_answers_in_8_gb(tmp_path, capsys):
+    if shutil.disk_usage(tmp_path).free < 15e9:
+        pytest.skip("no 15 GB of disk are free")
+    model, folder = tmp_path / "model", tmp_path / "run"
+    model.mkdir()
+    parameters = write_model(model)
+    assert parameters == 6_738_415_616
+    data = write_jsonl(
+        tmp_path / "mail.jsonl",
+        [row(1, "Is the kiln cold?", "yes, by noon."), row(2, "Wick or wax?", "wax. cheers, m.")],
+    )
+    seconds, gb = run(
+        "train.py",
+        "--base-model",
+        model,
+        "--train-data",
+        data,
+        "--output-dir",
+        folder,
+        "--epochs",
+        1,
+        "--batch-size",
+        1,
+        "--rank",
+        RANK,
+        "--validation-fraction",
+        0,
+        "--max-length",
+        64,
+        "--max-reply-length",
+        16,
+    )
+    facts = json.loads((folder / "train.json").read_text())
+    assert facts["updates"] == 2 and gb < 8
+    # What a linear layer takes in and gives: q, k, v, o; gate, up, down.
+    layer = 4 * (4096 + 4096) + 3 * (4096 + 11008)
+    size = (folder / "adapter" / "adapter_model.safetensors").stat().st_size
+    assert 0 <= size - 4 * RANK * layer * 32 < 100_000  # float32, and the names
+    answer_seconds, answer_gb = run(
+        "generate.py", "--run", folder, "--data", data, "--limit", 1, "--max-new-tokens", 4
+    )
+    (found,) = map(json.loads, (folder / "predictions.jsonl").read_text().splitlines())
+    assert found["reference_tokens"] > 3 and answer_gb < 8
+    with capsys.disabled():
+        print(
+            f"\n7b in NF4: train.py {seconds:.0f} s in all, {facts['seconds'] / 2:.0f} s an "
+            f"update of {facts['train_tokens'] / 2:.0f} tokens, "
+            f"{gb:.2f} GB; adapter {size / 1e6:.1f} MB at rank {RANK}; generate.py "
+            f"{answer_seconds:.0f} s, {answer_gb:.2f} GB"
+        )
