@@ -76,6 +76,10 @@ def main(argv=None):
         stop(f"{place}: {error.strerror}")
 
 
+ARCHIVE = "mbox, Maildir, folder of .eml or .emlx, .zip or .tar.gz of these, Enron's emails.csv"
+REPLY_CSV = f"a reply CSV with the columns {','.join(COLUMNS)}"
+
+
 def parse_arguments(argv):
     parser = argparse.ArgumentParser(
         description=__doc__,
@@ -91,63 +95,55 @@ def parse_arguments(argv):
         command.set_defaults(run=run)
         return command.add_argument
 
-    add_extract(add_command("extract", extract, "archive of mail to reply CSV"))
+    add = add_command("extract", extract, "archive of mail to reply CSV")
+    add("source", metavar="SOURCE", help=ARCHIVE)
+    add("output", metavar="OUT.csv", help=f"a row a reply: {','.join(COLUMNS)}")
+    several = {"nargs": "+", "action": "extend"}
+    writer = "the addresses or names that the author writes by"
+    add("--author", metavar="AUTHOR", required=True, **several, help=writer)
+    kept = "keep a signature, a device's line or a disclaimer below the own words"
+    add("--keep-signature", action="store_true", help=kept)
+
     add = add_command("own-words", print_own_words, "a mail's body in, its author's own words out")
     add("--keep-signature", action="store_true", help="cut quoted mail only")
-    add_split(add_command("split", split_replies, "reply CSV to a training and a test CSV"))
+
+    add = add_command("split", split_replies, "reply CSV to a training and a test CSV")
+    add("source", metavar="IN.csv", help=REPLY_CSV)
+    add("--train", metavar="OUT.csv", required=True, help="in random order: its start is a sample")
+    add("--test", metavar="OUT.csv", required=True, help="the latest threads")
+    add("--test-fraction", metavar="F", type=fraction, default=0.2, help="default: %(default)s")
+    add("--random", action="store_true", help="draw the test's threads at random")
+    add("--seed", metavar="N", type=int, default=1, help="of the shuffles (default: %(default)s)")
+
     add_format(add_command("format", format_replies, "reply CSV to prompt/completion JSONL"))
-    add_inbox(add_command("inbox", read_inbox, "mail that wants a reply, to prompts"))
+
+    add = add_command("inbox", read_inbox, "mail that wants a reply, to prompts")
+    add("source", metavar="SOURCE", help=f"{ARCHIVE}, or a single .eml")
+    add("output", metavar="OUT.jsonl", help="a row a mail, the newest first")
+    writer = "who answers: own mail is left out, and drafts answer all recipients but these"
+    add("--author", metavar="AUTHOR", default=[], **several, help=writer)
+    add("--archive", metavar="SENT", help="mail that was sent: what it answers is left out")
+    add_examples(add)
+
     add = add_command("text", print_text, "the text of one mail, as the model reads it")
     add("source", metavar="MAIL.eml")
+
     add = add_command("drafts", write_drafts, "answered mail to a mailbox of drafts")
     add("source", metavar="PREDICTIONS.jsonl", help="what generate.py made of inbox's rows")
     add("output", metavar="OUT", help="an mbox, or a Maildir if it is a folder or ends in /")
     return parser.parse_args(argv)
 
 
-ARCHIVE = "mbox, Maildir, folder of .eml or .emlx, .zip or .tar.gz of these, Enron's emails.csv"
-REPLY_CSV = f"a reply CSV with the columns {','.join(COLUMNS)}"
-SEVERAL = {"nargs": "+", "action": "extend", "default": []}
-
-
-def add_extract(add):
-    add("source", metavar="SOURCE", help=ARCHIVE)
-    add("output", metavar="OUT.csv", help=f"a row a reply: {','.join(COLUMNS)}")
-    writer = "the addresses or names that the author writes by"
-    add("--author", metavar="AUTHOR", nargs="+", action="extend", required=True, help=writer)
-    kept = "keep a signature, a device's line or a disclaimer below the own words"
-    add("--keep-signature", action="store_true", help=kept)
-
-
-def add_split(add):
-    add("source", metavar="IN.csv", help=REPLY_CSV)
-    add("--train", metavar="OUT.csv", required=True, help="in random order: its start is a sample")
-    add("--test", metavar="OUT.csv", required=True, help="the latest threads")
-    add("--test-fraction", metavar="F", type=fraction, default=0.2, help="default: %(default)s")
-    add("--random", action="store_true", help="draw the test's threads at random, not the latest")
-    add("--seed", metavar="N", type=int, default=1, help="of the shuffles (default: %(default)s)")
-
-
 def add_format(add):
     add("source", metavar="IN.csv", help=REPLY_CSV)
     add("output", metavar="OUT.jsonl", help="one example a line: id, prompt, completion")
     held_out = "drop rows whose mail, or whose reply of eight words or more, is in these files"
-    add("--holdout", metavar="TEST.csv", **SEVERAL, help=held_out)
+    add("--holdout", metavar="TEST.csv", nargs="+", action="extend", default=[], help=held_out)
     add("--author-name", metavar="NAME", help="ask in the instruction for the style of NAME")
     add("--instruction", metavar="TEXT", help=f"(default {INSTRUCTION!r}; '' for none)")
     add("--without-sender", metavar="ADDRESS", default="", help="drop rows that this address sent")
     add("--limit", metavar="N", type=row_count, help="only the first N rows that are kept")
-    shipped = "cut and drop nothing (overrides --holdout and --without-sender)"
-    add("--as-shipped", action="store_true", help=shipped)
-    add_examples(add)
-
-
-def add_inbox(add):
-    add("source", metavar="SOURCE", help=f"{ARCHIVE}, or a single .eml")
-    add("output", metavar="OUT.jsonl", help="a row a mail, the newest first")
-    writer = "who answers: own mail is left out, and drafts answer all recipients but these"
-    add("--author", metavar="AUTHOR", **SEVERAL, help=writer)
-    add("--archive", metavar="SENT", help="mail that was sent: what it answers is left out")
+    add("--as-shipped", action="store_true", help="cut and drop nothing, whatever else is asked")
     add_examples(add)
 
 
@@ -176,16 +172,19 @@ def stop(message):
     raise SystemExit(2)
 
 
-def write_whole(contents):
-    """Write {path: text} to side files, which only their owner may read; move all when whole."""
+def write_whole(tables):
+    """Write {path: frame as CSV, or list as JSON lines} to side files; move all when whole."""
     sides = {}
     try:
-        for path, text in contents.items():
+        for path, rows in tables.items():
             folder, name = os.path.split(path)
             handle, sides[path] = tempfile.mkstemp(".part", f"{name}.", folder or ".")
             with open(handle, "w", encoding="utf-8", newline="") as file:
-                file.write(text)
-        for path in contents:
+                if isinstance(rows, list):
+                    file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+                else:
+                    rows.to_csv(file, columns=COLUMNS, index=False, lineterminator="\r\n")
+        for path in tables:
             os.replace(sides[path], path)
             del sides[path]
     except OSError as error:
@@ -195,26 +194,16 @@ def write_whole(contents):
             os.unlink(side)
 
 
-def json_lines(rows):
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-
-
-def csv_text(rows):
-    return rows.to_csv(columns=COLUMNS, index=False, lineterminator="\r\n")
-
-
 # ------------------------------------------------------------------------- phrases and patterns
 
 with open(os.path.join(os.path.dirname(__file__), "data", "mail_phrases.toml"), "rb") as phrases:
     PHRASES = tomllib.load(phrases)
 
 
-INVISIBLE = re.compile(r"[\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff]")
-
-
 def visible(text):
     """A text without the marks that nobody sees."""
-    return text if text.isascii() else INVISIBLE.sub("", text)
+    marks = r"[\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff]"
+    return text if text.isascii() else re.sub(marks, "", text)
 
 
 def phrases_of(*keys):
@@ -237,497 +226,6 @@ def one_of(*keys, without="\0"):
 def layout(text, flags=0):
     """Compile a verbose pattern, in which ~ is any white space."""
     return re.compile(text.replace("~", r"\s+"), flags | re.VERBOSE)
-
-
-# ------------------------------------------- where own words end, in text without its line breaks
-
-DAY = r"(?:\d{1,2}[/-]\d{1,2}[/-]\d{2,4}|\d{2,4}[/-]\d\d[/-]\d\d)"
-DATE = rf"{DAY},?~\d{{1,2}}:\d\d(?::\d\d)?(?:\s*[AP]M)?(?:~[A-Z]{{3,4}}\b)?"
-COMPANY = r"Enron(?:~[A-Z&][\w&-]*){0,6}~(?:Corp|Inc|Ltd|Co|LLC|Services|Company|Group)"
-MARK = re.compile(r"[:：@|]|--|__|==|\*\*|>>>|—")  # no words before quoted text are without one
-QUOTE = layout(
-    rf"""
-    (?P<line>  # the match is where quoted text begins
-        # ----- Forwarded by Maud Okafor on 02/06/2019 -----, -----Original Message-----
-        (?:(?<!\S)>[>\s]{{0,20}})?(?<![-_=*])[-_=*]{{3,}}\s*
-        (?:Forwarded~by|Original|Reply~Separator|Inline~attachment~follows)
-        # >>> "Len Corrigan" <len@tern.example> 02/06/19 03:50PM >>>
-        | >>>~.{{1,100}}?~>>>
-        # From: Len Sent: Monday To: Maud Subject: kiln
-        | (?<!\S)From:~(?:(?!From:).){{1,200}}?~(?:Sent|Date):~.{{1,100}}?~(?:To|Subject):
-        # On Wed, 6 Feb 2019, Len wrote:
-        | (?<!\S)(?:At|On)~(?=.{{0,60}}?(?:\d/\d+/\d|\b(?:19|20)\d\d\b))
-          (?:(?!\b(?:At|On)\b)[^?!]){{5,150}}?~wrote:
-    )
-    # Len Corrigan 02/06/2019 01:49 PM To: Maud: quoted text begins with the name before the date
-    | (?P<date>{DATE})(?:~(?:Please~respond~to|Sent~by:|Phone|Extn:)~\S.{{0,100}}?)?~To:
-    # len@tern.example wrote: > When?
-    | (?P<wrote>(?<=>)~wrote:|(?<!\s)~wrote:(?=\s*>))
-    # To: Maud cc: Joss Subject: kiln, mostly without a sender
-    | (?<!\S)(?P<to>To:~(?:(?!Subject:|To:).){{0,5000}}?\b[Cc]c:
-      ~(?:(?!Subject:|To:).){{0,5000}}?Subject:)
-    """,
-    re.DOTALL,
-)
-SENDER = layout(
-    rf"""
-    # Enron North America Corp. From: Joss Whitfield
-    (?:{COMPANY}[.,]?~)?From:~[^:]{{1,120}}$
-    # "Corrigan, Len" <len@tern.example>, "Corrigan, Len"
-    | "[^"]{{1,100}}"\s*<[^<>]*>?$ | "[A-Z][\w'-]*,?~[A-Z][^"]{{0,60}}"$
-    # len@tern.example
-    | [^\s<>"]+@[\w-]+\.[\w.-]+$
-    """
-)
-TORN_ADDRESS = layout(  # Lotus printed long addresses in two columns: Jane.Roe@tern.c om To: ...
-    r"""\S+@(?!\S+\.(?:com|net|org|edu|gov)\s)\S*~[a-z-]{0,12}\.?[a-z]{1,3}$
-    | \S+\.\S+~@\S+\.[a-z]{2,3}$"""
-)
-ORGANISATION = layout(  # the end of Joss Whitfield/HOU/ECT@ECT, of Joss Whitfield@TT
-    r"""(?:/[A-Z][\w&=-]*(?:~[A-Z][\w&-]*){0,3})*\s*@\s*(?:[A-Za-z][\w-]*(?:~[A-Z]\w+)?)?$
-    | (?:/[A-Z][\w-]*)+$"""
-)
-SENTENCE_END = re.compile(r"(?!(?:Jr|Dr|St|Co|Corp|Inc|Ltd)\.).*(?:[!?;:)>]|[^A-Z.]\.|\.\.)")
-NAME = re.compile(r"[A-Z][\w.'’&-]*,?|\(?[A-Z]+\)?|de|van|der|von|la|del|&")
-MIDDLE = re.compile(r"[A-Z]{1,2}\.?|[Dd]e|[Vv]an|der|[Vv]on|[Ll]a|del")
-SIGN_OFF = set(phrases_of("sign_off"))
-
-
-def split_quoted(text, author="", names=frozenset()):
-    """(own words, quoted text): the first is a prefix of `text`, and only white space is lost.
-
-    `author` is the address of the person who wrote `text`, `names` what known_names returns.
-    """
-    match = MARK.search(text) and QUOTE.search(text)
-    if not match:
-        return text.rstrip(), ""
-    end = match.start()
-    if not match["line"]:
-        before = text[:end].rstrip()
-        tail = before[-300:]
-        torn = match["to"] and TORN_ADDRESS.search(tail)
-        known = bool(match["to"])
-        start = torn.start() if torn else start_of_sender(tail, author, names, only_known=known)
-        end = len(before) - len(tail) + start
-        if match["wrote"]:
-            end = len(text[:end].rstrip("-_=* \r\n\t"))
-    return text[:end].rstrip(), text[end:].strip()
-
-
-def start_of_sender(text, author, names, only_known=False):
-    """Where the name of a quoted mail's sender begins, if `text` ends with it; else its length.
-
-    A sign-off may precede that name (Best, Jane John Q Public 07/30/2001). So a bare name is looked
-    up in `names` ("first last", lower case), or else the author's own name and parting words are
-    taken off its front. `only_known` is for headers that mostly have no sender: it takes a bare
-    name only if it is among `names`.
-    """
-    text = re.sub(r"\s+(?:on|Sent by:[^:]{1,60})$", "", text.rstrip())
-    if (match := SENDER.search(text)) and match.group() != author:
-        return match.start()
-    # Name <address>, Name (E-mail), Name/Org@Org
-    bare = re.sub(r"(?:\s*(?:<[^<>]*>|[(\[][^()\[\]]*[)\]]))+$", "", text)
-    bare = ORGANISATION.sub("", bare).rstrip()
-    words = last_words(bare)
-    for i in range(len(words) - 1):
-        full = [key for key, _, _ in words[i:]]
-        short_middle = all(len(word) < 3 for word in full[1:-1])
-        if " ".join(full) in names or short_middle and f"{full[0]} {full[-1]}" in names:
-            return words[i][1]
-    if only_known:
-        return len(text)
-    words = without_sign_off(words, re.split(r"\W+", author.casefold().partition("@")[0]))
-    # A display name of three words after a full stop, such as a company's, is whole.
-    whole = "<" in text[len(bare) :] and words and bare[: words[0][1]].rstrip()[-1:] == "."
-    if len(words) > 3 or len(words) == 3 and not whole:
-        middle = MIDDLE.fullmatch(words[-2][2]) or words[-1][0] in ("jr", "ii", "iii")
-        words = words[-3 if middle else -2 :]
-    return words[0][1] if words else len(bare)
-
-
-def last_words(text):
-    """Up to five words at the end of a text's last sentence: (lower case, offset, as written)."""
-    words = []
-    for match in reversed(list(re.finditer(r"\S+", text))):
-        word = match.group()
-        if len(words) == 5 or len(words) > 1 and word[-1] == "," or SENTENCE_END.fullmatch(word):
-            break
-        words.insert(0, (word.casefold().strip(".,"), match.start(), word))
-    return words
-
-
-def without_sign_off(words, own):
-    """The words without what cannot be a name and what may be the author's parting words."""
-    if words and not NAME.fullmatch(words[-1][2]):
-        return words[-1:] if "@" in words[-1][0] else []
-    while not all(NAME.fullmatch(word) for _, _, word in words):
-        words.pop(0)
-    own_initials = own[0][:1] + own[-1][:1]
-    while len(words) > 1:
-        first, second = words[0][0], words[1][0]
-        own_name = first in own and second not in own and len(second) > 1
-        initials = len(first) == 1 or len(first) < 4 and first[0] + first[-1] == own_initials
-        if not (first in SIGN_OFF or own_name or len(words) > 2 and initials):
-            break
-        words.pop(0)
-    return words
-
-
-def known_names(rows):
-    """Full names (lower case) out of addresses and out of recipient lists, where / or @ ends them.
-
-    `rows` is a frame with the columns From, To and body.
-    """
-    entry = layout(
-        r"""(?:To:|cc:|[/@][\w-]+,)~([A-Z][\w.'-]*(?:~[A-Z][\w.'-]*){1,3})(?=/[A-Z]|@[A-Z])"""
-    )
-    names = set()
-    for body, sender, recipient in zip(rows["body"], rows["From"], rows["To"], strict=True):
-        names |= {" ".join(name.split()).casefold() for name in entry.findall(body)}
-        pairs = re.findall(r"\b(\w{2,})\.(\w{2,})@", f"{sender} {recipient}".casefold())
-        names |= {" ".join(pair) for pair in pairs}
-    return names
-
-
-# ----------------------------------------------------- where own words end, in mail with lines
-
-ON, WROTE = one_of("on"), one_of("wrote")
-TITLE = one_of("original", "forwarded")
-HEADER = layout(  # From: Len, *From:* Len, | From | Len |
-    rf"""[>\s?]*(?P<bar>\|\s*)?\*{{0,2}}
-    (?:(?P<sender>{one_of("from")}) | (?P<sent>{one_of("sent")}) | (?P<date>{one_of("date")})
-    | (?P<recipient>{one_of("to", "cc")}) | (?P<subject>{one_of("subject")}))
-    \*{{0,2}}\s?(?(bar)\s*\||[:：])"""
-)
-SEPARATOR = layout(
-    rf"""
-    # -----Original Message-----
-    [\s?|]*[-_=*‐–—]{{2,}}[\s(]*(?:{TITLE}|Original)
-    # Begin forwarded message:
-    | \s*{TITLE}\s?[:：]\s*$
-    # >>> Len 02/06/19 03:50PM >>>
-    | \s*>>>[ ].{{1,100}}[ ]>>>\s*$
-    | \s*From:[ ]\S+@\S+\s*$
-    | \s*Message-ID:[ ]<
-    | [-_=*\s]*Inline[ ]attachment[ ]follows
-    """
-)
-FORWARD_TITLE = layout(rf"[\s\-_=*‐–—(]*{one_of('forwarded')}", re.IGNORECASE)
-BRACKETED = re.compile(r"[<(\[](?:mailto:)?[^\s<>()\[\]@]+@[^<>()\[\]@]+[>)\]]")
-INTRODUCTION = layout(
-    rf"""
-    # On Wed, 6 Feb 2019 at 13:12, Len wrote:   Am 06.02.2019 schrieb Len:   == At … wrote: ==
-    (?:[-*_=]{{2,}}\s?)?{ON}(?!\w)[ ]?(?=.*\d)
-    (?:(?![?!][ ]|[ ](?:On|Am|Le|Den)[ ]).){{5,250}}?[^\w]{WROTE}(?!\w)
-    (?:.{{0,80}}[:：](?:\s?={{2,}})?|\s?-{{2,}})
-    | (?P<inner>  # what may begin on a later line than where it matches
-        # Len <len@tern.example> wrote:
-        (?:(?![ ]On[ ]\w).){{0,120}}\w@\w.{{0,80}}?\W{WROTE}(?:\s?\([^()]*\))?\s?[:：]
-        # --- Len wrote ---
-        | -{{2,}}.{{1,80}}[ ]{WROTE}\s?-{{2,}}
-        # ons. 6. feb. 2019 kl. 13:12 skrev Len <len@tern.example>:
-        | (?=.{{0,60}}\d).{{0,120}}?\W{WROTE}[ ].{{1,120}}@.{{1,80}}[:：]
-        # 2019-02-06 13:12 Len <len@tern.example>
-        | \d{{4}}(?:[-/.]\d|年).{{0,100}}<[^<>]+@[^<>]+>\s?[:：]?
-    )
-    """
-)
-BARE_INTRODUCTION = layout(  # Len Corrigan wrote:   Quoting Len (2019-02-06):
-    rf"[^:.?!]{{1,60}}[ ]{WROTE}[:：] | {one_of('quoting')}[ ].{{1,120}}[:：]"
-)
-SELF = layout(rf"(?<!\w){one_of('self')}(?!\w)")
-YEAR = re.compile(r"(?<!\d)(?:19|20)\d\d(?!\d)|[۱۲][۰-۹]{3}|\d{1,2}[./-]\d{1,2}[./-]\d\d\b")
-CLOCK = re.compile(r"\d{1,2}\s?[:.時时h]\s?\d\d|[۰-۹]{1,2}:[۰-۹]{2}")
-QUOTED = re.compile(r"[ \t]{0,4}>(?!.*<<<)")
-DATE_LINE = layout(rf"{DATE}(?:\s+To:.*)?$")
-# Sender and date on the left, To:, cc: and Subject: on the right
-TWO_COLUMNS = re.compile(r"\s{8,}(?:\S.*?\s{2,})?To:\s")
-SENT_BY = re.compile(r"\s*(?:Sent by|Please respond to)\b")
-LETTERHEAD = layout(rf"\s*{COMPANY}\b[.,]?\s*$")
-SUBJECT_RIGHT = re.compile(r"\s{8,}(?:\S.*?\s{2,})?Subject:")
-TORN_LINK = re.compile(r"[(<]https?://[^)>\n]*\n|\n\s*[(<]https?://")
-TELEPHONE = re.compile(r"^.{,40}\b\d{3}[-. ]\d{4}\b", re.MULTILINE)
-RULE = re.compile(r"\s*(?:[-_=*#~+⸺—]\s?){3,}\s*")
-WITHIN_LINE = layout(  # words before quoted text that stand behind own words, on the same line
-    r"""(?<=\w[^\s>-])(?<!=09)(?<!=20)[ \t]*(?=-{4,}[ ]?(?:Original[ ]Message|Forwarded[ ]by))
-    | (?<=[^\s-])[ \t]*(?=(?:-{2,}|(?<=[ \t])-*)[ ]?On[ ](?=[^\n]{0,40}\d)[^\n]{5,150}
-    [ ]wrote:[ \t]*$)"""
-)
-
-
-def own_words(body, keep_signature=False):
-    """(own words, quoted text) of a mail; trailing boilerplate is in neither, unless kept."""
-    own, quoted = split_own_words(body)
-    while not keep_signature and (signed := drop_boilerplate(own)) != own:
-        own = split_own_words(signed)[0]
-    return own, quoted
-
-
-def split_own_words(text):
-    """(own words, quoted text) of any mail; only white space is lost."""
-    quoted = []
-    while True:
-        lines = [
-            WITHIN_LINE.sub("\n", line) if "----" in line or "wrote:" in line else line
-            for line in text.split("\n")
-        ]
-        own, more = split_lines("\n".join(lines))
-        folded = ""
-        if "\n" not in own:
-            own, folded = split_quoted(own)
-        quoted += filter(None, [folded, more])
-        if own == text:
-            return text, "\n\n".join(quoted)
-        text = own
-
-
-def plain_lines(text):
-    """Lines to match patterns on: with plain blanks, without marks that nobody sees."""
-    text = text.replace("=20", " ").replace("=09", " ")
-    text = visible(re.sub(r"[\xa0\u202f\u3000]", " ", text))
-    return [line.rstrip() for line in text.split("\n")]
-
-
-def split_lines(text):
-    """(own words, quoted text) of a mail with its lines; own lines between quoted ones stay."""
-    lines, plain = text.split("\n"), plain_lines(text)
-    marked = marked_lines(plain)
-    own, quoted, above, i = [], [], "", 0
-    while i < len(lines):
-        length = introduction_length(plain, marked, i) or header_length(plain, i, above)
-        if not length and not marked[i]:
-            own.append(lines[i])
-            above = plain[i] or above
-            i += 1
-            continue
-        start, i = i, i + length
-        content = next_filled(plain, i)
-        if length and not (content < len(lines) and marked[content]):
-            i = len(lines)  # without marks, all that follows is quoted
-        while i < len(lines) and content < len(lines) and marked[content]:
-            i = content + 1
-            content = next_filled(plain, i)
-        if not length and i - start < 12 and len(TELEPHONE.findall("\n".join(lines[start:i]))) > 1:
-            own += lines[start:i]  # the author's signature, which Outlook marked like a quote
-            continue
-        header = len(own)
-        if length:
-            lotus = start - start_of_lotus_header(plain, start, start + length)
-            header = start_of_rule(own, max(0, header - lotus))
-        quoted += own[header:] + lines[start:i]
-        own[header:] = [""]
-    return "\n".join(own).strip(), "\n".join(quoted).strip("\n").rstrip()
-
-
-def marked_lines(lines):
-    """Which lines have the mark of a quote, or lost it when a long quoted line was wrapped."""
-    marks = [bool(QUOTED.match(line)) for line in lines]
-    marked = marks.copy()
-    for i, line in enumerate(lines):
-        above, below = i > 0 and marks[i - 1], marks[i + 1 : i + 2] == [True]
-        if not above and not below and line.startswith(">From ") and ":" not in line:
-            marked[i] = False  # it was "From " before an mbox
-        elif above and below and line and not marks[i]:
-            short = len(line) < 40 or line[0].islower() and len(line) < 60
-            long = len(lines[i - 1]) > 54 and lines[i - 1][-1] not in ".?!:"
-            link = TORN_LINK.search(f"{lines[i - 1]}\n{line}")
-            marked[i] = short and long or bool(link)
-    return marked
-
-
-def next_filled(lines, i):
-    """The number of the first line from line i on that is not blank."""
-    while i < len(lines) and not lines[i]:
-        i += 1
-    return i
-
-
-def filled_above(lines, i, most):
-    """The number of the line above line i, `most` blank ones apart; i if there is none."""
-    numbers = range(i - 1, max(-1, i - 2 - most), -1)
-    return next((j for j in numbers if lines[j].strip()), i)
-
-
-def start_of_rule(lines, end):
-    """Where a line of dashes that leads to line `end` begins; `end` if there is none."""
-    while (above := filled_above(lines, end, 2)) < end and RULE.fullmatch(lines[above]):
-        end = above
-    return end
-
-
-def introduction_length(lines, marked, i):
-    """How many lines introduce another person's text, such as "On … wrote:", from line i on."""
-    if not lines[i] or not MARK.search("\n".join(lines[i : i + 6])):
-        return 0
-    ahead = [line for line in lines[i + 1 : i + 8] if line]
-    if SEPARATOR.match(lines[i]) or ahead and SEPARATOR.match(f"{lines[i]} {ahead[0]}"):
-        return 1
-    for n in (1, 2):  # a date and "To:", as Lotus Notes quotes; a long sender wraps the date
-        below = (line for line in lines[i + n : i + n + 8] if line and not SENT_BY.match(line))
-        match = DATE_LINE.search(" ".join(lines[i : i + n]))
-        if match and (next(below, "").lstrip().startswith("To:") or "To:" in match.group()):
-            return n
-    if TWO_COLUMNS.match(lines[i]) and any(map(SUBJECT_RIGHT.match, ahead)):
-        return 1
-    joined = ""
-    for n, line in enumerate(lines[i : i + 6], 1):
-        if n > 1 and (not line or marked[i + n - 1] and not line.endswith(":")):
-            break
-        joined = f"{joined} {line.strip()}".strip()
-        if not joined.endswith((":", "：", "-", "=", ">", ")")) or len(joined) > 400:
-            continue
-        below = next_filled(lines, i + n)
-        quoted = below < min(i + n + 4, len(lines)) and marked[below]
-        # One that begins on the next line has own words above it.
-        shorter = " ".join(line.strip() for line in lines[i + 1 : i + n])
-        part = lines[i].endswith("<") or BRACKETED.search(lines[i]) or YEAR.search(lines[i])
-        kind = introduction_kind(joined, quoted)
-        if kind == "whole" or kind and (part or not introduction_kind(shorter, quoted)):
-            return n
-        if joined.endswith((":", "：")):
-            break
-    return 0
-
-
-def introduction_kind(text, marked):
-    """How a line introduces quoted text: "whole" or "inner", if own words may precede; else None.
-
-    Its words tell, or its form, in any language: a date, a name or an address, a word and a colon.
-    """
-    match = INTRODUCTION.fullmatch(text)
-    address, dated, timed = (bool(form.search(text)) for form in (BRACKETED, YEAR, CLOCK))
-    about_self = SELF.search(text)
-    if match and (marked or "@" in text or text[-1] == "-" or (dated or timed) and not about_self):
-        return "inner" if match["inner"] else "whole"
-    if marked and BARE_INTRODUCTION.fullmatch(text):
-        return "inner"
-    if text[-1:] not in (":", "：") or len(text) > 250 or about_self or re.search("[?!]", text):
-        return None
-    words = re.findall(r"[^\W\d_]{2,}", text)
-    named = len(words) < 9 and any(not word.islower() for word in words[1:])
-    if marked:
-        formal = len(words) > 1 and (address or dated and (timed or named))
-    else:
-        formal = address and dated and timed
-    return "inner" if formal else None
-
-
-@functools.lru_cache(4096)
-def header_kind(line):
-    """Which header line this is: sender, sent, date, recipient or subject; else None."""
-    match = HEADER.match(line)
-    return match and match.lastgroup
-
-
-def header_length(lines, i, above):
-    """How many lines a quoted header takes from line i on; `above` is the last own line."""
-    if not (first := header_kind(lines[i])):
-        return 0
-    kinds, end, addressed = set(), i, False
-    for j in range(i, min(i + 60, len(lines))):
-        if kind := header_kind(lines[j]):
-            kinds.add(kind)
-            addressed |= "@" in lines[j]
-            end = j + 1
-        elif j - end > 1 and not lines[j].startswith(("\t", " ")):
-            break
-    if first == "recipient":  # a memo of the author's own begins so, but names its sender
-        copied = any(re.match(r"\s*[Cc]c:", line) for line in lines[i:end])
-        is_mail = above and copied and "subject" in kinds and "sender" not in kinds
-    elif header_kind(above) == "recipient":
-        is_mail = False
-    else:  # "From: Leeds, To: York, Date: Monday" is a list of the author's own
-        subject = "subject" in kinds
-        sent = "sender" in kinds and (subject or "sent" in kinds or addressed and len(kinds) > 1)
-        dated = kinds & {"sent", "date"} and "recipient" in kinds and (subject or addressed)
-        is_mail = sent or dated
-    return end - i if is_mail else 0
-
-
-def start_of_lotus_header(lines, i, end):
-    """Where the header begins whose date is on lines i to `end`: at its sender or letterhead."""
-    start = i
-    if TWO_COLUMNS.match(lines[i]):
-        while start and re.match(r"\s{8,}\S", lines[start - 1]):
-            start -= 1
-        return start
-    if not DATE_LINE.search(" ".join(lines[i:end])):
-        return i
-    date_only = re.fullmatch(r"\s*(?:on|<\S*>)?\s*(?:on)?\s*", DATE_LINE.sub("", lines[i]))
-    if SENT_BY.match(lines[i]) or date_only:
-        while start and SENT_BY.match(lines[start - 1]):
-            start -= 1
-        above = filled_above(lines, start, 2)
-        if above == start - 1 or ORGANISATION.search(lines[above][-200:]):
-            start = above
-    above = filled_above(lines, start, 3)
-    return above if LETTERHEAD.match(lines[above]) and "From:" in lines[start] else start
-
-
-PROGRAM = layout(rf"(?<![A-Za-z]){one_of('program')}")
-LINK = r"\W*(?:https?://\S+)?\W*"
-ADDED_BY_PROGRAM = layout(rf"\W*{one_of('added')}{LINK}", re.IGNORECASE)
-ADDED = layout(rf"\W*{one_of('added', without='…')}{LINK}", re.IGNORECASE)
-ADDED_ANYWHERE = layout(  # without the name of a program
-    r"""
-    - [ ]\S[^.]*\.[a-z]{3,4} | \(see[ ]attached[ ]file:[ ].*\)
-    | <<[ ](?:ole[ ]object|file):[ ].*[ ]>>
-    """,
-    re.IGNORECASE,
-)
-ADVERTISEMENT = layout(one_of("advertisement"), re.IGNORECASE | re.DOTALL)
-OUTLOOK = re.compile(r"(?:[^\s?!,;]+ ){0,4}\S*Outlook(?: ?[^\s?!,;]+){0,6}")
-MAIL_NAMED = layout(rf".{{0,80}}?{one_of('mail')}", re.IGNORECASE | re.DOTALL)
-LEGAL = layout(one_of("legal"), re.IGNORECASE)
-NOTICE = layout(rf"\W*{one_of('notice')}(?!\w)", re.IGNORECASE)
-LIST = layout(one_of("list"), re.IGNORECASE)
-SCANNER = layout(rf"\b{one_of('scanner')}\b", re.IGNORECASE)
-VIRUS = layout(one_of("virus"), re.IGNORECASE)
-
-
-def drop_boilerplate(own):
-    """Own words without what follows "-- ", and without lines that programs put at their end."""
-    lines = own.split("\n")
-    end = len(lines)
-    for i in range(len(lines) - 1, -1, -1):
-        ruled = i > 0 and bool(RULE.fullmatch(lines[i - 1]))
-        begins = ruled or i in (0, end - 1) or not lines[i - 1].strip()
-        empty = not lines[i].strip()
-        if empty or RULE.fullmatch(lines[i]):
-            end = i if i == end - 1 < len(lines) - 1 else end
-        elif lines[i].rstrip() == "--":
-            end = i if end - i <= 20 else end
-        elif begins and end - i <= 40:
-            paragraph = list(itertools.takewhile(str.strip, lines[i : i + 12]))
-            end = i if is_boilerplate(paragraph, ruled, i == 0) else end
-    return "\n".join(lines[:end]).rstrip()
-
-
-def is_boilerplate(paragraph, ruled, first):
-    """Whether a program or a company wrote a paragraph; `ruled` if a line of dashes is above it."""
-    line, text = visible(paragraph[0]).strip(), "\n".join(paragraph)
-    short = " ".join(map(str.strip, paragraph)) if len(paragraph) < 4 else line
-    for added in (added for added in {line, short} if len(added) < 160):
-        if ADDED.fullmatch(added) and not first:
-            return True
-        if ADDED_BY_PROGRAM.fullmatch(added) and PROGRAM.search(added):
-            return True
-        if "Outlook" in added and OUTLOOK.fullmatch(added) and not SELF.search(added):
-            return bool(re.search(r"iOS|Android|Mac\b|aka\.ms", added))
-    if ADDED_ANYWHERE.fullmatch(line) or ADVERTISEMENT.match(text) or NOTICE.match(text):
-        return True
-    if len(text) < 500 and VIRUS.search(text) and SCANNER.search(text):
-        return True
-    linked = any(mark in text for mark in ("@", "://", "www."))
-    if linked and (ruled or len(text) < 400) and LIST.search(text):
-        return True
-    named = len(text) < 4000 and MAIL_NAMED.match(text)
-    return bool(named) and len({word.casefold() for word in LEGAL.findall(text)}) > 1
-
-
-def print_own_words(args):
-    text = clean(decode(sys.stdin.buffer.read(), "utf-8"))
-    print(own_words(text, args.keep_signature)[0].replace(STUFFED, ""))
 
 
 # ---------------------------------------------------------------------------- reading archives
@@ -764,28 +262,23 @@ def messages(source):
     """(name, bytes) of every message in an archive, in its order, behind a progress bar."""
     import tqdm
 
-    if os.path.isdir(source):
-        walk = os.walk(source)
-        paths = sorted(os.path.join(folder, name) for folder, _, names in walk for name in names)
-        for path in tqdm.tqdm(paths, desc="reading", disable=None):
-            name = os.path.relpath(path, source)
-            if os.path.islink(path) or not os.path.isfile(path):
-                yield name, b""  # it could lead out of the archive, or never end
-            elif not SKIPPED.fullmatch(name):
-                with open(path, "rb") as file:
-                    yield from messages_in(name, file)
+    if not os.path.isdir(source):
+        size = os.path.getsize(source)
+        bar = tqdm.tqdm(total=size, desc="reading", unit="B", unit_scale=True, disable=None)
+        with open(source, "rb") as file, bar:
+            for message in messages_in(os.path.basename(source), file, 0):
+                yield message
+                bar.update(file.tell() - bar.n)
         return
-    size = os.path.getsize(source)
-    bar = tqdm.tqdm(total=size, desc="reading", unit="B", unit_scale=True, disable=None)
-    with open(source, "rb") as file, bar:
-        start = file.peek(8)
-        if advice := beginning(UNREADABLE, start):
-            stop(f"{source}: {advice}")
-        if source.endswith(".csv") and not start.startswith(b"From "):
-            check_columns(source)
-        for message in messages_in(os.path.basename(source), file):
-            yield message
-            bar.update(file.tell() - bar.n)
+    walk = os.walk(source)
+    paths = sorted(os.path.join(folder, name) for folder, _, names in walk for name in names)
+    for path in tqdm.tqdm(paths, desc="reading", disable=None):
+        name = os.path.relpath(path, source)
+        if os.path.islink(path) or not os.path.isfile(path):
+            yield name, b""  # it could lead out of the archive, or never end
+        elif not SKIPPED.fullmatch(name):
+            with open(path, "rb") as file:
+                yield from messages_in(name, file, 1)
 
 
 def beginning(table, start):
@@ -793,11 +286,17 @@ def beginning(table, start):
     return next((value for magic, value in table.items() if start.startswith(magic)), None)
 
 
-def messages_in(name, file, depth=0):
-    """(name, bytes) of every message in an open file of any kind, by how it begins."""
+def messages_in(name, file, depth):
+    """(name, bytes) of every message in an open file of any kind, by how it begins.
+
+    `depth` is 0 for what the user named, more for what is in it.
+    """
     try:
         start = file.peek(512)
-        if beginning(UNREADABLE, start) or depth > 3:
+        advice = beginning(UNREADABLE, start)
+        if advice and not depth:
+            stop(f"{file.name}: {advice}")
+        elif advice or depth > 4:
             yield name, start[:8]
         elif opener := beginning(COMPRESSED, start):
             with opener(file) as unpacked:
@@ -806,10 +305,8 @@ def messages_in(name, file, depth=0):
             yield from messages_in_zip(name, file, depth)
         elif start[257:262] == b"ustar":
             yield from messages_in_tar(file, depth)
-        elif name.endswith(".csv"):
-            for row in csv_rows(file):
-                text = row.get("message") or ""
-                yield row.get("file") or name, text.encode("utf-8", "surrogateescape")
+        elif name.endswith(".csv") and not start.startswith(b"From "):
+            yield from messages_in_csv(name, file, depth)
         else:
             yield from messages_in_text(name, file)
     except DAMAGE as error:
@@ -849,17 +346,16 @@ def messages_in_tar(file, depth):
                 yield from messages_in(member.name, archive.extractfile(member), depth + 1)
 
 
-def csv_rows(file):
-    """The rows of a table such as the Enron corpus's emails.csv, with the columns file, message."""
+def messages_in_csv(name, file, depth):
+    """The messages in a table such as the Enron corpus's emails.csv."""
     lines = io.TextIOWrapper(file, "utf-8", "surrogateescape", newline="")
-    return csv.DictReader((line.replace("\0", "") for line in lines), strict=True)
-
-
-def check_columns(source):
-    with open(source, "rb") as file:
-        if not {"file", "message"} <= set(csv_rows(file).fieldnames or []):
-            advice = "to cut and filter a reply CSV use: prepare_data.py format"
-            stop(f"{source}: no columns file, message; {advice}")
+    rows = csv.DictReader((line.replace("\0", "") for line in lines), strict=True)
+    if not depth and not {"file", "message"} <= set(rows.fieldnames or []):
+        advice = "to cut and filter a reply CSV use: prepare_data.py format"
+        stop(f"{file.name}: no columns file, message; {advice}")
+    for row in rows:
+        text = row.get("message") or ""
+        yield row.get("file") or name, text.encode("utf-8", "surrogateescape")
 
 
 def messages_in_text(name, file):
@@ -923,12 +419,11 @@ ADDRESS = re.compile(r"[!-~]+@[\w.-]+", re.ASCII)
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")
 
 
-def western(error):
-    """A byte that its charset lacks is read as Windows' Western European one: one letter wrong."""
-    return error.object[error.start : error.end].decode("cp1252", "replace"), error.end
-
-
-codecs.register_error("western", western)
+# A byte that its charset lacks is read as Windows' Western European one: one letter is wrong.
+codecs.register_error(
+    "western",
+    lambda error: (error.object[error.start : error.end].decode("cp1252", "replace"), error.end),
+)
 
 
 def decode(data, charset=None):
@@ -968,6 +463,13 @@ def shift_jis(data):
 def decode_words(field):
     """The text of a header field with =?encoded words?=, on one line."""
 
+    def decode_word(word):
+        _, encoding, text = word
+        if encoding in "qQ":
+            return binascii.a2b_qp(text.encode("utf-8", "replace"), header=True)
+        text = re.sub("[^A-Za-z0-9+/]", "", text)
+        return base64.b64decode(text[: len(text) - (len(text) % 4 == 1)] + "==")
+
     def decode_run(match):  # letters may be torn between words, so those of a charset are joined
         words = re.findall(ENCODED_WORD, match[0])
         runs = itertools.groupby(words, key=lambda word: word[0].casefold())
@@ -979,14 +481,6 @@ def decode_words(field):
     return one_line(text)
 
 
-def decode_word(word):
-    _, encoding, text = word
-    if encoding in "qQ":
-        return binascii.a2b_qp(text.encode("utf-8", "replace"), header=True)
-    text = re.sub("[^A-Za-z0-9+/]", "", text)
-    return base64.b64decode(text[: len(text) - (len(text) % 4 == 1)] + "==")
-
-
 def one_line(text):
     return " ".join(CONTROL.sub("", text).split())
 
@@ -994,8 +488,7 @@ def one_line(text):
 def open_message(raw, again=True):
     """({name in lower case: value}, body) of a message, in bytes, whatever is wrong with its start.
 
-    Skipped are a byte order mark, the length and the properties of an .emlx, blank lines in front
-    of the header, and lines in it that are no field.
+    That may be a byte order mark, an .emlx's length, blank lines, and lines that are no field.
     """
     if raw[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
         raw = raw.decode("utf-16", "replace").encode()
@@ -1024,10 +517,7 @@ def open_message(raw, again=True):
 
 
 def addresses_of(field):
-    """[(name, address)] of an undecoded address field; "" stands for what is not given.
-
-    A name is decoded last, so that it cannot hold an address. Exchange's /O=… counts as address.
-    """
+    """[(name, address)] of an undecoded address field; "" stands for what is not given."""
     if isinstance(field, bytes) and PLAIN_ADDRESS.fullmatch(field):  # most of all, and fast
         return [("", field.decode())]
     pairs = []
@@ -1041,7 +531,7 @@ def addresses_of(field):
             name, address = ("", bare[0]) if bare else (entry, "")
         comments = re.findall(r"\(((?:[^()\\]|\\.)*)\)", entry)
         name = re.sub(r"""^[^<>"@:]*:|\\(?=.)""", "", name.strip()).strip(" \t\"'")
-        name = decode_words(name or " ".join(comments))
+        name = decode_words(name or " ".join(comments))  # only now: it may hold an address
         name = "" if name.casefold() == address.casefold() else name
         address = address if "@" in address or address[:1] == "/" else ""
         before, at = pairs[-1] if pairs else ("", "")
@@ -1138,29 +628,23 @@ INDENTED = re.compile(r"border:\s*(?:none|0|medium none)|webkit-indent|margin:0 
 
 def text_of(fields, body):
     """The text of a message as a person reads it."""
-    return body_of(fields, body).replace(STUFFED, "")
+    return read_body(fields, body)[0].replace(STUFFED, "")
 
 
-def body_of(fields, body):
-    """The text of a message, in which STUFFED stands before a > that marks no quote."""
-    return clean(text_in(parse(fields, body)))
-
-
-def parse(fields, body):
-    """The parts of a message, from the fields that open_message read."""
+def read_body(fields, body):
+    """(the text of a message, whether it is an invitation); see STUFFED."""
     kinds = (name for name in fields if name.startswith("content-"))
     head = b"".join(b"%s: %s\n" % (name.encode(), fields[name]) for name in kinds)
     try:
-        return email.message_from_bytes(head + b"\n" + body)
+        message = email.message_from_bytes(head + b"\n" + body)
+        invites = any(part.get_content_type() == "text/calendar" for part in message.walk())
+        return clean(text_in(message)), invites
     except RecursionError:  # some hundred parts within one another: nobody wrote that
-        return email.message_from_bytes(b"\n")
+        return "", False
 
 
 def text_in(part, first=True):
-    """The text in a part of a message; `first` if no text came before it, so that it may be named.
-
-    Parts beside one another are joined, as mailing lists and gateways add their footers.
-    """
+    """The text in a part of a message; `first` if none came before it, so that it may be named."""
     kind, subtype = part.get_content_maintype(), part.get_content_subtype()
     if kind == "multipart" and part.is_multipart():
         if subtype == "alternative":
@@ -1300,6 +784,485 @@ def html_to_text(source):
     return re.sub(r"\n\s*\n\s*", "\n\n", text).strip("\n").rstrip(" ")
 
 
+# ------------------------------------------- where own words end, in text without its line breaks
+
+DAY = r"(?:\d{1,2}[/-]\d{1,2}[/-]\d{2,4}|\d{2,4}[/-]\d\d[/-]\d\d)"
+DATE = rf"{DAY},?~\d{{1,2}}:\d\d(?::\d\d)?(?:\s*[AP]M)?(?:~[A-Z]{{3,4}}\b)?"
+COMPANY = r"Enron(?:~[A-Z&][\w&-]*){0,6}~(?:Corp|Inc|Ltd|Co|LLC|Services|Company|Group)"
+MARK = re.compile(r"[:：@|]|--|__|==|\*\*|>>>|—")  # no words before quoted text are without one
+QUOTE = layout(
+    rf"""
+    (?P<line>  # the match is where quoted text begins
+        # ----- Forwarded by Maud Okafor on 02/06/2019 -----, -----Original Message-----
+        (?:(?<!\S)>[>\s]{{0,20}})?(?<![-_=*])[-_=*]{{3,}}\s*
+        (?:Forwarded~by|Original|Reply~Separator|Inline~attachment~follows)
+        # >>> "Len Corrigan" <len@tern.example> 02/06/19 03:50PM >>>
+        | >>>~.{{1,100}}?~>>>
+        # From: Len Sent: Monday To: Maud Subject: kiln
+        | (?<!\S)From:~(?:(?!From:).){{1,200}}?~(?:Sent|Date):~.{{1,100}}?~(?:To|Subject):
+        # On Wed, 6 Feb 2019, Len wrote:
+        | (?<!\S)(?:At|On)~(?=.{{0,60}}?(?:\d/\d+/\d|\b(?:19|20)\d\d\b))
+          (?:(?!\b(?:At|On)\b)[^?!]){{5,150}}?~wrote:
+    )
+    # Len Corrigan 02/06/2019 01:49 PM To: Maud: quoted text begins with the name before the date
+    | (?P<date>{DATE})(?:~(?:Please~respond~to|Sent~by:|Phone|Extn:)~\S.{{0,100}}?)?~To:
+    # len@tern.example wrote: > When?
+    | (?P<wrote>(?<=>)~wrote:|(?<!\s)~wrote:(?=\s*>))
+    # To: Maud cc: Joss Subject: kiln, mostly without a sender
+    | (?<!\S)(?P<to>To:~(?:(?!Subject:|To:).){{0,5000}}?\b[Cc]c:
+      ~(?:(?!Subject:|To:).){{0,5000}}?Subject:)
+    """,
+    re.DOTALL,
+)
+SENDER = layout(
+    rf"""
+    # Enron North America Corp. From: Joss Whitfield
+    (?:{COMPANY}[.,]?~)?From:~[^:]{{1,120}}$
+    # "Corrigan, Len" <len@tern.example>, "Corrigan, Len"
+    | "[^"]{{1,100}}"\s*<[^<>]*>?$ | "[A-Z][\w'-]*,?~[A-Z][^"]{{0,60}}"$
+    # len@tern.example
+    | [^\s<>"]+@[\w-]+\.[\w.-]+$
+    """
+)
+TORN_ADDRESS = layout(  # Lotus printed long addresses in two columns: Jane.Roe@tern.c om To: ...
+    r"""\S+@(?!\S+\.(?:com|net|org|edu|gov)\s)\S*~[a-z-]{0,12}\.?[a-z]{1,3}$
+    | \S+\.\S+~@\S+\.[a-z]{2,3}$"""
+)
+ORGANISATION = layout(  # the end of Joss Whitfield/HOU/ECT@ECT, of Joss Whitfield@TT
+    r"""(?:/[A-Z][\w&=-]*(?:~[A-Z][\w&-]*){0,3})*\s*@\s*(?:[A-Za-z][\w-]*(?:~[A-Z]\w+)?)?$
+    | (?:/[A-Z][\w-]*)+$"""
+)
+SENTENCE_END = re.compile(r"(?!(?:Jr|Dr|St|Co|Corp|Inc|Ltd)\.).*(?:[!?;:)>]|[^A-Z.]\.|\.\.)")
+NAME = re.compile(r"[A-Z][\w.'’&-]*,?|\(?[A-Z]+\)?|de|van|der|von|la|del|&")
+MIDDLE = re.compile(r"[A-Z]{1,2}\.?|[Dd]e|[Vv]an|der|[Vv]on|[Ll]a|del")
+SIGN_OFF = set(phrases_of("sign_off"))
+
+
+def split_quoted(text, author="", names=frozenset()):
+    """(own words, a prefix of `text`; quoted text). `author` is an address, see known_names."""
+    match = MARK.search(text) and QUOTE.search(text)
+    if not match:
+        return text.rstrip(), ""
+    end = match.start()
+    if not match["line"]:
+        before = text[:end].rstrip()
+        tail = before[-300:]
+        torn = match["to"] and TORN_ADDRESS.search(tail)
+        known = bool(match["to"])
+        start = torn.start() if torn else start_of_sender(tail, author, names, only_known=known)
+        end = len(before) - len(tail) + start
+        if match["wrote"]:
+            end = len(text[:end].rstrip("-_=* \r\n\t"))
+    return text[:end].rstrip(), text[end:].strip()
+
+
+def start_of_sender(text, author, names, only_known=False):
+    """Where the name of a quoted mail's sender begins, if `text` ends with it; else its length.
+
+    A sign-off may precede that name (Best, Jane John Q Public 07/30/2001). So a bare name is looked
+    up in `names`; or else, unless `only_known`, the author's own name and parting words are taken
+    off its front.
+    """
+    text = re.sub(r"\s+(?:on|Sent by:[^:]{1,60})$", "", text.rstrip())
+    if (match := SENDER.search(text)) and match.group() != author:
+        return match.start()
+    # Name <address>, Name (E-mail), Name/Org@Org
+    bare = re.sub(r"(?:\s*(?:<[^<>]*>|[(\[][^()\[\]]*[)\]]))+$", "", text)
+    bare = ORGANISATION.sub("", bare).rstrip()
+    words = last_words(bare)
+    for i in range(len(words) - 1):
+        full = [key for key, _, _ in words[i:]]
+        short_middle = all(len(word) < 3 for word in full[1:-1])
+        if " ".join(full) in names or short_middle and f"{full[0]} {full[-1]}" in names:
+            return words[i][1]
+    if only_known:
+        return len(text)
+    words = without_sign_off(words, re.split(r"\W+", author.casefold().partition("@")[0]))
+    # A display name of three words after a full stop, such as a company's, is whole.
+    whole = "<" in text[len(bare) :] and words and bare[: words[0][1]].rstrip()[-1:] == "."
+    if len(words) > 3 or len(words) == 3 and not whole:
+        middle = MIDDLE.fullmatch(words[-2][2]) or words[-1][0] in ("jr", "ii", "iii")
+        words = words[-3 if middle else -2 :]
+    return words[0][1] if words else len(bare)
+
+
+def last_words(text):
+    """Up to five words at the end of a text's last sentence: (lower case, offset, as written)."""
+    words = []
+    for match in reversed(list(re.finditer(r"\S+", text))):
+        word = match.group()
+        if len(words) == 5 or len(words) > 1 and word[-1] == "," or SENTENCE_END.fullmatch(word):
+            break
+        words.insert(0, (word.casefold().strip(".,"), match.start(), word))
+    return words
+
+
+def without_sign_off(words, own):
+    """The words without what cannot be a name and what may be the author's parting words."""
+    if words and not NAME.fullmatch(words[-1][2]):
+        return words[-1:] if "@" in words[-1][0] else []
+    while not all(NAME.fullmatch(word) for _, _, word in words):
+        words.pop(0)
+    while len(words) > 1:
+        first, second = words[0][0], words[1][0]
+        own_name = first in own and second not in own and len(second) > 1
+        if first not in SIGN_OFF and not own_name:
+            break
+        words.pop(0)
+    return words
+
+
+def known_names(rows):
+    """Full names, in lower case, out of addresses and of recipient lists, in a frame of replies."""
+    entry = layout(
+        r"""(?:To:|cc:|[/@][\w-]+,)~([A-Z][\w.'-]*(?:~[A-Z][\w.'-]*){1,3})(?=/[A-Z]|@[A-Z])"""
+    )
+    names = set()
+    for body, sender, recipient in zip(rows["body"], rows["From"], rows["To"], strict=True):
+        names |= {" ".join(name.split()).casefold() for name in entry.findall(body)}
+        pairs = re.findall(r"\b(\w{2,})\.(\w{2,})@", f"{sender} {recipient}".casefold())
+        names |= {" ".join(pair) for pair in pairs}
+    return names
+
+
+# ----------------------------------------------------- where own words end, in mail with lines
+
+ON, WROTE = one_of("on"), one_of("wrote")
+TITLE = one_of("original", "forwarded")
+HEADER = layout(  # From: Len, *From:* Len, | From | Len |
+    rf"""[>\s?]*(?P<bar>\|\s*)?\*{{0,2}}
+    (?:(?P<sender>{one_of("from")}) | (?P<sent>{one_of("sent")}) | (?P<date>{one_of("date")})
+    | (?P<recipient>{one_of("to", "cc")}) | (?P<subject>{one_of("subject")}))
+    \*{{0,2}}\s?(?(bar)\s*\||[:：])"""
+)
+SEPARATOR = layout(
+    rf"""
+    # -----Original Message-----
+    [\s?|]*[-_=*‐–—]{{2,}}[\s(]*(?:{TITLE}|Original)
+    # Begin forwarded message:
+    | \s*{TITLE}\s?[:：]\s*$
+    # >>> Len 02/06/19 03:50PM >>>
+    | \s*>>>[ ].{{1,100}}[ ]>>>\s*$
+    | \s*From:[ ]\S+@\S+\s*$
+    | \s*Message-ID:[ ]<
+    | [-_=*\s]*Inline[ ]attachment[ ]follows
+    """
+)
+FORWARD_TITLE = layout(rf"[\s\-_=*‐–—(]*{one_of('forwarded')}", re.IGNORECASE)
+BRACKETED = re.compile(r"[<(\[](?:mailto:)?[^\s<>()\[\]@]+@[^<>()\[\]@]+[>)\]]")
+INTRODUCTION = layout(
+    rf"""
+    # On Wed, 6 Feb 2019 at 13:12, Len wrote:   Am 06.02.2019 schrieb Len:   == At … wrote: ==
+    (?:[-*_=]{{2,}}\s?)?{ON}(?!\w)[ ]?(?=.*\d)
+    (?:(?![?!][ ]|[ ](?:On|Am|Le|Den)[ ]).){{5,250}}?[^\w]{WROTE}(?!\w)
+    (?:.{{0,80}}[:：](?:\s?={{2,}})?|\s?-{{2,}})
+    | (?P<inner>  # what may begin on a later line than where it matches
+        # Len <len@tern.example> wrote:
+        (?:(?![ ]On[ ]\w).){{0,120}}\w@\w.{{0,80}}?\W{WROTE}(?:\s?\([^()]*\))?\s?[:：]
+        # --- Len wrote ---
+        | -{{2,}}.{{1,80}}[ ]{WROTE}\s?-{{2,}}
+        # ons. 6. feb. 2019 kl. 13:12 skrev Len <len@tern.example>:
+        | (?=.{{0,60}}\d).{{0,120}}?\W{WROTE}[ ].{{1,120}}@.{{1,80}}[:：]
+        # 2019-02-06 13:12 Len <len@tern.example>
+        | \d{{4}}(?:[-/.]\d|年).{{0,100}}<[^<>]+@[^<>]+>\s?[:：]?
+    )
+    """
+)
+BARE_INTRODUCTION = layout(  # Len Corrigan wrote:   Quoting Len (2019-02-06):
+    rf"[^:.?!]{{1,60}}[ ]{WROTE}[:：] | {one_of('quoting')}[ ].{{1,120}}[:：]"
+)
+SELF = layout(rf"(?<!\w){one_of('self')}(?!\w)")
+YEAR = re.compile(r"(?<!\d)(?:19|20)\d\d(?!\d)|[۱۲][۰-۹]{3}|\d{1,2}[./-]\d{1,2}[./-]\d\d\b")
+CLOCK = re.compile(r"\d{1,2}\s?[:.時时h]\s?\d\d|[۰-۹]{1,2}:[۰-۹]{2}")
+QUOTED = re.compile(r"[ \t]{0,4}>(?!.*<<<)")
+DATE_LINE = layout(rf"{DATE}(?:\s+To:.*)?$")
+# Sender and date on the left, To:, cc: and Subject: on the right
+TWO_COLUMNS = re.compile(r"\s{8,}(?:\S.*?\s{2,})?To:\s")
+SENT_BY = re.compile(r"\s*(?:Sent by|Please respond to)\b")
+LETTERHEAD = layout(rf"\s*{COMPANY}\b[.,]?\s*$")
+SUBJECT_RIGHT = re.compile(r"\s{8,}(?:\S.*?\s{2,})?Subject:")
+TORN_LINK = re.compile(r"[(<]https?://[^)>\n]*\n|\n\s*[(<]https?://")
+TELEPHONE = re.compile(r"^.{,40}\b\d{3}[-. ]\d{4}\b", re.MULTILINE)
+RULE = re.compile(r"\s*(?:[-_=*#~+⸺—]\s?){3,}\s*")
+WITHIN_LINE = layout(  # words before quoted text that stand behind own words, on the same line
+    r"""(?<=\w[^\s>-])(?<!=09)(?<!=20)[ \t]*(?=-{4,}[ ]?(?:Original[ ]Message|Forwarded[ ]by))
+    | (?<=[^\s-])[ \t]*(?=(?:-{2,}|(?<=[ \t])-*)[ ]?On[ ](?=[^\n]{0,40}\d)[^\n]{5,150}
+    [ ]wrote:[ \t]*$)"""
+)
+
+
+def own_words(body, keep_signature=False):
+    """(own words, quoted text) of a mail; trailing boilerplate is in neither, unless kept."""
+    own, quoted = split_own_words(body)
+    while not keep_signature and (signed := drop_boilerplate(own)) != own:
+        own = split_own_words(signed)[0]
+    return own, quoted
+
+
+def split_own_words(text):
+    """(own words, quoted text) of any mail; only white space is lost."""
+    quoted = []
+    while True:
+        lines = [
+            WITHIN_LINE.sub("\n", line) if "----" in line or "wrote:" in line else line
+            for line in text.split("\n")
+        ]
+        own, more = split_lines("\n".join(lines))
+        folded = ""
+        if "\n" not in own:
+            own, folded = split_quoted(own)
+        quoted += filter(None, [folded, more])
+        if own == text:
+            return text, "\n\n".join(quoted)
+        text = own
+
+
+def plain_lines(text):
+    """Lines to match patterns on: with plain blanks, without marks that nobody sees."""
+    text = text.replace("=20", " ").replace("=09", " ")
+    text = visible(re.sub(r"[\xa0\u202f\u3000]", " ", text))
+    return [line.rstrip() for line in text.split("\n")]
+
+
+def split_lines(text):
+    """(own words, quoted text) of a mail with its lines; own lines between quoted ones stay."""
+    lines, plain = text.split("\n"), plain_lines(text)
+    marked = marked_lines(plain)
+    own, quoted, before, i = [], [], "", 0
+    while i < len(lines):
+        length = introduction_length(plain, marked, i) or header_length(plain, i, before)
+        if not length and not marked[i]:
+            own.append(lines[i])
+            before = plain[i] or before
+            i += 1
+            continue
+        start, i = i, i + length
+        content = next_filled(plain, i)
+        if length and not (content < len(lines) and marked[content]):
+            i = len(lines)  # without marks, all that follows is quoted
+        while i < len(lines) and content < len(lines) and marked[content]:
+            i = content + 1
+            content = next_filled(plain, i)
+        if not length and i - start < 12 and len(TELEPHONE.findall("\n".join(lines[start:i]))) > 1:
+            own += lines[start:i]  # the author's signature, which Outlook marked like a quote
+            continue
+        header = len(own)
+        if length:
+            lotus = start - start_of_lotus_header(plain, start, start + length)
+            header = max(0, header - lotus)
+            while (above := filled_above(own, header, 2)) < header and RULE.fullmatch(own[above]):
+                header = above
+        quoted += own[header:] + lines[start:i]
+        own[header:] = [""]
+    return "\n".join(own).strip(), "\n".join(quoted).strip("\n").rstrip()
+
+
+def marked_lines(lines):
+    """Which lines have the mark of a quote, or lost it when a long quoted line was wrapped."""
+    marks = [bool(QUOTED.match(line)) for line in lines]
+    marked = marks.copy()
+    for i, line in enumerate(lines):
+        above, below = i > 0 and marks[i - 1], marks[i + 1 : i + 2] == [True]
+        if not above and not below and line.startswith(">From ") and ":" not in line:
+            marked[i] = False  # it was "From " before an mbox
+        elif above and below and line and not marks[i]:
+            short = len(line) < 40 or line[0].islower() and len(line) < 60
+            long = len(lines[i - 1]) > 54 and lines[i - 1][-1] not in ".?!:"
+            link = TORN_LINK.search(f"{lines[i - 1]}\n{line}")
+            marked[i] = short and long or bool(link)
+    return marked
+
+
+def next_filled(lines, i):
+    """The number of the first line from line i on that is not blank."""
+    while i < len(lines) and not lines[i]:
+        i += 1
+    return i
+
+
+def filled_above(lines, i, most):
+    """The number of the line above line i, `most` blank ones apart; i if there is none."""
+    numbers = range(i - 1, max(-1, i - 2 - most), -1)
+    return next((j for j in numbers if lines[j].strip()), i)
+
+
+def introduction_length(lines, marked, i):
+    """How many lines introduce another person's text, such as "On … wrote:", from line i on."""
+    if not lines[i] or not MARK.search("\n".join(lines[i : i + 6])):
+        return 0
+    ahead = [line for line in lines[i + 1 : i + 8] if line]
+    if SEPARATOR.match(lines[i]) or ahead and SEPARATOR.match(f"{lines[i]} {ahead[0]}"):
+        return 1
+    for n in (1, 2):  # a date and "To:", as Lotus Notes quotes; a long sender wraps the date
+        below = (line for line in lines[i + n : i + n + 8] if line and not SENT_BY.match(line))
+        match = DATE_LINE.search(" ".join(lines[i : i + n]))
+        if match and (next(below, "").lstrip().startswith("To:") or "To:" in match.group()):
+            return n
+    if TWO_COLUMNS.match(lines[i]) and any(map(SUBJECT_RIGHT.match, ahead)):
+        return 1
+    joined = ""
+    for n, line in enumerate(lines[i : i + 6], 1):
+        if n > 1 and (not line or marked[i + n - 1] and not line.endswith(":")):
+            break
+        joined = f"{joined} {line.strip()}".strip()
+        if not joined.endswith((":", "：", "-", "=", ">", ")")) or len(joined) > 400:
+            continue
+        below = next_filled(lines, i + n)
+        quoted = below < min(i + n + 4, len(lines)) and marked[below]
+        # One that begins on the next line has own words above it.
+        shorter = " ".join(line.strip() for line in lines[i + 1 : i + n])
+        part = lines[i].endswith("<") or BRACKETED.search(lines[i]) or YEAR.search(lines[i])
+        kind = introduction_kind(joined, quoted)
+        if kind == "whole" or kind and (part or not introduction_kind(shorter, quoted)):
+            return n
+        if joined.endswith((":", "：")):
+            break
+    return 0
+
+
+def introduction_kind(text, marked):
+    """How a line introduces quoted text, by its words, or in any language by its form.
+
+    "whole", or "inner" if own words may precede on the line; else None.
+    """
+    match = INTRODUCTION.fullmatch(text)
+    address, dated, timed = (bool(form.search(text)) for form in (BRACKETED, YEAR, CLOCK))
+    about_self = SELF.search(text)
+    if match and (marked or "@" in text or text[-1] == "-" or (dated or timed) and not about_self):
+        return "inner" if match["inner"] else "whole"
+    if marked and BARE_INTRODUCTION.fullmatch(text):
+        return "inner"
+    if text[-1:] not in (":", "：") or len(text) > 250 or about_self or re.search("[?!]", text):
+        return None
+    words = re.findall(r"[^\W\d_]{2,}", text)
+    named = len(words) < 9 and any(not word.islower() for word in words[1:])
+    if marked:
+        formal = len(words) > 1 and (address or dated and (timed or named))
+    else:
+        formal = address and dated and timed
+    return "inner" if formal else None
+
+
+@functools.lru_cache(4096)
+def header_kind(line):
+    """Which header line this is: sender, sent, date, recipient or subject; else None."""
+    match = HEADER.match(line)
+    return match and match.lastgroup
+
+
+def header_length(lines, i, above):
+    """How many lines a quoted header takes from line i on; `above` is the last own line."""
+    if not (first := header_kind(lines[i])):
+        return 0
+    kinds, end, addressed = set(), i, False
+    for j in range(i, min(i + 60, len(lines))):
+        if kind := header_kind(lines[j]):
+            kinds.add(kind)
+            addressed |= "@" in lines[j]
+            end = j + 1
+        elif j - end > 1 and not lines[j].startswith(("\t", " ")):
+            break
+    if first == "recipient":  # a memo of the author's own begins so, but names its sender
+        copied = any(re.match(r"\s*[Cc]c:", line) for line in lines[i:end])
+        is_mail = above and copied and "subject" in kinds and "sender" not in kinds
+    elif header_kind(above) == "recipient":
+        is_mail = False
+    else:  # "From: Leeds, To: York, Date: Monday" is a list of the author's own
+        subject = "subject" in kinds
+        sent = "sender" in kinds and (subject or "sent" in kinds or addressed and len(kinds) > 1)
+        dated = kinds & {"sent", "date"} and "recipient" in kinds and (subject or addressed)
+        is_mail = sent or dated
+    return end - i if is_mail else 0
+
+
+def start_of_lotus_header(lines, i, end):
+    """Where the header begins whose date is on lines i to `end`: at its sender or letterhead."""
+    start = i
+    if TWO_COLUMNS.match(lines[i]):
+        while start and re.match(r"\s{8,}\S", lines[start - 1]):
+            start -= 1
+        return start
+    if not DATE_LINE.search(" ".join(lines[i:end])):
+        return i
+    date_only = re.fullmatch(r"\s*(?:on|<\S*>)?\s*(?:on)?\s*", DATE_LINE.sub("", lines[i]))
+    if SENT_BY.match(lines[i]) or date_only:
+        while start and SENT_BY.match(lines[start - 1]):
+            start -= 1
+        above = filled_above(lines, start, 2)
+        if above == start - 1 or ORGANISATION.search(lines[above][-200:]):
+            start = above
+    above = filled_above(lines, start, 3)
+    return above if LETTERHEAD.match(lines[above]) and "From:" in lines[start] else start
+
+
+PROGRAM = layout(rf"(?<![A-Za-z]){one_of('program')}")
+LINK = r"\W*(?:https?://\S+)?\W*"
+ADDED_BY_PROGRAM = layout(rf"\W*{one_of('added')}{LINK}", re.IGNORECASE)
+ADDED = layout(rf"\W*{one_of('added', without='…')}{LINK}", re.IGNORECASE)
+FORMAL = layout(  # titles of disclaimers, advertisements, and the files that a mail had
+    rf"""
+    \W*{one_of("notice")}(?!\w) | (?s:{one_of("advertisement")})
+    | \s*-[ ]\S[^.\n]*\.[a-z]{{3,4}}\s*$ | \s*\(see[ ]attached[ ]file:[ ].*\)\s*$
+    | \s*<<[ ](?:ole[ ]object|file):[ ].*[ ]>>\s*$
+    """,
+    re.IGNORECASE | re.MULTILINE,
+)
+OUTLOOK = re.compile(r"(?:[^\s?!,;]+ ){0,4}\S*Outlook(?: ?[^\s?!,;]+){0,6}")
+MAIL_NAMED = layout(rf".{{0,80}}?{one_of('mail')}", re.IGNORECASE | re.DOTALL)
+LEGAL = layout(one_of("legal"), re.IGNORECASE)
+LIST = layout(one_of("list"), re.IGNORECASE)
+SCANNER = layout(rf"\b{one_of('scanner')}\b", re.IGNORECASE)
+VIRUS = layout(one_of("virus"), re.IGNORECASE)
+
+
+def drop_boilerplate(own):
+    """Own words without what follows "-- ", and without lines that programs put at their end."""
+    lines = own.split("\n")
+    end = len(lines)
+    for i in range(len(lines) - 1, -1, -1):
+        ruled = i > 0 and bool(RULE.fullmatch(lines[i - 1]))
+        begins = ruled or i in (0, end - 1) or not lines[i - 1].strip()
+        empty = not lines[i].strip()
+        if empty or RULE.fullmatch(lines[i]):
+            end = i if i == end - 1 < len(lines) - 1 else end
+        elif lines[i].rstrip() == "--":
+            end = i if end - i <= 20 else end
+        elif begins and end - i <= 40:
+            paragraph = list(itertools.takewhile(str.strip, lines[i : i + 12]))
+            end = i if is_boilerplate(paragraph, ruled, i == 0) else end
+    return "\n".join(lines[:end]).rstrip()
+
+
+def is_boilerplate(paragraph, ruled, first):
+    """Whether a program or a company wrote a paragraph; `ruled` if a line of dashes is above it."""
+    line, text = visible(paragraph[0]).strip(), "\n".join(paragraph)
+    short = " ".join(map(str.strip, paragraph)) if len(paragraph) < 4 else line
+    for added in (added for added in {line, short} if len(added) < 160):
+        if ADDED.fullmatch(added) and not first:
+            return True
+        if ADDED_BY_PROGRAM.fullmatch(added) and PROGRAM.search(added):
+            return True
+        if "Outlook" in added and OUTLOOK.fullmatch(added) and not SELF.search(added):
+            return bool(re.search(r"iOS|Android|Mac\b|aka\.ms", added))
+    if (
+        FORMAL.match(visible(text))
+        or len(text) < 500
+        and VIRUS.search(text)
+        and SCANNER.search(text)
+    ):
+        return True
+    linked = any(mark in text for mark in ("@", "://", "www."))
+    if linked and (ruled or len(text) < 400) and LIST.search(text):
+        return True
+    named = len(text) < 4000 and MAIL_NAMED.match(text)
+    return bool(named) and len({word.casefold() for word in LEGAL.findall(text)}) > 1
+
+
+def print_own_words(args):
+    text = clean(decode(sys.stdin.buffer.read(), "utf-8"))
+    print(own_words(text, args.keep_signature)[0].replace(STUFFED, ""))
+
+
 # ------------------------------------------------------------------------------------- extract
 
 SENT_FOLDERS = {"sent", "sent_items", "_sent_mail", "sent_mail"}  # of the Enron corpus
@@ -1314,69 +1277,64 @@ REPLY_SUBJECT = layout(rf"\A(?:\s*{one_of('reply', 'forward')}\.?{SUBJECT_MARK})
 AMBIGUOUS = set(phrases_of("reply")) & set(phrases_of("forward"))
 FILE_ENDING = re.compile(r"(?:\.(?:mbox|mbx|sbd|gz|bz2|xz|zip|tgz|tar))+$")
 ROOT = re.compile(r"^\.?(?:inbox\.)?\.?(?:\[?(?:gmail|google mail)\]?[/.]|inbox\.)?")
-DISCARDED = {kind: set(map(str.casefold, phrases_of(kind))) for kind in ("drafts", "trash", "spam")}
+PLACES = {"a draft": "drafts", "deleted": "trash", "spam": "spam"}
+PLACES = {reason: set(map(str.casefold, phrases_of(key))) for reason, key in PLACES.items()}
 
 
 def extract(args):
     import pandas
 
     authors, shown = keys_of_authors(args.author), ", ".join(sorted(args.author))
-    rows, ids, seen, senders, names = [], {}, {}, collections.Counter(), {}
-    left_out, written = collections.Counter(), 0
+    rows, ids, seen, senders = [], {}, {}, {}
+    left_out, written, by_author = collections.Counter(), collections.Counter(), 0
     for number, (name, raw) in enumerate(messages(args.source)):
         fields, body = open_message(raw)
         sender, address = sender_of(fields)
-        own = is_author(sender, address, authors)
-        written += own
-        senders[address or sender] += 1
-        names.setdefault(address or sender, sender)
+        written[address or sender] += 1
+        both = f"{sender} <{address}>" if sender and address else address or sender
+        senders.setdefault(address or sender, both)
         ids.setdefault(id_of(fields), number)
         if not fields.keys() & {"from", "date"}:
             advice = beginning(UNREADABLE, raw)
             reason = f"no mail message{'; ' + advice if advice else ''}"
             print(f"{args.source}: {name}: {reason}", file=sys.stderr)
             left_out[reason] += 1
-        elif own:
+        elif is_author(sender, address, authors):
+            by_author += 1
             row, reason = read_own(name, fields, body, authors, args.keep_signature, seen)
             if row:
                 rows.append(row)
             else:
                 left_out[reason] += 1
-    print(f"read {senders.total()} messages from {args.source}\n{written} of them are by {shown}")
-    if not written:
-        most = [(names[key], key, count) for key, count in senders.most_common(5)]
-        most = ", ".join(
-            f"{f'{name} <{key}>' if name not in ('', key) else key} ({count})"
-            for name, key, count in most
-        )
-        stop(f"{args.source}: no message is by {shown}; most are by {most}")
+    print(f"read {written.total()} messages from {args.source}")
+    print(f"{by_author} of them are by {shown}")
+    if not by_author:
+        most = (f"{senders[key]} ({count})" for key, count in written.most_common(5))
+        stop(f"{args.source}: no message is by {shown}; most are by {', '.join(most)}")
     rows, more = join_answered(rows, find_answered(args.source, rows, ids), authors)
     print_left_out(left_out + more)
     if not rows:
         stop(f"{args.source}: no reply by {shown} is left")
     for number, thread in enumerate(group(row["names"] for row in rows), 1):
         rows[number - 1]["id"] = f"{thread}.{number}"
-    write_whole({args.output: csv_text(pandas.DataFrame(rows))})
+    write_whole({args.output: pandas.DataFrame(rows)})
     print(f"kept {len(rows)} replies in {args.output}")
 
 
 def read_own(name, fields, body, authors, keep_signature, seen):
-    """(the row of a message that the author sent, None), or (None, the reason to leave it out).
-
-    `seen` is {key of what was sent to whom: date} of the messages before.
-    """
+    """(the row of a message that the author sent, None), or (None, the reason to leave it out)."""
     subject, date = decode_words(fields.get("subject", b"")), date_of(fields)
     folder = re.search(r"([^/]+)/\d+[._]$", name)  # only the Enron corpus names its files so
     if folder and folder[1].lower() not in SENT_FOLDERS:
         return None, "not in a folder of sent mail"
     if place := place_of(name, fields):
-        return None, {"drafts": "a draft", "trash": "deleted", "spam": "spam"}[place]
+        return None, place
     if is_automatic(fields, subject):
         return None, "an automatic reply"
-    message = parse(fields, body)
-    if is_invitation(message):
+    text, invites = read_body(fields, body)
+    if invites:
         return None, INVITATION
-    text, links = clean(text_in(message)), links_of(fields)
+    links = links_of(fields)
     key = hash((normalise(subject), normalise(text), fields.get("to"), tuple(links)))
     if key in seen and not (date and seen[key] and abs(date - seen[key]) > ONE_DAY):
         return None, "a copy of an earlier message"
@@ -1401,32 +1359,24 @@ def written_date(date):
     return f"{date:{DATE_FORMAT}}" if date else ""
 
 
-def is_invitation(message):
-    return any(part.get_content_type() == "text/calendar" for part in message.walk())
-
-
-def decode_utf7(match):
-    """The letters of a folder's name that IMAP encoded, as in Entw&APw-rfe."""
-    return f"+{match[1].replace(',', '/')}-".encode().decode("utf-7", "replace")
-
-
 def place_of(name, fields):
-    """ "drafts", "trash" or "spam", where a folder, a label or a flag puts a message; else None."""
+    """What a folder, a label or a flag makes of a message: a key of PLACES, or None."""
     flags, status = maildir_flags(name), fields.get("x-status", b"")
     mozilla = fields.get("x-mozilla-status", b"")
     marked = {"x-mozilla-draft-info", "x-unsent"} & fields.keys()
     if marked or "D" in flags or b"T" in status or (id_of(fields) or "").startswith(OWN_DRAFT):
-        return "drafts"
+        return "a draft"
     if "T" in flags or b"D" in status or re.match(rb"[\da-fA-F]{3}[89a-fA-F]", mozilla):
-        return "trash"
+        return "deleted"
     labels = decode_words(fields.get("x-gmail-labels", b"")).split(",")
     for folder in labels + re.sub(r", message \d+$", "", name).split("/"):
         folder = folder.strip(' "').casefold()
-        folder = re.sub(r"&([^-]*)-", decode_utf7, folder) if "&" in folder else folder
+        if "&" in folder:  # in IMAP's form of UTF-7: Entw&APw-rfe
+            folder = folder.replace("&", "+").replace(",", "/").encode().decode("utf-7", "replace")
         folder = ROOT.sub("", FILE_ENDING.sub("", folder))
-        for kind, folders in DISCARDED.items():
+        for reason, folders in PLACES.items():
             if folder in folders:
-                return kind
+                return reason
     return None
 
 
@@ -1496,10 +1446,7 @@ def names_one(senders, people):
 
 
 def find_answered(source, rows, ids):
-    """{message id: (name, address, text, ids)} of the mails that the rows answer, read again.
-
-    `ids` gives the number in the archive of the message with an id.
-    """
+    """{message id: (name, address, text, ids)} of the mails that the rows answer, read again."""
     for row in rows:
         row["answers"] = next((name for name in reversed(row["links"]) if name in ids), None)
     wanted = {ids[row["answers"]]: row["answers"] for row in rows if row["answers"]}
@@ -1515,17 +1462,15 @@ def find_answered(source, rows, ids):
 def join_answered(rows, answered, authors):
     """(rows with the mail that each answers, {reason: rows left out}).
 
-    A message is a reply if the sender of the quoted mail is among those it goes to, whatever the
-    line above the quote says.
+    Whatever is above a quote, it is a reply if it goes to the sender of the quoted mail.
     """
-    kept, left_out = [], collections.Counter()
+    replies, left_out, pairs = [], collections.Counter(), [(key, key) for key in authors]
     for row in rows:
         name, address, text, links = answered.get(row["answers"], ("", "", "", []))
         forwarder, sender = quoted_senders(row["mail"]) if row["mail"] else ("", "")
         senders = [f"{name} <{address}>"] if text else [forwarder, sender]
         goes_back = names_one(senders, row["recipients"])
-        own = is_author(name, address, authors)
-        own = own or not text and names_one([sender], author_pairs(authors))
+        own = is_author(name, address, authors) or not text and names_one([sender], pairs)
         if row["forward"] and not goes_back:
             left_out["a forward"] += 1
         elif own:
@@ -1534,13 +1479,9 @@ def join_answered(rows, answered, authors):
             left_out["answers no mail"] += 1
         else:
             unmarked = re.sub(r"^[ \t]{0,4}> ?", "", row["mail"], flags=re.MULTILINE)
-            to = address or name or row["To"]
-            kept.append(row | {"To": to, "mail": text or unmarked, "names": row["names"] + links})
-    return kept, left_out
-
-
-def author_pairs(authors):
-    return [("", key) if "@" in key or key[:1] == "/" else (key, "") for key in authors]
+            row |= {"To": address or name or row["To"], "mail": text or unmarked}
+            replies.append(row | {"names": row["names"] + links})
+    return replies, left_out
 
 
 def print_left_out(left_out):
@@ -1567,6 +1508,8 @@ def group(items):
 
 # -------------------------------------------------------------------------------------- format
 
+COPY = "same mail and reply as an earlier row"
+
 
 def read_replies(path):
     """The rows of a 9-column reply CSV, as a frame of text."""
@@ -1582,18 +1525,18 @@ def read_replies(path):
     if "\0" in text:
         line = text.count("\n", 0, text.index("\0")) + 1
         stop(f"{path}: line {line} holds a NUL byte; remove it, for example: tr -d '\\000'")
-    lines, rows = csv.reader(io.StringIO(text, newline=""), strict=True), []
-    try:  # the csv module is stricter than pandas: it refuses a lost quotation mark
+    lines, count = csv.reader(io.StringIO(text, newline=""), strict=True), 0
+    try:  # pandas reads on where a quotation mark or a field is lost, so csv looks first
         header = next(lines, [])
         for row in filter(None, lines):
             if len(row) != len(header):
                 raise csv.Error(f"{len(row)} fields, not {len(header)}")
-            rows.append(row)
+            count += 1
     except csv.Error as error:
-        stop(f"{path}: row {len(rows) + 1}: {error}; is a quotation mark lost?")
+        stop(f"{path}: row {count + 1}: {error}; is a quotation mark lost?")
     if missing := [name for name in COLUMNS if name not in header]:
         stop(f"{path}: no column {', '.join(missing)}; a reply CSV begins with {','.join(COLUMNS)}")
-    rows = pandas.DataFrame(rows, columns=header, dtype=object)
+    rows = pandas.read_csv(io.StringIO(text), dtype=str, keep_default_na=False)
     for name, same in rows.groupby("id", sort=False).groups.items():
         if len(same) > 1:
             numbers = f"rows {same[0] + 1} and {same[1] + 1}"
@@ -1609,10 +1552,7 @@ def normalise(text):
 
 
 def normalise_mail(mail):
-    """The same of a mail after its first "Subject:", if that is eight words or more.
-
-    A mail has another header when it was answered, forwarded or sent by another program.
-    """
+    """The same of a mail below its header, which differs when it is answered or forwarded."""
     content = mail.partition("Subject:")[2]
     return normalise(content if len(content.split()) >= 8 else mail)
 
@@ -1629,8 +1569,7 @@ def cut_quotes(rows, names):
 
 
 def keep_clean(rows, shipped, held_out, without_sender):
-    """(rows kept, {reason: rows dropped}). `held_out` are test rows, cut and as shipped;
-    `shipped` are the rows uncut."""
+    """(rows kept, {reason: rows dropped}); `held_out` are test rows, `shipped` the rows uncut."""
     mail, uncut = rows["mail"].map(normalise_mail), shipped["mail"].map(normalise_mail)
     reply = rows["response"].map(normalise)
     long = held_out["response"].map(lambda text: len(text.split()) >= 8).astype(bool)
@@ -1648,10 +1587,16 @@ def keep_clean(rows, shipped, held_out, without_sender):
     for reason, holds in rules.items():
         dropped[reason] = int((left & holds).sum())
         left &= ~holds
-    copies = rows.assign(mail=mail, response=reply)[left & (mail != "")]
-    copies = copies.index[copies.duplicated(["mail", "response"])]
-    dropped["same mail and reply as an earlier row"] = len(copies)
-    return rows[left].drop(copies), dropped
+    copies = are_copies(rows[left])
+    dropped[COPY] = int(copies.sum())
+    return rows[left][~copies], dropped
+
+
+def are_copies(rows):
+    """Which rows have the mail and the reply of an earlier row."""
+    rows = rows.assign(mail=rows["mail"].map(normalise_mail))
+    rows = rows.assign(response=rows["response"].map(normalise))
+    return rows.duplicated(["mail", "response"]) & (rows["mail"] != "")
 
 
 def format_replies(args):
@@ -1680,7 +1625,7 @@ def format_replies(args):
     rows = [example(row, instruction) for row in rows[: args.limit].to_dict("records")]
     if args.examples:
         rows = with_examples(rows, memory or rows, args.examples)
-    write_whole({args.output: json_lines(rows)})
+    write_whole({args.output: rows})
     print(f"kept {len(rows)} rows in {args.output}")
 
 
@@ -1733,9 +1678,8 @@ def shorten(text):
 def with_examples(rows, memory, count):
     """The rows, with up to `count` earlier mails and the replies to them in front of the mail.
 
-    The most similar is last. Similar are mails with the same rare words (TF-IDF, cosine; of equals
-    the first in `memory`). Never used are a row's own thread and what is not known to be earlier:
-    a row without a date sees only others without one, a new mail without one sees all. The last
+    The most similar (TF-IDF, cosine) is last. Never used are a row's own thread and what is not
+    known to be earlier: a row without a date sees only others without one, a new mail all. The last
     turn of a row is its mail, so a file made with examples serves as memory as well.
     """
     import numpy
@@ -1801,11 +1745,9 @@ def split_replies(args):
         stop(f"{args.source}, {args.train}, {args.test}: name three different files")
     rows = read_replies(args.source)
     print(f"read {len(rows)} rows from {args.source}")
-    mails = rows["mail"].map(lambda mail: normalise_mail(mail) or mail)
-    copies = rows.assign(mail=mails, response=rows["response"].map(normalise))
-    copies = copies.duplicated(["mail", "response"])
+    copies = are_copies(rows)
     rows = rows[~copies]
-    print(f"dropped {copies.sum():4}: same mail and reply as an earlier row")
+    print(f"dropped {copies.sum():4}: {COPY}")
     records = rows.to_dict("records")
     thread_of = group(map(thread_keys, records))
     rows = rows.assign(thread=thread_of, sent=list(map(sent_at, records)))
@@ -1830,7 +1772,7 @@ def split_replies(args):
         advice = "change --test-fraction or extract more mail"
         stop(f"{args.source}: {len(rows)} rows in {len(order)} threads {empty}; {advice}")
     shuffled.shuffle(train)
-    write_whole({args.train: csv_text(rows.loc[train]), args.test: csv_text(rows[test])})
+    write_whole({args.train: rows.loc[train], args.test: rows[test]})
     kept = f"kept {len(train)} rows in {args.train}, {test.sum()} in {args.test}"
     print(f"{kept}; {len(order)} threads, none on both")
 
@@ -1878,7 +1820,7 @@ def read_inbox(args):
     rows = [row | {"id": str(number)} for number, row in enumerate(rows, 1)]
     if args.examples:
         rows = with_examples(rows, memory, args.examples)
-    write_whole({args.output: json_lines(rows)})
+    write_whole({args.output: rows})
     print(f"kept {len(rows)} mails to answer in {args.output}, the newest first")
 
 
@@ -1897,19 +1839,17 @@ def reason_not_to_answer(name, fields, subject, authors, answered):
     """Why a mail wants no reply of these authors, or None. `answered` are the ids they refer to."""
     reply_to = people_in(fields, "reply-to")
     to = [pair for pair in reply_to if not is_author(*pair, authors)] or people_in(fields, "from")
-    status = fields.get("x-status", b"")
     replied = re.match(rb"[\da-fA-F]{3}[2367abefABEF]", fields.get("x-mozilla-status", b""))
-    lists = any(field.startswith("list-") for field in fields)
+    replied = replied or b"A" in fields.get("x-status", b"") or "R" in maildir_flags(name)
     spam = fields.get("x-spam-flag", b"").lower() == b"yes"
-    replied = replied or b"A" in status or "R" in maildir_flags(name)
-    bulk = lists or fields.get("precedence", b"").lower() in (b"bulk", b"list", b"junk")
+    bulk = fields.get("precedence", b"").lower() in (b"bulk", b"list", b"junk")
     reasons = {
         "no mail message": not fields.keys() & {"from", "date"},
         "in another folder of the Maildir": re.search(r"(?:^|/)\.[^/]+/(?:cur|new|tmp)/", name),
         "by the author": is_author(*sender_of(fields), authors),
         "already answered": replied or id_of(fields) in answered,
         "deleted, a draft or spam": spam or place_of(name, fields),
-        "bulk or list mail": bulk,
+        "bulk or list mail": bulk or any(field.startswith("list-") for field in fields),
         "an automatic mail": is_automatic(fields, subject),
         "from an address that reads no replies": any(NO_REPLY.match(at.lower()) for _, at in to),
         "no address to answer": not to,
@@ -1928,12 +1868,10 @@ def people_in(fields, name):
 
 def read_mail(fields, body, subject, authors):
     """(the row of a mail to answer, with a prompt, None), or (None, why it wants no reply)."""
-    message = parse(fields, body)
-    if is_invitation(message):
-        return None, INVITATION
-    text, date = clean(text_in(message)).replace(STUFFED, ""), date_of(fields)
-    if not text.strip():
-        return None, "no text"
+    text, invites = read_body(fields, body)
+    text, date = text.replace(STUFFED, ""), date_of(fields)
+    if invites or not text.strip():
+        return None, INVITATION if invites else "no text"
     people = {name: people_in(fields, name.lower()) for name in PEOPLE}
     reached = {address.casefold() for name in ("To", "Cc") for _, address in people[name]}
     lines = {name: ", ".join(map(written, pairs)) for name, pairs in people.items()}
@@ -1955,11 +1893,11 @@ def bracketed(ids):
 
 
 def print_text(args):
-    found = [raw for _, raw in itertools.islice(messages(args.source), 2)]
-    if len(found) != 1:
-        count = "more than one message" if found else "no message"
+    raws = [raw for _, raw in itertools.islice(messages(args.source), 2)]
+    if len(raws) != 1:
+        count = "more than one message" if raws else "no message"
         stop(f"{args.source}: holds {count}; for a mailbox: prepare_data.py inbox")
-    print(text_of(*open_message(found[0])))
+    print(text_of(*open_message(raws[0])))
 
 
 DRAFT = ["prediction", "mail", "date", "subject", *PEOPLE, "Message-ID", "References"]
@@ -1977,69 +1915,68 @@ QUOTED_PRINTABLE.body_encoding = email.charset.QP
 
 def write_drafts(args):
     rows = read_jsonl(args.source, dict.fromkeys(DRAFT, str) | {"author": list})
+    drafts = [write_draft(row) for row in rows if row["prediction"].strip()]
     folder = args.output.endswith("/") or os.path.isdir(args.output)
-    check_mailbox(args.output, folder)
-    try:
-        with open_mailbox(args.output, folder) as box:
-            there = {message["Message-ID"] for message in box}
-            drafts = [write_draft(row) for row in rows if row["prediction"].strip()]
-            new = [draft for draft in drafts if draft["Message-ID"] not in there]
-            for draft in new:
-                if folder:
-                    draft = mailbox.MaildirMessage(draft)
-                    draft.set_subdir("cur")
-                    draft.set_flags("DS")
-                else:
-                    for name, value in MARKS.items():
-                        draft[name] = value
-                box.add(draft)
-    except BlockingIOError:
-        stop(f"{args.output}: another program has it open; close that first")
-    left_out = {"no word of a reply": len(rows) - len(drafts)}
-    left_out |= {"is there already": len(drafts) - len(new)}
+    added = (add_to_maildir if folder else add_to_mbox)(args.output, drafts)
+    left_out = {
+        "no word of a reply": len(rows) - len(drafts),
+        "is there already": len(drafts) - added,
+    }
     print_left_out(+collections.Counter(left_out))
-    print(f"added {len(new)} drafts to {args.output}; nothing is sent")
+    print(f"added {added} drafts to {args.output}; nothing is sent")
 
 
-def check_mailbox(path, folder):
-    """Stop unless drafts can be added at this path."""
-    if folder:
-        maildir = os.path.isdir(os.path.join(path, "cur"))
-        if os.path.isdir(path) and os.listdir(path) and not maildir:
-            stop(f"{path}: is a folder but no Maildir; name a file for an mbox, or another folder")
-        for name in ("tmp", "new", "cur"):
-            os.makedirs(os.path.join(path, name), exist_ok=True)
-    elif os.path.isfile(path):
-        with open(path, "rb") as file:
-            if file.read(5) not in (b"", b"From "):
-                stop(f"{path}: is there and is no mbox; name another output")
+def not_in(box, drafts):
+    there = {message["Message-ID"] for message in box}
+    return [draft for draft in drafts if draft["Message-ID"] not in there]
 
 
-@contextlib.contextmanager
-def open_mailbox(path, folder):
-    """A mailbox to add to. An mbox is a copy, which is moved when whole: a kill tears none."""
-    if folder:
-        yield mailbox.Maildir(path)
-        return
+def add_to_maildir(path, drafts):
+    """How many drafts are new in the Maildir at this path."""
+    if os.path.isdir(path) and os.listdir(path) and not os.path.isdir(os.path.join(path, "cur")):
+        stop(f"{path}: is a folder but no Maildir; name a file for an mbox, or another folder")
+    for name in ("tmp", "new", "cur"):
+        os.makedirs(os.path.join(path, name), exist_ok=True)
+    box = mailbox.Maildir(path)
+    new = [mailbox.MaildirMessage(draft) for draft in not_in(box, drafts)]
+    for draft in new:
+        draft.set_subdir("cur")
+        draft.set_flags("DS")
+        box.add(draft)
+    return len(new)
+
+
+def add_to_mbox(path, drafts):
+    """How many drafts are new in an mbox; a copy is moved when whole, so a kill tears none."""
     with open(path, "a+b") as file:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if os.path.exists(f"{path}.lock"):
-            raise BlockingIOError
         file.seek(0)
+        if file.read(5) not in (b"", b"From "):
+            stop(f"{path}: is there and is no mbox; name another output")
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.exists(f"{path}.lock"):
+                raise BlockingIOError
+        except BlockingIOError:
+            stop(f"{path}: another program has it open; close that first")
         with open(side := f"{path}.part", "wb") as copy:
+            file.seek(0)
             shutil.copyfileobj(file, copy)
         with contextlib.closing(mailbox.mbox(side)) as box:
-            yield box
+            new = not_in(box, drafts)
+            for draft in new:
+                for name, value in MARKS.items():
+                    draft[name] = value
+                box.add(draft)
         os.replace(side, os.path.realpath(path))
+    return len(new)
 
 
 def write_draft(row):
     """A row of predictions.jsonl as a message: to whom "reply to all" goes, the original below.
 
-    An address is only ever one that was told apart in the mail's header, a field is one line, and
-    long ids are not encoded, as email's newer policies do (so the older compat32). The Message-ID
-    is a digest of the mail: it tells nothing of this machine, and a mail gets one draft, whatever
-    the model says the next time.
+    An address is only ever one that was told apart in the mail's header, and a field is one line.
+    The Message-ID is a digest of the mail: it tells nothing of this machine, and a mail gets one
+    draft, whatever the model says the next time.
     """
     authors = [one_line(str(author)) for author in row["author"]]
     texts = ("prediction", "mail")
@@ -2050,6 +1987,7 @@ def write_draft(row):
     lines = clean(row["mail"]).split("\n")
     quoted = "\n".join(f">{'' if line[:1] in ('', '>') else ' '}{line}" for line in lines)
     text = f"{reply}\n\n{when}{sender} wrote:\n{quoted}\n"
+    # The newer policies of the email package would encode long ids.
     message = email.mime.text.MIMEText(text, "plain", QUOTED_PRINTABLE)
     # An mbox would mark a line that begins with "From ".
     body = re.sub("^From ", "=46rom ", message.get_payload(), flags=re.MULTILINE)
