@@ -132,7 +132,7 @@ drafts: | .venv/installed ## for new mail: make drafts INBOX=in.mbox OUT=out.mbo
 	$Qmkdir -p data/mine
 	$Qpython prepare_data.py inbox $(call quote,INBOX) data/mine/inbox.jsonl \
 	    $(if $(AUTHOR),--author $(authors)) $(if $(value MAILBOX),--archive $(call quote,MAILBOX)) \
-	    $(PAST) $(INBOX_FLAGS)
+	    $(if $(value NOTES),--notes $(call quote,NOTES)) $(PAST) $(INBOX_FLAGS)
 	$Qpython generate.py --run $(RUN) --data data/mine/inbox.jsonl --output data/mine/answers.jsonl \
 	    $(GENERATE_FLAGS)
 	$Qpython prepare_data.py drafts data/mine/answers.jsonl $(call quote,OUT)
@@ -166,9 +166,9 @@ data/%/train.csv data/%/test.csv: data/%/replies.csv | .venv/installed
 holdout = $(addprefix --holdout ,$(filter-out $<,$(filter %.csv,$^)))
 format = python prepare_data.py format $< $@ $(holdout)
 data/%.jsonl: data/%.csv | .venv/installed
-	$Q$(format) $(FLAGS) $(FORMAT_FLAGS)
+	$Q$(format) $(FLAGS) $(BRIEF) $(FORMAT_FLAGS)
 data/%/train.jsonl: data/%/train.csv data/%/test.csv | .venv/installed
-	$Q$(format) $(FLAGS) $(FORMAT_FLAGS)
+	$Q$(format) $(FLAGS) $(BRIEF) $(FORMAT_FLAGS)
 
 BASE := $(if $(filter $(EMBEDDED),$(MODEL)),$(EMBEDDED)/model.safetensors)
 data = $(call known,$(filter %.jsonl,$^))

@@ -123,6 +123,8 @@ def parse_arguments(argv):
     writer = "who answers: own mail is left out, and drafts answer all recipients but these"
     add("--author", metavar="AUTHOR", default=[], **several, help=writer)
     add("--archive", metavar="SENT", help="mail that was sent: what it answers is left out")
+    said = "what replies should say, in lines of `SENDER, SUBJECT: NOTES`; if missing, it is begun"
+    add("--notes", metavar="NOTES.txt", help=said)
     add_examples(add)
 
     add = add_command("text", print_text, "the text of one mail, as the model reads it")
@@ -144,6 +146,7 @@ def add_format(add):
     add("--without-sender", metavar="ADDRESS", default="", help="drop rows that this address sent")
     add("--limit", metavar="N", type=row_count, help="only the first N rows that are kept")
     add("--as-shipped", action="store_true", help="cut and drop nothing, whatever else is asked")
+    add("--brief", action="store_true", help="print one line")
     add_examples(add)
 
 
@@ -173,7 +176,7 @@ def stop(message):
 
 
 def write_whole(tables):
-    """Write {path: frame as CSV, or list as JSON lines} to side files; move all when whole."""
+    """Write {path: frame as CSV, list as JSON lines, text} to side files; move all when whole."""
     sides = {}
     try:
         for path, rows in tables.items():
@@ -182,6 +185,8 @@ def write_whole(tables):
             with open(handle, "w", encoding="utf-8", newline="") as file:
                 if isinstance(rows, list):
                     file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+                elif isinstance(rows, str):
+                    file.write(rows)
                 else:
                     rows.to_csv(file, columns=COLUMNS, index=False, lineterminator="\r\n")
         for path in tables:
@@ -1608,25 +1613,26 @@ def format_replies(args):
         instruction = by_name if args.author_name else INSTRUCTION
     memory = read_memory(args)
     shipped = rows = read_replies(args.source)
-    print(f"read {len(shipped)} rows from {args.source}")
+    details = [f"read {len(shipped)} rows from {args.source}"]
     if args.as_shipped:
-        print("as shipped: nothing cut, nothing dropped")
+        details += ["as shipped: nothing cut, nothing dropped"]
     else:
         tests = pandas.concat([shipped[:0], *map(read_replies, args.holdout)], ignore_index=True)
         names = known_names(pandas.concat([shipped, tests]))
         rows = cut_quotes(shipped, names)
         before, after = shipped["response"].map(len), rows["response"].map(len)
         share, changed = (before - after).sum() / max(1, before.sum()), (before != after).sum()
-        print(f"cut quoted text off {changed} replies: {share:.1%} of the characters of all")
+        details += [f"cut quoted text off {changed} replies: {share:.1%} of the characters of all"]
         tests = pandas.concat([tests, cut_quotes(tests, names)])
         rows, dropped = keep_clean(rows, shipped, tests, args.without_sender)
-        for reason, count in dropped.items():
-            print(f"dropped {count:4}: {reason}")
+        details += [f"dropped {count:4}: {reason}" for reason, count in dropped.items() if count]
+    if not args.brief:
+        print("\n".join(details))
     rows = [example(row, instruction) for row in rows[: args.limit].to_dict("records")]
     if args.examples:
         rows = with_examples(rows, memory or rows, args.examples)
     write_whole({args.output: rows})
-    print(f"kept {len(rows)} rows in {args.output}")
+    print(f"kept {len(rows)} of {len(shipped)} rows in {args.output}")
 
 
 def example(row, instruction):
@@ -1818,10 +1824,52 @@ def read_inbox(args):
         stop(f"{args.source}: no mail wants a reply")
     rows.sort(key=sent_at, reverse=True)
     rows = [row | {"id": str(number)} for number, row in enumerate(rows, 1)]
+    if args.notes:
+        add_notes(rows, args.notes)
     if args.examples:
         rows = with_examples(rows, memory, args.examples)
     write_whole({args.output: rows})
     print(f"kept {len(rows)} mails to answer in {args.output}, the newest first")
+
+
+def add_notes(rows, path):
+    """Give mails the notes that a file has for them, in lines of "SENDER, SUBJECT: NOTES".
+
+    Sender or subject is enough where only one mail has it. A file that is not there is begun, with
+    a line for each mail.
+    """
+    starts = []
+    for row in rows:
+        name, address = email.utils.parseaddr(row["From"])
+        title = f"{name or address}, {row['subject']}"
+        starts.append([title, *filter(None, (name, address, row["subject"]))])
+    if not os.path.exists(path):
+        write_whole({path: "".join(f"{title}: \n" for title, *_ in starts)})
+        stop(
+            f"{path} now has a line for each mail: add what the replies should say, and call again"
+        )
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            lines = [line.strip() for line in file]
+    except (OSError, UnicodeDecodeError) as error:
+        stop(f"{path}: {error}")
+    free = list(range(len(rows)))  # each mail takes one line
+    for number, line in enumerate(lines, 1):
+        fits = [
+            (len(start), place)
+            for place in free
+            for start in starts[place]
+            if line.casefold().startswith(f"{start}:".casefold())
+        ]
+        longest = max(fits, default=(0, 0))[0]
+        places = [place for length, place in fits if length == longest]
+        if line and len({starts[place][0] for place in places}) != 1:
+            who = f"{len(places)} mails have" if places else "no other mail has"
+            stop(f"{path}, line {number}: {who} this sender or subject: {line}")
+        if line:
+            free.remove(places[0])
+            if notes := line[longest + 1 :].strip():
+                rows[places[0]]["notes"] = notes
 
 
 def answers(name, fields, body, authors):

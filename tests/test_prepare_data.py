@@ -74,7 +74,8 @@ def question(*more, text="When does it cool?\n"):
 
 
 def answer(*more, text=f"{OWN}\n", sender=f"Maud Okafor <{MAUD}>", number=2):
-    return f"{head(sender, number, f'To: {LEN}', 'In-Reply-To: <1@tern.example>', *more)}\n{text}".encode()
+    lines = head(sender, number, f"To: {LEN}", "In-Reply-To: <1@tern.example>", *more)
+    return f"{lines}\n{text}".encode()
 
 
 def mbox(*messages, line=LINE):
@@ -432,7 +433,8 @@ def test_a_header_of_a_gigabyte_is_not_unpacked(tmp_path):
         for _ in range(300):
             file.write(bytes(1_000_000))
     code = (
-        "import prepare_data, resource, sys; resource.setrlimit(resource.RLIMIT_AS, (600_000_000,) * 2); "
+        "import prepare_data, resource, sys; resource.setrlimit(resource.RLIMIT_AS, "
+        "(600_000_000,) * 2); "
         "prepare_data.main(['inbox', sys.argv[1], sys.argv[1] + '.jsonl'])"
     )
     done = subprocess.run(
@@ -694,7 +696,8 @@ PARTS = [
     multipart(ALTERNATIVE),
     multipart(PLAIN, HTML),
     multipart(
-        "Content-Type: text/plain\n\nYour program cannot show this mail. View it in a browser: https://tern.example",
+        "Content-Type: text/plain\n\nYour program cannot show this mail. View it in a browser: "
+        "https://tern.example",
         HTML,
         kind="alternative",
     ),
@@ -713,7 +716,8 @@ PARTS = [
     multipart(PLAIN, "Content-Type: message/rfc822\n\nSubject: x\n\nno"),
     multipart(f'Content-Type: multipart/related; boundary="d"\n\n--d\n{ALTERNATIVE}\n--d--'),
     answer(
-        'Content-Type: text/plain; name="untitled"\nContent-Disposition: inline; filename="untitled"'
+        'Content-Type: text/plain; name="untitled"\nContent-Disposition: inline; '
+        'filename="untitled"'
     ),
     answer("Content-Type: text"),
 ]
@@ -839,7 +843,8 @@ PAGES = [
     (f"<!--[if !mso]><!--><p>By six.</p><!--<![endif]--><p>Maud</p>{CITED}", OWN),
     (f"<?xml version='1.0'?><p>By six.</p><o:p>Maud</o:p>{CITED}", "By six.\nMaud"),
     (
-        f'<div>By six.</div><blockquote style="margin: 0 0 0 40px; border: none; padding: 0px;"><div>Maud</div></blockquote>{CITED}',
+        f'<div>By six.</div><blockquote style="margin: 0 0 0 40px; border: none; padding: '
+        f'0px;"><div>Maud</div></blockquote>{CITED}',
         "By six.\nMaud",
     ),
     (f"<div>By six.</div><blockquote>Maud</blockquote>{CITED}", "By six.\nMaud"),
@@ -847,7 +852,9 @@ PAGES = [
     (f"<p>By six.</p><script>if (a < b) {{}}</script><p>Maud</p>{CITED}", OWN),
     ("<p>By six.</p><p>Maud</p><blockquote>When?</blockquote>", OWN),
     (
-        '<p>By six.</p><p>Maud</p><hr><div id="divRplyFwdMsg"><b>From:</b> Len &lt;len@tern.example&gt;<br><b>Sent:</b> Monday<br><b>To:</b> Maud<br><b>Subject:</b> kiln</div>When?',
+        '<p>By six.</p><p>Maud</p><hr><div id="divRplyFwdMsg"><b>From:</b> Len '
+        "&lt;len@tern.example&gt;<br><b>Sent:</b> Monday<br><b>To:</b> Maud<br><b>Subject:</b> "
+        "kiln</div>When?",
         OWN,
     ),
     ("<p>5 &lt; 6 &amp; a<b<p>Maud", "5 < 6 & a"),
@@ -864,7 +871,10 @@ def test_html_is_read_as_it_comes(tmp_path, page, own):
 
 
 def test_pgp_armour_of_a_signed_mail_is_no_word():
-    text = f"-----BEGIN PGP SIGNED MESSAGE-----\nHash: SHA512\n\n{OWN}\n\n- - one\n\n-----BEGIN PGP SIGNATURE-----\n\nabc\n-----END PGP SIGNATURE-----\n"
+    text = (
+        f"-----BEGIN PGP SIGNED MESSAGE-----\nHash: SHA512\n\n{OWN}\n\n- - one\n\n-----BEGIN "
+        "PGP SIGNATURE-----\n\nabc\n-----END PGP SIGNATURE-----\n"
+    )
     assert prepare_data.clean(text) == f"{OWN}\n\n- one"
     assert (
         prepare_data.clean("-----BEGIN PGP MESSAGE-----\n\nhQEMA\n=ab\n-----END PGP MESSAGE-----\n")
@@ -1011,7 +1021,8 @@ def test_every_phrase_of_a_language_is_used(language):
 
 def test_the_tables_have_only_known_keys():
     tests = set(
-        "example on wrote quoting self from sent date to cc subject original forwarded added reply forward".split()
+        "example on wrote quoting self from sent date to cc subject original forwarded added "
+        "reply forward".split()
     )
     tests |= set(
         "drafts trash spam automatic mail legal notice list virus sign_off advertisement".split()
@@ -1025,7 +1036,10 @@ def test_the_tables_have_only_known_keys():
 
 KNOWN_NAMES = {"joss whitfield", "wren abbott", "ann marie finch"}
 FOLDED_LOTUS = "To: Maud Okafor/Ops/TT@TT cc: Subject: Re: kiln When does it cool?"
-FOLDED_OUTLOOK = "From: Corrigan, Len Sent: Monday, March 4, 2019 8:03 AM To: Okafor, Maud Subject: RE: kiln When?"
+FOLDED_OUTLOOK = (
+    "From: Corrigan, Len Sent: Monday, March 4, 2019 8:03 AM To: Okafor, Maud Subject: RE: "
+    "kiln When?"
+)
 
 
 # own words, quoted text, each with a single blank in between when joined
@@ -1036,7 +1050,8 @@ FOLDED = [
     ),
     (
         "By six. cheers, m.",
-        f'"Corrigan, Len (Ellery - Kilns)" <len@tern.example> on 02/06/2019 01:49:03 PM {FOLDED_LOTUS}',
+        f'"Corrigan, Len (Ellery - Kilns)" <len@tern.example> on 02/06/2019 01:49:03 PM '
+        f"{FOLDED_LOTUS}",
     ),
     ("By six.", f"Duncan P Frey 02/06/2019 01:49 PM {FOLDED_LOTUS}"),
     ("By six. Best, Maud", f"Duncan P Frey 02/06/2019 01:49 PM {FOLDED_LOTUS}"),
@@ -1079,7 +1094,8 @@ FOLDED = [
     ),
     (
         "By six.",
-        f'"Joss" <joss@tern.example> 02/06/2019 01:49 PM Please respond to <joss@home.example> {FOLDED_LOTUS}',
+        f'"Joss" <joss@tern.example> 02/06/2019 01:49 PM Please respond to <joss@home.example> '
+        f"{FOLDED_LOTUS}",
     ),
     ("By six.", f"Joss Whitfield@TT 02/06/2019 01:49 PM Sent by: Ana Brandt {FOLDED_LOTUS}"),
     ("By six. Maud", f"Joss Whitfield Sent by: Ana Brandt 02/06/2019 01:49 PM {FOLDED_LOTUS}"),
@@ -1097,11 +1113,13 @@ FOLDED = [
     ("", f"Joss Whitfield 02/06/2019 01:49 PM {FOLDED_LOTUS}"),
     (
         "By six.",
-        f"----- Forwarded by Maud Okafor/Ops/TT on 02/06/2019 01:49 PM ----- Joss Whitfield {FOLDED_LOTUS}",
+        f"----- Forwarded by Maud Okafor/Ops/TT on 02/06/2019 01:49 PM ----- Joss Whitfield "
+        f"{FOLDED_LOTUS}",
     ),
     (
         "",
-        f"---------------------- Forwarded by Maud Okafor/Ops/TT on 02/06/2019 01:49 PM ---- {FOLDED_LOTUS}",
+        f"---------------------- Forwarded by Maud Okafor/Ops/TT on 02/06/2019 01:49 PM ---- "
+        f"{FOLDED_LOTUS}",
     ),
     ("By six.", f"----- Original Message ----- {FOLDED_OUTLOOK}"),
     ("By six.", f"-----Original Mes sage----- {FOLDED_OUTLOOK}"),
@@ -1109,7 +1127,8 @@ FOLDED = [
     ("By six.", FOLDED_OUTLOOK),
     (
         "By six.",
-        "____________________Reply Separator____________________ Subject: Re: kiln Author: Joss When?",
+        "____________________Reply Separator____________________ Subject: Re: kiln Author: Joss "
+        "When?",
     ),
     ("By six. Maud", "joss@tern.example wrote: > When does it cool?"),
     ("By six. Maud", "--- joss@tern.example wrote: > When does it cool?"),
@@ -1147,9 +1166,11 @@ def test_folded_text_is_cut_where_the_quote_begins(own, quoted):
 FOLDED_CLEAN = [
     "The price is 78 @ $5.445, see you @ the Anchor @1:00pm.",
     "Write to maud@home.example, not here. I wrote: nothing.",
-    "Maud Okafor Tern & Tallow Enron North America Corp. 1400 Smith Street maud.okafor@tern.example",
+    "Maud Okafor Tern & Tallow Enron North America Corp. 1400 Smith Street "
+    "maud.okafor@tern.example",
     "Joss, the kiln opens on 02/06/2019 01:49 PM. Tell Len. To: everybody else I say nothing.",
-    "Will you use what Joss forwarded by noon? The original message is lost. From: the sea, to: the moon.",
+    "Will you use what Joss forwarded by noon? The original message is lost. From: the sea, to: "
+    "the moon.",
     "On Monday I wrote: go. A table: ------ ------ 12 ==> 14",
     "Hi Joss,\n\nBy six:\n\n  1. open\n  2. wait\n\nMaud",
     "",
@@ -1209,7 +1230,8 @@ def test_known_names_come_from_addresses_and_recipient_lists():
     row = {
         "From": "maud.okafor@tern.example",
         "To": "len@tern.example, Wren.Abbott@tern.example",
-        "body": "Best, Maud Ana Brandt/Sales/TT To: Joss Whitfield/Ops/TT@TT, Duncan P Frey@TT cc: Priya Raman/TT",
+        "body": "Best, Maud Ana Brandt/Sales/TT To: Joss Whitfield/Ops/TT@TT, Duncan P Frey@TT "
+        "cc: Priya Raman/TT",
     }
     assert prepare_data.known_names(pandas.DataFrame([row])) == {
         "maud okafor",
@@ -1222,14 +1244,17 @@ def test_known_names_come_from_addresses_and_recipient_lists():
 
 @pytest.mark.parametrize("half", ["tuned", "unseen"])
 def test_hand_marked_replies_are_cut_where_they_end(half):
-    """Of the replies that hold quoted text at least 95 % are cut exactly, of the others none at all.
+    """Of the replies that hold quoted text at least 95 % are cut exactly, of the others none at
+    all.
 
-    boundaries.csv was marked before the cut was written; its half "unseen" was never looked at while tuning.
+    boundaries.csv was marked before the cut was written; its half "unseen" was never looked at
+    while tuning.
     """
     folder = os.environ.get("ENRON_DIR")
     if not folder:
         pytest.skip(
-            "ENRON_DIR does not name a folder with experience1/ and experience2/, which `make data` fetches"
+            "ENRON_DIR does not name a folder with experience1/ and experience2/, which `make "
+            "data` fetches"
         )
     with open(Path(__file__).with_name("boundaries.csv"), encoding="utf-8") as file:
         marks = [mark for mark in csv.DictReader(file) if mark["half"] == half]
@@ -1257,7 +1282,10 @@ def test_hand_marked_replies_are_cut_where_they_end(half):
 
 # ---------------------------------------------------------------- own words in mail with its lines
 
-OUTLOOK = "From: Corrigan, Len\nSent: Monday, March 4, 2019 8:03 AM\nTo: Okafor, Maud\nSubject: RE: kiln\n\nWhen?"
+OUTLOOK = (
+    "From: Corrigan, Len\nSent: Monday, March 4, 2019 8:03 AM\nTo: Okafor, Maud\nSubject: "
+    "RE: kiln\n\nWhen?"
+)
 LOTUS = "To: Maud Okafor/Ops/TT@TT\ncc: \nSubject: Re: kiln\n\nWhen does it cool?"
 QUOTED = [  # what stands behind "By six.\n\nMaud\n\n"
     f" -----Original Message-----\n{OUTLOOK}",
@@ -1268,7 +1296,8 @@ QUOTED = [  # what stands behind "By six.\n\nMaud\n\n"
     "From: Len <len@tern.example>\nDate: Mon, 4 Mar 2019\n\nWhen?",
     "*From:* Len <len@tern.example>\n*Sent:* Monday\n*To:* Maud\n*Subject:* kiln\n\nWhen?",
     "**From:** Len <len@tern.example>\n**Sent:** Monday\n**To:** Maud\n**Subject:** kiln\n\nWhen?",
-    "Von: Len [mailto:len@tern.example]\nGesendet: Montag, 4. März 2019 08:03\nAn: Maud\nBetreff: AW: Ofen\n\nWann?",
+    "Von: Len [mailto:len@tern.example]\nGesendet: Montag, 4. März 2019 08:03\nAn: Maud\n"
+    "Betreff: AW: Ofen\n\nWann?",
     "De : Len\nEnvoyé : lundi 4 mars 2019 08:03\nÀ : Maud\nObjet : RE: four\n\nQuand ?",
     "De: Len\nEnviado el: lunes, 4 de marzo de 2019\nPara: Maud\nAsunto: RE: horno\n\n¿Cuándo?",
     "Da: Len\nInviato: lunedì 4 marzo 2019\nA: Maud\nOggetto: R: forno\n\nQuando?",
@@ -1280,32 +1309,42 @@ QUOTED = [  # what stands behind "By six.\n\nMaud\n\n"
     f"Joss Whitfield@TT\n\n02/06/2019 01:49 PM\n\n{LOTUS}",
     f"Joss Whitfield\nSent by: Ana Brandt\n02/06/2019 01:49 PM\n{LOTUS}",
     f"Joss Whitfield 02/06/2019 01:49 PM\n{LOTUS}",
-    f'"Whitfield, Joss" <joss@tern.example> on 02/06/2019 01:49:03 PM\nPlease respond to joss@home.example\n{LOTUS}',
-    f'"Whitfield, Joss" <joss.whitfield.the.third@tern.example> on 02/06/2019 \n01:49:03 PM\n{LOTUS}',
+    '"Whitfield, Joss" <joss@tern.example> on 02/06/2019 01:49:03 PM\nPlease respond to '
+    f"joss@home.example\n{LOTUS}",
+    '"Whitfield, Joss" <joss.whitfield.the.third@tern.example> on 02/06/2019 \n01:49:03 PM\n'
+    f"{LOTUS}",
     f"From:\tJoss Whitfield/TT@ttXgate on 02/06/2019 01:49 PM\n{LOTUS}",
-    f"Enron North America Corp.\n\t\n\tFrom:  Joss Whitfield                  02/06/2019 01:49 PM\n\t\n\n{LOTUS}",
+    f"Enron North America Corp.\n\t\n\tFrom:  Joss Whitfield                  02/06/2019 01:49 "
+    f"PM\n\t\n\n{LOTUS}",
     f"----- Forwarded by Maud Okafor/Ops/TT on 02/06/2019 01:49 PM -----\n\n{LOTUS}",
-    f"---------------------- Forwarded by Maud Okafor/Ops/TT on 02/06/2019 \n01:49 PM ----------\n\n{LOTUS}",
-    "Joss Whitfield 02/06/2019 01:49 PM\tTo: Maud Okafor/Ops/TT@TT\n\tcc: \n\tSubject: Re: kiln\n\nWhen?",
+    f"---------------------- Forwarded by Maud Okafor/Ops/TT on 02/06/2019 \n01:49 PM ----------\n"
+    f"\n{LOTUS}",
+    "Joss Whitfield 02/06/2019 01:49 PM\tTo: Maud Okafor/Ops/TT@TT\n\tcc: \n\tSubject: Re: kiln\n"
+    "\nWhen?",
     f'{" " * 20}"Whitfield, Joss"   \n{" " * 20}<joss@tern.ex        To:     <maud@tern.example>\n'
-    f"{' ' * 20}ample>               cc:\n{' ' * 41}Subject:     Re: kiln\n{' ' * 20}02/06/2019\n\nWhen?",
+    f"{' ' * 20}ample>               cc:\n{' ' * 41}Subject:     Re: kiln\n{' ' * 20}02/06/2019\n"
+    f"\nWhen?",
     LOTUS,
-    "In a message dated 2/6/2019 1:49:03 PM Central Standard Time, \nlen@tern.example writes:\n\n<< When? >>",
+    "In a message dated 2/6/2019 1:49:03 PM Central Standard Time, \nlen@tern.example writes:\n\n"
+    "<< When? >>",
     "on 2/6/19 1:49 PM, Len Corrigan at len@tern.example wrote:\n\n> When?",
     "======= At 2019-02-06, 13:49:00 Len wrote: =======\n\n>When?",
     "?    -----Original Message-----\n?    From: Len\n\nWhen?",
     "----- Begin Included Message -----\n\nFrom: Len\n\nWhen?",
     "---------------( Forwarded letter 1 follows )---------------\nWhen?",
-    "____________________Reply Separator____________________\nSubject: Re: kiln\nAuthor: Joss\n\nWhen?",
+    "____________________Reply Separator____________________\nSubject: Re: kiln\nAuthor: Joss\n\n"
+    "When?",
     '>>> "Len Corrigan" <len@tern.example> 02/06/19 03:50PM >>>\nWhen does it cool?',
-    '>>> "Len Corrigan" <len.corrigan.of.the.kilns@tern.example> 02/06/19 \n03:50PM >>>\nWhen does it cool?',
+    '>>> "Len Corrigan" <len.corrigan.of.the.kilns@tern.example> 02/06/19 \n03:50PM >>>\n'
+    "When does it cool?",
     "Inline attachment follows.\n\nFrom: Joss\nTo: Maud\nDate: Monday\n\nWhen?",
     "------------------ Inline attachment follows ------------------\n\nWhen?",
     "> From: Joss",
     "> When does it\n> cool?\n>\n> Joss",
     "> When does it cool, and who opens it for the glass people, or is\nit you?\n> Joss",
     "On Wed, 6 Feb 2019 at 13:12, Len Corrigan <len@tern.example> wrote:\n> When?",
-    "On Wed, Feb 6, 2019 at 1:12 PM Len Corrigan of the Kilns <\nlen@tern.example> wrote:\n\n> When?",
+    "On Wed, Feb 6, 2019 at 1:12 PM Len Corrigan of the Kilns <\nlen@tern.example> wrote:\n\n> "
+    "When?",
     "On Feb 6, 2019, at 1:12 PM, Len Corrigan <len.corrigan@tern.example>\nwrote:\n\nWhen?",
     "> On Feb 6, 2019, at 1:12 PM, Len <len@tern.example> wrote:\n> \n> When?",
     "--- Len Corrigan <len@tern.example> wrote:\n> When?",
@@ -1326,7 +1365,8 @@ QUOTED = [  # what stands behind "By six.\n\nMaud\n\n"
     "ср, 6 февр. 2019 г. в 13:12, Len <len@tern.example>:\n\n> Когда?",
     "在 2019年2月6日，Len <len@tern.example> 写道：\n\n什么时候？",
     "2019年2月6日(水) 13:12 Len <len@tern.example>:\n\n> いつ？",
-    "---------- Forwarded message ---------\nFrom: Len <len@tern.example>\nDate: Wed\nSubject: kiln\n\nWhen?",
+    "---------- Forwarded message ---------\nFrom: Len <len@tern.example>\nDate: Wed\nSubject: "
+    "kiln\n\nWhen?",
     "Begin forwarded message:\n\n> From: Len <len@tern.example>\n> Subject: kiln\n> \n> When?",
     "-------- Weitergeleitete Nachricht --------\nBetreff: Ofen\nDatum: Mi\nVon: Len\n\nWann?",
     "----- Mensaje original -----\nDe: Len\nPara: Maud\n\n¿Cuándo?",
@@ -1345,30 +1385,42 @@ INTRODUCTIONS = [
     # in languages that no table holds
     "Dydd Mer, 6 Chwef 2019 am 13:12 Len Corrigan <len@tern.example> a ysgrifennodd:\n\n> When?",
     "2019-02-06 13:12 Len Corrigan ysgrifennodd:\n> When?",
-    "Noong Miy, Peb 6, 2019 nang 1:12 PM, isinulat ni Len Corrigan <len@tern.example> ang:\n\nWhen?",
-    "Len Corrigan <len@tern.example>, 2019(e)ko otsailaren 6(a), asteazkena (13:12), egileak idatzi du:\n\n> When?",
-    "Siku ya Jumatano, 6 Februari 2019 saa 13:12, Len Corrigan\n<len@tern.example> aliandika:\n\n> When?",
+    "Noong Miy, Peb 6, 2019 nang 1:12 PM, isinulat ni Len Corrigan <len@tern.example> ang:\n\n"
+    "When?",
+    "Len Corrigan <len@tern.example>, 2019(e)ko otsailaren 6(a), asteazkena (13:12), egileak "
+    "idatzi du:\n\n> When?",
+    "Siku ya Jumatano, 6 Februari 2019 saa 13:12, Len Corrigan\n<len@tern.example> aliandika:\n\n"
+    "> When?",
     # web mail
     "On Wednesday, February 6, 2019, 1:12 PM, Len Corrigan <len@tern.example> wrote:\n\nWhen?",
     "Среда, 6 февраля 2019, 13:12 +03:00 от Len Corrigan <len@tern.example>:\n\nWhen?",
     '06.02.2019, 13:12, "Len Corrigan" <len@tern.example>:\n> When?',
-    '------------------ 原始邮件 ------------------\n发件人: "Len"<len@tern.example>;\n发送时间: 2019年2月6日\n\nWhen?',
-    '------------------ Original ------------------\nFrom: "Len"<len@tern.example>;\nDate: Wed, Feb 6, 2019\n\nWhen?',
+    '------------------ 原始邮件 ------------------\n发件人: "Len"<len@tern.example>;\n'
+    "发送时间: 2019年2月6日\n\nWhen?",
+    '------------------ Original ------------------\nFrom: "Len"<len@tern.example>;\nDate: '
+    "Wed, Feb 6, 2019\n\nWhen?",
     'At 2019-02-06 13:12:05, "Len Corrigan" <len@tern.example> wrote:\n>When?',
     '在 2019-02-06 13:12:05，"Len Corrigan" <len@tern.example> 写道：\nWhen?',
-    'Gesendet: Mittwoch, 06. Februar 2019 um 13:12 Uhr\nVon: "Len" <len@tern.example>\nAn: Maud\nBetreff: Ofen\n\nWann?',
-    "--------- 원본 메일 ---------\n보낸사람: Len <len@tern.example>\n받는사람 : Maud\n날짜: 2019\n제목: x\n\nWhen?",
-    'De: "Len" <len@tern.example>\nÀ: "Maud" <maud@tern.example>\nEnvoyé: Mercredi 6 Février 2019 13:12:05\nObjet: four\n\nQuand ?',
+    'Gesendet: Mittwoch, 06. Februar 2019 um 13:12 Uhr\nVon: "Len" <len@tern.example>\nAn: '
+    "Maud\nBetreff: Ofen\n\nWann?",
+    "--------- 원본 메일 ---------\n보낸사람: Len <len@tern.example>\n받는사람 : Maud\n"
+    "날짜: 2019\n제목: x\n\n"
+    "When?",
+    'De: "Len" <len@tern.example>\nÀ: "Maud" <maud@tern.example>\nEnvoyé: Mercredi 6 '
+    "Février 2019 13:12:05\nObjet: four\n\nQuand ?",
     # telephones
-    "-------- Original message --------\nFrom: Len <len@tern.example>\nDate: 06/02/2019 13:12 (GMT+01:00)\nTo: Maud\n\nWhen?",
-    "-------- Messaggio originale --------\nDa: Len <len@tern.example>\nData: 06/02/19 13:12 (GMT+01:00)\nA: Maud\n\nQuando?",
+    "-------- Original message --------\nFrom: Len <len@tern.example>\nDate: 06/02/2019 13:12 "
+    "(GMT+01:00)\nTo: Maud\n\nWhen?",
+    "-------- Messaggio originale --------\nDa: Len <len@tern.example>\nData: 06/02/19 13:12 "
+    "(GMT+01:00)\nA: Maud\n\nQuando?",
     "Le 6 févr. 2019 à 13:12, Len Corrigan <len@tern.example> a écrit :\n\n> Quand ?",
     "> Am 06.02.2019 um 13:12 schrieb Len Corrigan <len@tern.example>:\n> \n> Wann?",
     "> Den 6. feb. 2019 kl. 13.12 skrev Len Corrigan <len@tern.example>:\n> \n> Når?",
     "2019/02/06 13:12、Len Corrigan <len@tern.example>のメール:\n\nWhen?",
     "在 2019年2月6日，13:12，Len Corrigan <len@tern.example> 写道：\n\nWhen?",
     "---- Len Corrigan wrote ----\n\nWhen?",
-    "_____________________________\nFrom: Len <len@tern.example>\nSent: Wednesday, 6 February 2019 13:12\nSubject: kiln\nTo: Maud\n\nWhen?",
+    "_____________________________\nFrom: Len <len@tern.example>\nSent: Wednesday, 6 February "
+    "2019 13:12\nSubject: kiln\nTo: Maud\n\nWhen?",
     # desktop programs
     "Am Mittwoch, den 06.02.2019, 13:12 +0100 schrieb Len Corrigan:\n> Wann?",
     "On Wednesday 06 February 2019 13:12:05 Len Corrigan wrote:\n> When?",
@@ -1391,16 +1443,23 @@ INTRODUCTIONS = [
     "Len Corrigan kirjoitti 6.2.2019 klo 13.12:\n> Milloin?",
     "06.02.2019 13:12, Len Corrigan написав:\n> Коли?",
     "Στις 6/2/2019 1:12 μ.μ., ο Len Corrigan έγραψε:\n> Πότε;",
-    "De : Len Corrigan [mailto:len@tern.example]\nEnvoyé : mercredi 6 février 2019 13:12\nÀ : Maud\nObjet : RE: four\n\nQuand ?",
+    "De : Len Corrigan [mailto:len@tern.example]\nEnvoyé : mercredi 6 février 2019 13:12\nÀ : "
+    "Maud\nObjet : RE: four\n\nQuand ?",
     "Kimden: Len\nGönderildi: 6 Şubat 2019 Çarşamba 13:12\nKime: Maud\nKonu: fırın\n\nNe zaman?",
-    "差出人: Len <len@tern.example>\n送信日時: 2019年2月6日 13:12\n宛先: Maud\n件名: RE: 窯\n\nWhen?",
-    "寄件者: Len <len@tern.example>\n寄件日期: 2019年2月6日 下午 01:12\n收件者: Maud\n主旨: RE: 窯\n\nWhen?",
-    "من: Len <len@tern.example>\nتم الإرسال: الأربعاء 6 فبراير 2019\nإلى: Maud\nالموضوع: kiln\n\nWhen?",
+    "差出人: Len <len@tern.example>\n送信日時: 2019年2月6日 13:12\n宛先: Maud\n件名: RE: "
+    "窯\n\nWhen?",
+    "寄件者: Len <len@tern.example>\n寄件日期: 2019年2月6日 下午 01:12\n收件者: Maud\n主旨: "
+    "RE: 窯\n\nWhen?",
+    "من: Len <len@tern.example>\nتم الإرسال: الأربعاء 6 فبراير 2019\nإلى: Maud\nالموضوع: kiln\n\n"
+    "When?",
     "จาก: Len <len@tern.example>\nส่ง: 6 กุมภาพันธ์ 2019\nถึง: Maud\nเรื่อง: kiln\n\nWhen?",
-    "Od: Len <len@tern.example>\nOdesláno: středa 6. února 2019 13:12\nKomu: Maud\nPředmět: pec\n\nKdy?",
+    "Od: Len <len@tern.example>\nOdesláno: středa 6. února 2019 13:12\nKomu: Maud\nPředmět: pec\n"
+    "\nKdy?",
     "> From: Len\n> Sent: Wednesday\n> To: Maud\n>\n> When?",
-    "| De | Len<len@tern.example> |\n| Fecha | 2019-02-06 13:12 |\n| Para | Maud |\n| Asunto | kiln |\n\n¿Cuándo?",
-    "* * *\n\n**Von:** Len <len@tern.example>\n**Gesendet:** Mittwoch\n**An:** Maud\n**Betreff:** Ofen\n\nWann?",
+    "| De | Len<len@tern.example> |\n| Fecha | 2019-02-06 13:12 |\n| Para | Maud |\n| Asunto | "
+    "kiln |\n\n¿Cuándo?",
+    "* * *\n\n**Von:** Len <len@tern.example>\n**Gesendet:** Mittwoch\n**An:** Maud\n"
+    "**Betreff:** Ofen\n\nWann?",
     "————————————\nFrom: Len <len@tern.example>\nTo: Maud\nSubject: kiln\n\nWhen?",
 ]
 
@@ -1424,7 +1483,10 @@ def test_quoted_text_may_begin_within_a_line(quoted):
 
 
 def test_own_words_between_and_below_quoted_lines_stay():
-    text = "On 6 Feb 2019, Len wrote:\n> When?\n\nBy six.\n\n> Who opens it?\nLen does.\n> Where?\n\nHere.\n\nMaud"
+    text = (
+        "On 6 Feb 2019, Len wrote:\n> When?\n\nBy six.\n\n> Who opens it?\nLen does.\n> "
+        "Where?\n\nHere.\n\nMaud"
+    )
     assert prepare_data.split_own_words(text)[0] == "By six.\n\n\nLen does.\n\n\nHere.\n\nMaud"
 
 
@@ -1491,8 +1553,10 @@ def test_own_words_that_look_like_an_introduction_or_a_header_stay(text):
         "Sent from Yahoo Mail on Android",
         "__________________________________\nDo You Yahoo!?\nGet mail at tern.example",
         "_____________________\nGet your FREE download of MSN Explorer at http://tern.example",
-        "This e-mail and any attachments are confidential and may\nbe privileged. If you are not Maud, delete it.",
-        "*******************\nThis e-mail is the property of Tern & Tallow and\nmay be confidential.",
+        "This e-mail and any attachments are confidential and may\nbe privileged. If you are not "
+        "Maud, delete it.",
+        "*******************\nThis e-mail is the property of Tern & Tallow and\nmay be "
+        "confidential.",
         "CONFIDENTIALITY NOTICE: for Maud alone.",
         "(See attached file: kiln.doc)",
         " - kiln 7.xls\n - glass.doc",
@@ -1552,12 +1616,18 @@ ADDED = [
     "Проверено на вирусы. www.avast.com",
     "ウイルスなし。 www.avast.com",
     "This message has been scanned for viruses and\ndangerous content by MailScanner",
-    "_______________________________________________\nkilns mailing list\nkilns@tern.example\nhttps://lists.tern.example/listinfo/kilns",
-    "_______________________________________________\nkilns mailing list -- kilns@tern.example\nTo unsubscribe send an email to kilns-leave@tern.example",
+    "_______________________________________________\nkilns mailing list\nkilns@tern.example\n"
+    "https://lists.tern.example/listinfo/kilns",
+    "_______________________________________________\nkilns mailing list -- kilns@tern.example\n"
+    "To unsubscribe send an email to kilns-leave@tern.example",
     '-- \nYou received this message because you are subscribed to the Google Groups "kilns" group.',
-    "---------------------------------------------------------------------\nTo unsubscribe, e-mail: kilns-unsubscribe@tern.example\nFor additional commands, e-mail: kilns-help@tern.example",
-    "########################################################################\n\nTo unsubscribe from the KILNS list, click here:\nhttps://lists.tern.example/x",
-    "-----BEGIN PGP SIGNATURE-----\nVersion: GnuPG v2\n\niQEzBAEBCAAdFiEE\n=AbCd\n-----END PGP SIGNATURE-----",
+    "---------------------------------------------------------------------\nTo unsubscribe, "
+    "e-mail: kilns-unsubscribe@tern.example\nFor additional commands, e-mail: "
+    "kilns-help@tern.example",
+    "########################################################################\n\nTo unsubscribe "
+    "from the KILNS list, click here:\nhttps://lists.tern.example/x",
+    "-----BEGIN PGP SIGNATURE-----\nVersion: GnuPG v2\n\niQEzBAEBCAAdFiEE\n=AbCd\n-----END PGP "
+    "SIGNATURE-----",
     "begin 644 kiln.txt\n#0V%T\n`\nend",
     "Diese Nachricht ist vertraulich. Falls Sie nicht der Empfänger sind,\nlöschen Sie sie bitte.",
     "Ce message est confidentiel. Si vous n'en êtes pas le destinataire,\nmerci de le détruire.",
@@ -1688,9 +1758,11 @@ def test_cutting_takes_time_in_proportion_to_the_text(piece):
 
 
 def test_hand_marked_own_words_of_real_mail():
-    """Of the marked bodies at least 97 % are cut exactly, and none that quotes nothing is cut at all.
+    """Of the marked bodies at least 97 % are cut exactly, and none that quotes nothing is cut at
+    all.
 
-    mail_boundaries.csv gives the characters of own words, white space apart. Its marks were made by reading what the
+    mail_boundaries.csv gives the characters of own words, white space apart. Its marks were made by
+    reading what the
     cut took and left of each body, and mending that where it was wrong: in the half "unseen" twice.
     """
     folder = os.environ.get("ENRON_DIR")
@@ -1870,7 +1942,8 @@ def test_the_error_says_who_writes_in_an_archive(tmp_path, capsys):
     error = capsys.readouterr().err
     assert stopped.value.code == 2 and error.count("\n") == 1 and os.listdir(tmp_path) == ["mail"]
     assert error.endswith(
-        "no message is by joss@tern.example; most are by Maud Okafor <maud@tern.example> (3), Len Corrigan <len@tern.example> (2)\n"
+        "no message is by joss@tern.example; most are by Maud Okafor <maud@tern.example> (3), "
+        "Len Corrigan <len@tern.example> (2)\n"
     )
 
 
@@ -1908,13 +1981,15 @@ FORWARDS = [
     ("Fw: Re: kiln", "-----Original Message-----\nFrom: Len\nTo: Maud"),
     (
         "Re: kiln",
-        "-------- Weitergeleitete Nachricht --------\nBetreff: Ofen\nDatum: Mi\nVon: Len Corrigan <len@tern.example>\nAn: Maud",
+        "-------- Weitergeleitete Nachricht --------\nBetreff: Ofen\nDatum: Mi\nVon: Len "
+        "Corrigan <len@tern.example>\nAn: Maud",
     ),
     ("kiln", "Begin forwarded message:\n\n> From: Len <len@tern.example>\n> Subject: kiln"),
     ("kiln", "Début du message réexpédié :\n\nDe: Len <len@tern.example>\nObjet: four"),
     (
         "kiln",
-        "---------------------- Forwarded by Maud Okafor/Ops/TT on 02/06/2019 01:49 PM ---\n\nLen Corrigan@TT\n02/06/2019 01:40 PM\nTo: Maud Okafor/Ops/TT@TT\ncc: \nSubject: kiln",
+        "---------------------- Forwarded by Maud Okafor/Ops/TT on 02/06/2019 01:49 PM ---\n\n"
+        "Len Corrigan@TT\n02/06/2019 01:40 PM\nTo: Maud Okafor/Ops/TT@TT\ncc: \nSubject: kiln",
     ),
 ]
 
@@ -1955,7 +2030,10 @@ BACK = [  # the recipient, the sender as the quote names him
 
 @pytest.mark.parametrize(("to", "sender"), BACK)
 def test_a_mail_that_goes_back_is_a_reply_whatever_is_above_the_quote(tmp_path, to, sender):
-    title = "---------------------- Forwarded by Maud Okafor/Ops/TT on 02/06/2019 01:49 PM ----------------\n\n\n"
+    title = (
+        "---------------------- Forwarded by Maud Okafor/Ops/TT on 02/06/2019 01:49 PM "
+        "----------------\n\n\n"
+    )
     for recipient, kept in (
         (to, 1),
         ("ana.brandt@x.example" if "Ana" not in sender else "joss@x.example", 0),
@@ -2041,7 +2119,8 @@ def test_format_writes_the_contract(tmp_path, capsys):
     [
         (
             ["--author-name", "Maud Okafor"],
-            "Respond to the given email addressed to Maud Okafor, by using the style of Maud Okafor",
+            "Respond to the given email addressed to Maud Okafor, by using the style of Maud "
+            "Okafor",
         ),
         (["--instruction", "Answer {kindly}"], "Answer {kindly}"),
     ],
@@ -2660,6 +2739,64 @@ def test_text_prints_one_mail(tmp_path, capsys):
         prepare_data.main(["text", str(tmp_path / "mail")])
 
 
+def from_people(tmp_path, *people):
+    mails = [
+        message(number, sender, "Is it cold?", subject)
+        for number, (sender, subject) in enumerate(people, 1)
+    ]
+    write_mbox(tmp_path / "mail", mails)
+    return tmp_path / "mail", tmp_path / "notes.txt"
+
+
+ANA, JOSS = "Ana Brandt <ana@tern.example>", "joss@tern.example"
+
+
+def test_notes_reach_the_mail_that_their_line_names(tmp_path, capsys):
+    people = [(ANA, "kiln: two"), (JOSS, "lamps"), (ANA, "lamps: 12"), (JOSS, "lamps"), (ANA, "")]
+    source, notes = from_people(tmp_path, *people)
+    with pytest.raises(SystemExit) as stopped:
+        inbox(tmp_path, source, "--author", MAUD, "--notes", str(notes))
+    assert stopped.value.code == 2 and "has a line for each mail" in capsys.readouterr().err
+    assert not (tmp_path / "inbox.jsonl").exists()
+    lines = notes.read_text().splitlines()
+    assert sorted(lines) == [
+        "Ana Brandt, : ",
+        "Ana Brandt, kiln: two: ",
+        "Ana Brandt, lamps: 12: ",
+        "joss@tern.example, lamps: ",
+        "joss@tern.example, lamps: ",
+    ]
+    rows = inbox(tmp_path, source, "--author", MAUD, "--notes", str(notes))
+    assert not any("notes" in row for row in rows)  # as it was begun
+    filled = [line + (f"no, {n}: late" if n % 2 else "") for n, line in enumerate(lines)]
+    notes.write_text("\ufeff" + "\n\n".join(filled), encoding="utf-8")
+    rows = inbox(tmp_path, source, "--author", MAUD, "--notes", str(notes))
+    assert [row.get("notes") for row in rows] == [None, "no, 1: late", None, "no, 3: late", None]
+    notes.write_text("KILN: TWO: yes: at 10\nana brandt, : no\n")  # subject or sender is enough
+    rows = inbox(tmp_path, source, "--author", MAUD, "--notes", str(notes))
+    assert {row["subject"]: row["notes"] for row in rows if "notes" in row} == {
+        "kiln: two": "yes: at 10",
+        "": "no",
+    }
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("lamp: no", "line 2: no other mail has this sender or subject: lamp: no"),
+        ("Ana Brandt: no", "line 2: 2 mails have this sender or subject: Ana Brandt: no"),
+        ("joss@tern.example: no", "line 2: no other mail has this sender or subject: joss"),
+    ],
+)
+def test_a_line_of_notes_that_fits_no_one_mail_is_refused(tmp_path, capsys, line, says):
+    source, notes = from_people(tmp_path, (ANA, "kiln"), (ANA, "lamps"), (JOSS, "wax"))
+    notes.write_text(f"wax: yes\n{line}\n")
+    with pytest.raises(SystemExit) as stopped:
+        inbox(tmp_path, source, "--author", MAUD, "--notes", str(notes))
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2 and f"{notes}, {says}" in error and error.count("\n") == 1
+
+
 # ------------------------------------------------------------------------------------------ drafts
 
 
@@ -2814,7 +2951,8 @@ def test_many_recipients_and_a_long_thread_keep_to_short_lines(tmp_path):
 
 def test_hostile_headers_stay_within_their_field(tmp_path):
     raw = (
-        "From: =?utf-8?q?Len=0ABcc=3A_eve=40x.example=2C?= <len@tern.example>\nTo: maud@tern.example, =?utf-8?q?eve=40x.example=2C?= <a@b.example>\n"
+        "From: =?utf-8?q?Len=0ABcc=3A_eve=40x.example=2C?= <len@tern.example>\nTo: "
+        "maud@tern.example, =?utf-8?q?eve=40x.example=2C?= <a@b.example>\n"
         "Subject: =?utf-8?b?"
         + "a2lsbg0KQmNjOiBldmVAeC5leGFtcGxl"
         + "?=\nMessage-ID: <"
@@ -2952,7 +3090,8 @@ def test_mutt_lists_and_recalls_the_draft(tmp_path):
 
     for box in ("drafts.mbox", "Drafts"):
         (tmp_path / "muttrc").write_text(
-            f"set postponed={tmp_path}/{box}\nset folder={tmp_path}\nset spoolfile={tmp_path}/mail\n"
+            f"set postponed={tmp_path}/{box}\nset folder={tmp_path}\nset "
+            f"spoolfile={tmp_path}/mail\n"
             f"set editor={tmp_path}/editor\nset edit_headers=yes\nset sendmail=/bin/false\n"
         )
         try:
@@ -3000,7 +3139,8 @@ def test_an_imap_server_shows_the_maildir_as_drafts(tmp_path):
             pwd.getpwnam("nobody") if os.getuid() == 0 else pwd.getpwuid(os.getuid())
         )  # it serves no mail to root
         Path(home, "conf").write_text(
-            f"mail_location = maildir:{home}/Drafts\nlog_path = {home}/log\nmail_uid = {owner.pw_uid}\nmail_gid = {owner.pw_gid}\n"
+            f"mail_location = maildir:{home}/Drafts\nlog_path = {home}/log\nmail_uid = "
+            f"{owner.pw_uid}\nmail_gid = {owner.pw_gid}\n"
             "first_valid_uid = 1\nfirst_valid_gid = 1\n"
         )
         for path in (home, *Path(home).rglob("*")):
