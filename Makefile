@@ -36,6 +36,7 @@ runs/demo/exp1.M-M/train.json: data/sample/maud_okafor_train_43.jsonl
 runs/demo/exp2.B-M/train.json: data/sample/bernard_pell_train_43.jsonl
 runs/demo/exp3.T-M/train.json: data/sample/tomek_wilk_train_43.jsonl
 runs/demo/exp4.I-M/train.json: data/sample/ines_caldeira_train_43.jsonl
+runs/demo/notes/train.json: data/sample/maud_okafor_notes_43.jsonl
 runs/small/train.json: data/small_dataset/minitrain.jsonl
 runs/mine/train.json: data/mine/train.jsonl
 
@@ -52,6 +53,7 @@ TEST.experience2 := data/experience2/jeff.dasovich_test_215
 $(DEMO:=/predictions.jsonl): $(TEST.demo).jsonl
 $(E1:=/predictions.jsonl): $(TEST.experience1).jsonl
 $(E2:=/predictions.jsonl): $(TEST.experience2).jsonl
+runs/demo/notes/predictions.jsonl: data/sample/inbox.jsonl
 runs/small/predictions.jsonl: data/small_dataset/minitest.jsonl
 runs/mine/predictions.jsonl: data/mine/test.jsonl
 # Training mail is held against it
@@ -93,12 +95,14 @@ runs/experience2/comparison.md: $(E2:=/results_summary.txt)
 data/experience1/random_train_625.jsonl: private FLAGS = --without-sender jeff.dasovich@enron.com
 data/experience2/%.jsonl: private FLAGS = --author-name "Jeff Dasovich"
 runs/demo/%: MODEL := $(EMBEDDED)
-runs/demo/%/train.json: private FLAGS = --epochs 1 --learning-rate 2e-3 --batch-size 2 --rank 16 \
-    --alpha 32 --dropout 0 --max-length 272 --max-reply-length 112
+DEMO_FLAGS := --epochs 1 --learning-rate 2e-3 --batch-size 2 --rank 16 --alpha 32 --dropout 0 \
+    --max-length 272 --max-reply-length 112
+runs/demo/%/train.json: private FLAGS = $(DEMO_FLAGS)
+runs/demo/notes/train.json: private FLAGS = $(DEMO_FLAGS) --epochs 3
 runs/demo/comparison.md: private FLAGS = --examples 2
+data/mine/train.jsonl: private FLAGS = --notes 0.7 $(if $(PAST),--examples $(EXAMPLES))
 ifneq ($(EXAMPLES),0)
 PAST := --examples $(EXAMPLES) --memory data/mine/train.jsonl
-data/mine/train.jsonl: private FLAGS = --examples $(EXAMPLES)
 data/mine/test.jsonl: private FLAGS = $(PAST)
 data/mine/test.jsonl: | data/mine/train.jsonl
 runs/mine/train.json: private FLAGS = \
@@ -122,7 +126,7 @@ known = $(or $1,$(error the Makefile does not say what $@ is made of: take anoth
 PART := $(shell echo $$PPID).part
 ALONE := $(if $(shell command -v flock),flock requirements.txt)
 
-demo: runs/demo/comparison.md ## four trainings on the fictional sample mail, compared
+demo: runs/demo/comparison.md runs/demo/notes/replies.txt ## four trainings on the fictional sample mail, compared
 experience1: runs/experience1/comparison.md ## is the model trained on Jeff's mail closest to Jeff?
 experience2: runs/experience2/comparison.md ## does more of his mail help?
 all: experience1 experience2 ## the ten experiments
@@ -167,8 +171,15 @@ holdout = $(addprefix --holdout ,$(filter-out $<,$(filter %.csv,$^)))
 format = python prepare_data.py format $< $@ $(holdout)
 data/%.jsonl: data/%.csv | .venv/installed
 	$Q$(format) $(FLAGS) $(BRIEF) $(FORMAT_FLAGS)
+data/sample/maud_okafor_notes_43.jsonl: data/sample/maud_okafor_train_43.csv $(TEST.demo).csv \
+    | .venv/installed
+	$Q$(format) --notes 1 $(BRIEF)
 data/%/train.jsonl: data/%/train.csv data/%/test.csv | .venv/installed
 	$Q$(format) $(FLAGS) $(BRIEF) $(FORMAT_FLAGS)
+
+data/sample/inbox.jsonl: data/sample/inbox.mbox data/sample/notes.txt | .venv/installed
+	$Qpython prepare_data.py inbox $< $@ --author maud.okafor@ternandtallow.example \
+	    --notes data/sample/notes.txt
 
 BASE := $(if $(filter $(EMBEDDED),$(MODEL)),$(EMBEDDED)/model.safetensors)
 data = $(call known,$(filter %.jsonl,$^))
@@ -177,7 +188,8 @@ runs/%/train.json: | .venv/installed $(BASE)
 	$Q$(train) $(FLAGS) $(BRIEF) $(TRAIN_FLAGS)
 runs/sizes/%/train.json: data/experience2/jeff_dasovich_train_863.jsonl | .venv/installed $(BASE)
 	$Q$(train) --limit $* $(BRIEF) $(TRAIN_FLAGS)
-$(filter runs/demo/%,$(DEMO:=/train.json)): | $(EMBEDDED)/model.safetensors
+$(patsubst %,runs/demo/%/train.json,exp1.M-M exp2.B-M exp3.T-M exp4.I-M notes): \
+    | $(EMBEDDED)/model.safetensors
 
 # The two dashes keep torchrun from taking --run for its own
 generate = $(LAUNCH)$(if $(filter-out python,$(LAUNCH)), --) generate.py
@@ -188,6 +200,9 @@ runs/sizes/%/predictions.jsonl: runs/sizes/%/train.json $(TEST.experience2).json
 runs/%/untuned/predictions.jsonl: | .venv/installed
 	$Q$(generate) --untuned --run $(call known,$(patsubst %/train.json,%,$(filter %/train.json,$^))) \
 	    --data $(data) --output $@ $(GENERATE_FLAGS)
+runs/demo/notes/replies.txt: runs/demo/notes/predictions.jsonl
+	$Qpython generate.py --run $(@D) --id 1 2 3 > $@
+	$Qcat $@
 copy = python generate.py --train-data $(call known,$(COPY.$*)) --data $(TEST.$*).jsonl
 runs/%/constant/predictions.jsonl runs/%/nearest/predictions.jsonl: | .venv/installed
 	$Q$(copy) --baseline constant --output runs/$*/constant/predictions.jsonl

@@ -28,6 +28,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import textwrap
 import threading
 import warnings
 from pathlib import Path
@@ -47,7 +48,7 @@ def main(argv=None):
     if RANK:  # only the first of several processes prints
         sys.stdout = open(os.devnull, "w", encoding="utf-8")
     if args.id:
-        return print_one(args.run, args.id)
+        return print_rows(args.run, args.id)
     if args.baseline:
         return write_baseline(args)
     settings = read_settings(args)
@@ -88,7 +89,7 @@ def parse_args(argv):
     add("--notes", default="", help="what the reply to the --mail should say")
     add("--page", action="store_true", help="answer mails on a page in the browser")
     add("--export", type=Path, help="write the merged model to this folder")
-    add("--id", help="print the mail, reply and reference of this id in RUN/predictions.jsonl")
+    add("--id", nargs="+", help="print mail, reference and reply of these in RUN/predictions.jsonl")
     add = parser.add_argument_group("how").add_argument
     add("--max-new-tokens", type=positive, help="(default the run's --max-reply-length)")
     add("--batch-size", type=positive, default=16, help="mails at a time (default %(default)s)")
@@ -159,21 +160,26 @@ def read_mail(name, notes):
     return {"id": name, "prompt": [{"role": "user", "content": text}], "notes": notes}
 
 
-def print_one(run, wanted):
-    """One test mail of a run with its reply and the reference."""
+def print_rows(run, wanted):
+    """Test mails of a run by their ids: the mail, its notes, the reference and the reply."""
     path = run / "predictions.jsonl"
+    made = f"`generate.py --run {run} --data TEST.jsonl` makes it"
     if not path.is_file():
-        die(f"{path}: no such file; `generate.py --run {run} --data TEST.jsonl` makes it")
+        die(f"{path}: no such file; {made}")
     try:
         rows = {row["id"]: row for row in map(json.loads, path.read_bytes().splitlines())}
-        if wanted not in rows:
-            die(f"{path}: no id {wanted} among {len(rows)}, such as {', '.join(list(rows)[:5])}")
-        for part in ("mail", "reference", "prediction"):
-            print(f"--- {part}\n{rows[wanted][part]}\n")
-    except (ValueError, KeyError, TypeError):
-        die(
-            f"{path}: not predictions; `generate.py --run {run} --data TEST.jsonl` makes them again"
-        )
+        if unknown := [name for name in wanted if name not in rows]:
+            some = ", ".join(list(rows)[:5])
+            die(f"{path}: no id {unknown[0]} among {len(rows)}, such as {some}")
+        for row in map(rows.get, wanted):
+            parts = [part for part in ("mail", "notes", "reference", "prediction") if row.get(part)]
+            for part in parts:
+                text = " ".join(f"{part}: {row[part]}".split())
+                text = "".join(c if c.isprintable() else "�" for c in text)  # no terminal command
+                print(textwrap.fill(text, 98, subsequent_indent="    "))
+            print()
+    except (ValueError, KeyError, TypeError, AttributeError):
+        die(f"{path}: not predictions; {made} again")
 
 
 def read_settings(args):

@@ -252,14 +252,16 @@ def test_a_cut_mail_and_a_stopped_reply_are_told(run, monkeypatch, capsys):
     assert "lost" not in one(monkeypatch, capsys, MAIL.encode(), *flags).err
 
 
-def test_one_id(tmp_path, capsys):
-    row = {"id": "7", "mail": "a?", "reference": "b.", "prediction": "c."}
-    write_jsonl(tmp_path / "predictions.jsonl", [row])
-    generate.main(["--run", str(tmp_path), "--id", "7"])
-    expected = "--- mail\na?\n\n--- reference\nb.\n\n--- prediction\nc.\n\n"
-    assert capsys.readouterr().out == expected
+def test_rows_by_their_ids(tmp_path, capsys):
+    first = {"id": "7", "mail": "a\n\n\x1b[31mb?", "reference": "b.", "prediction": "c."}
+    second = first | {"id": "9", "mail": "d", "notes": "no, late", "reference": None}
+    write_jsonl(tmp_path / "predictions.jsonl", [first, second])
+    generate.main(["--run", str(tmp_path), "--id", "9", "7"])
+    lines = ["mail: d", "notes: no, late", "prediction: c.", ""]
+    lines += ["mail: a �[31mb?", "reference: b.", "prediction: c.", ""]
+    assert capsys.readouterr().out.splitlines() == lines
     with pytest.raises(SystemExit) as stop:
-        generate.main(["--run", str(tmp_path), "--id", "8"])
+        generate.main(["--run", str(tmp_path), "--id", "7", "8"])
     assert stop.value.code == 2 and "no id 8" in capsys.readouterr().err
 
 

@@ -297,13 +297,15 @@ def test_drafts_and_one_reply(clone):
 def test_nothing_is_done_twice(clone):
     runs = ["exp1.M-M", "exp2.B-M", "exp3.T-M", "exp4.I-M", "untuned", "constant", "nearest"]
     sample = list(clone.glob("data/sample/*.csv"))
+    jsonl = [*(path.with_suffix(".jsonl") for path in sample), "data/sample/inbox.jsonl"]
     order = [
         *("requirements.txt", ".venv/installed", "models/SmolLM2-135M-Instruct/model.safetensors"),
-        *("evaluate.py", *sample, *(path.with_suffix(".jsonl") for path in sample)),
-        *(f"runs/demo/{run}/train.json" for run in runs[:4]),
-        *(f"runs/demo/{run}/predictions.jsonl" for run in runs),
+        *("evaluate.py", *sample, "data/sample/inbox.mbox", "data/sample/notes.txt", *jsonl),
+        "data/sample/maud_okafor_notes_43.jsonl",
+        *(f"runs/demo/{run}/train.json" for run in [*runs[:4], "notes"]),
+        *(f"runs/demo/{run}/predictions.jsonl" for run in [*runs, "notes"]),
         *(f"runs/demo/{run}/results_summary.txt" for run in runs),
-        "runs/demo/comparison.md",
+        *("runs/demo/comparison.md", "runs/demo/notes/replies.txt"),
     ]
     for place, name in enumerate(order):
         path = clone / name
