@@ -50,6 +50,7 @@ import tomllib
 import zipfile
 import zlib
 
+import regex
 import webencodings
 
 LARGEST = 50_000_000  # bytes of a message that are read: an archive may unpack to more than memory
@@ -139,6 +140,9 @@ def add_format(add):
     add("--limit", metavar="N", type=row_count, help="only the first N rows that are kept")
     shipped = "cut and drop nothing (overrides --holdout and --without-sender)"
     add("--as-shipped", action="store_true", help=shipped)
+    noted = "give this share of the rows notes of what the reply says (0 to 1, default none)"
+    add("--notes", metavar="SHARE", type=share, default=0, help=noted)
+    add("--seed", metavar="N", type=int, default=42, help="of the notes (default: %(default)s)")
     add_examples(add)
 
 
@@ -168,6 +172,13 @@ def fraction(text):
         if 0 < float(text) < 1:
             return float(text)
     raise argparse.ArgumentTypeError(f"{text!r} is no fraction between 0 and 1, such as 0.2")
+
+
+def share(text):
+    with contextlib.suppress(ValueError):
+        if 0 <= float(text) <= 1:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is no share of the rows from 0 to 1, such as 0.7")
 
 
 def stop(message):
@@ -1677,23 +1688,107 @@ def format_replies(args):
         rows, dropped = keep_clean(rows, shipped, tests, args.without_sender)
         for reason, count in dropped.items():
             print(f"dropped {count:4}: {reason}")
-    rows = [example(row, instruction) for row in rows[: args.limit].to_dict("records")]
+    rows = rows.to_dict("records")
+    notes = make_notes(rows, args.notes, args.seed) if args.notes else {}
+    rows = [example(row, instruction, notes.get(row["id"])) for row in rows[: args.limit]]
+    if notes:
+        print(f"gave notes to {sum('notes' in row for row in rows)} rows")
     if args.examples:
         rows = with_examples(rows, memory or rows, args.examples)
     write_whole({args.output: json_lines(rows)})
     print(f"kept {len(rows)} rows in {args.output}")
 
 
-def example(row, instruction):
+def example(row, instruction, notes=None):
     """A row as one line of JSONL: what is known of the mail, and the turns of a conversation."""
+    head = {name: row[name] for name in ("id", "date", "subject", "From", "To")}
+    if notes:
+        stop_mark = "." if instruction and instruction[-1] not in ".!?。！？" else ""
+        instruction = f"{instruction}{stop_mark} In the reply: {notes}".lstrip()
+        head["notes"] = notes
     system = [turn("system", instruction)] if instruction else []
     prompt = [*system, turn("user", row["mail"])]
-    head = {name: row[name] for name in ("id", "date", "subject", "From", "To")}
     return head | {"prompt": prompt, "completion": [turn("assistant", row["response"])]}
 
 
 def turn(role, content):
     return {"role": role, "content": content}
+
+
+# A letter beside which Unicode lets a line break, such as a Chinese one, has no blank to end a word.
+BLANKLESS = r"[\p{L}&&[\p{lb=ID}\p{lb=CJ}\p{lb=NS}\p{lb=SA}]]"
+LETTER = rf"[\w--{BLANKLESS}]"
+WORD = regex.compile(  # Tuesday, 10:30, $2,000, joss'll, 5%; two letters of a script without blanks
+    rf"(?V1)(?:(?:{BLANKLESS}\p{{M}}*){{1,2}}"
+    rf"|[$€£]?{LETTER}+(?:(?:[.'’@&/-]|(?<=\d)[,:](?=\d)){LETTER}+)*%?)"
+)
+CLAUSE = regex.compile(rf"{WORD.pattern}(?:[^\S\n]*{WORD.pattern})*")  # no mark and no line ends it
+NOTED = regex.compile(  # words that a note keeps, however often the author writes them
+    r"""(?xi) .*\d.* | .*n['’]t | yes | yep | yeah | no | nope | not | never | nothing | none
+    | ja | nein | nicht | nie | kein(?:e[nmrs]?)? | oui | non | pas | jamais | s[ií] | nunca | não
+    | да | нет | не | никогда | 是 | 好的 | 不 | 没有? | はい | いい"""
+)
+
+
+def make_notes(rows, share, seed):
+    """{id: notes} of about this share of the rows: what the reply says, in words that it has.
+
+    Words that are rare in the replies and mails say most. Whether a row has notes, and how full
+    they are, is drawn from the seed and its id.
+    """
+    spoken, phrases = collections.Counter(), collections.Counter()
+    for row in rows:
+        for text in (row["response"], row["mail"]):
+            spoken.update({word.group().casefold() for word in WORD.finditer(text)})
+        phrases.update({clause.casefold() for clause in CLAUSE.findall(row["response"])})
+    notes = {}
+    for row in rows:
+        drawn = random.Random(f"{seed} {row['id']}")
+        if drawn.random() < share:
+            clauses = content_of(row, phrases, max(2, len(rows) // 100))
+            notes[row["id"]] = shorten_clauses(row["response"], clauses, drawn.random(), spoken)
+    return notes
+
+
+def content_of(row, phrases, often):
+    """The clauses of a reply that say something, as lists of matches of WORD.
+
+    Left out are a greeting, names and words of parting, and what the author says `often`.
+    """
+    reply, author = row["response"], words_of_name(row["From"])
+    to = words_of_name(row["To"])
+    idle = SIGN_OFF | author | to | {name[0] for name in author}
+    clauses = []
+    for clause in CLAUSE.finditer(reply):
+        words = list(WORD.finditer(reply, clause.start(), clause.end()))
+        spoken = {word.group().casefold() for word in words}
+        opening = not reply[: clause.start()].strip() and len(words) < 4
+        greeting = re.match(r"\s*[:：]|[,!，！]\s*\n", reply[clause.end() :]) or spoken & to
+        habit = phrases[clause.group().casefold()] > often
+        answer = len(words) == 1 and NOTED.fullmatch(words[0].group())
+        if answer or not (opening and greeting or habit or spoken <= idle):
+            clauses.append(words)
+    return clauses
+
+
+def shorten_clauses(reply, clauses, fullness, frequency):
+    """The 10 to 60 % of the words (by `fullness`, 0 to 1) that say most, with what joins them."""
+    weights = {}
+    for clause in clauses:
+        for before, word in itertools.pairwise([None, *clause]):
+            text = word.group()
+            often = frequency[text.casefold()]
+            close = before and NOTED.fullmatch(before.group())
+            weights[word] = 0 if NOTED.fullmatch(text) else often / 10 if close else often
+    count = min(24, max(2, round((0.1 + 0.5 * fullness) * len(weights))))
+    best = set(sorted(weights, key=lambda word: (weights[word], -len(word.group())))[:count])
+    phrases = []
+    for clause in clauses:
+        marks = "".join("x" if word in best else "-" for word in clause)
+        for run in re.finditer("x(?:-?-?x)*", marks):
+            phrase = reply[clause[run.start()].start() : clause[run.end() - 1].end()]
+            phrases.append(" ".join(phrase.split()))
+    return ", ".join(dict.fromkeys(phrases))
 
 
 MEMORY = {"id": str, "date": str, "subject": str, "prompt": list, "completion": list}
