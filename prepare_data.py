@@ -1715,7 +1715,7 @@ def turn(role, content):
     return {"role": role, "content": content}
 
 
-# A letter beside which Unicode lets a line break, such as a Chinese one, has no blank to end a word.
+# A letter beside which Unicode lets a line break, such as a Chinese one: no blank ends a word.
 BLANKLESS = r"[\p{L}&&[\p{lb=ID}\p{lb=CJ}\p{lb=NS}\p{lb=SA}]]"
 LETTER = rf"[\w--{BLANKLESS}]"
 WORD = regex.compile(  # Tuesday, 10:30, $2,000, joss'll, 5%; two letters of a script without blanks
@@ -1723,70 +1723,61 @@ WORD = regex.compile(  # Tuesday, 10:30, $2,000, joss'll, 5%; two letters of a s
     rf"|[$€£]?{LETTER}+(?:(?:[.'’@&/-]|(?<=\d)[,:](?=\d)){LETTER}+)*%?)"
 )
 CLAUSE = regex.compile(rf"{WORD.pattern}(?:[^\S\n]*{WORD.pattern})*")  # no mark and no line ends it
-NOTED = regex.compile(  # words that a note keeps, however often the author writes them
-    r"""(?xi) .*\d.* | .*n['’]t | yes | yep | yeah | no | nope | not | never | nothing | none
-    | ja | nein | nicht | nie | kein(?:e[nmrs]?)? | oui | non | pas | jamais | s[ií] | nunca | não
-    | да | нет | не | никогда | 是 | 好的 | 不 | 没有? | はい | いい"""
+# "Jo:", or "Hi Jo," on a line of its own
+GREETING = re.compile(r"\A\s*(?:\S+[ \t]+){,2}\S+?(?:[:：]\s|[,，]\s*\n)")
+DECISIVE = regex.compile(  # numbers, yes, no and not, however often the author writes them
+    r"""(?xi) .*\d.* | .*n['’]t | yes | yep | yeah | no | nope | not | never | nothing | none | without
+    | ja | nein | nicht | nie | kein(?:e[nmrs]?)? | ohne | nee | niet | geen | oui | non | pas | jamais
+    | s[ií] | nunca | não | да | нет | не | никогда | 是 | 好的 | [不没別别未].? | はい | いい | ない"""
 )
 
 
 def make_notes(rows, share, seed):
-    """{id: notes} of about this share of the rows: what the reply says, in words that it has.
+    """{id: notes} of about this share of the rows: what the reply says, in a few of its words.
 
-    Words that are rare in the replies and mails say most. Whether a row has notes, and how full
-    they are, is drawn from the seed and its id.
+    Words that are rare in the replies and mails say most; clauses that the author repeats, such as
+    a greeting or "no problem", say nothing. Whether a row has notes, and how full they are, is
+    drawn from the seed and its id.
     """
-    spoken, phrases = collections.Counter(), collections.Counter()
+    frequency, repeated = collections.Counter(), collections.Counter()
     for row in rows:
         for text in (row["response"], row["mail"]):
-            spoken.update({word.group().casefold() for word in WORD.finditer(text)})
-        phrases.update({clause.casefold() for clause in CLAUSE.findall(row["response"])})
+            frequency.update({word.casefold() for word in WORD.findall(text)})
+        repeated.update({clause.casefold() for clause in CLAUSE.findall(row["response"])})
+    habits = {clause for clause, count in repeated.items() if count > max(2, len(rows) / 100)}
     notes = {}
     for row in rows:
-        drawn = random.Random(f"{seed} {row['id']}")
-        if drawn.random() < share:
-            clauses = content_of(row, phrases, max(2, len(rows) // 100))
-            notes[row["id"]] = shorten_clauses(row["response"], clauses, drawn.random(), spoken)
+        draw = random.Random(f"{seed} {row['id']}")
+        if draw.random() < share:
+            notes[row["id"]] = note_down(row, draw.uniform(0.1, 0.6), frequency, habits)
     return notes
 
 
-def content_of(row, phrases, often):
-    """The clauses of a reply that say something, as lists of matches of WORD.
-
-    Left out are a greeting, names and words of parting, and what the author says `often`.
-    """
-    reply, author = row["response"], words_of_name(row["From"])
-    to = words_of_name(row["To"])
-    idle = SIGN_OFF | author | to | {name[0] for name in author}
-    clauses = []
+def note_down(row, fullness, frequency, habits):
+    """That part of a reply's words, from 2 to 24 of them, in phrases of those near each other."""
+    reply = GREETING.sub("", row["response"], count=1)
+    author = words_of_name(row["From"])
+    idle = SIGN_OFF | author | {name[0] for name in author} | words_of_name(row["To"])
+    clauses, weights = [], {}
     for clause in CLAUSE.finditer(reply):
         words = list(WORD.finditer(reply, clause.start(), clause.end()))
-        spoken = {word.group().casefold() for word in words}
-        opening = not reply[: clause.start()].strip() and len(words) < 4
-        greeting = re.match(r"\s*[:：]|[,!，！]\s*\n", reply[clause.end() :]) or spoken & to
-        habit = phrases[clause.group().casefold()] > often
-        answer = len(words) == 1 and NOTED.fullmatch(words[0].group())
-        if answer or not (opening and greeting or habit or spoken <= idle):
-            clauses.append(words)
-    return clauses
-
-
-def shorten_clauses(reply, clauses, fullness, frequency):
-    """The 10 to 60 % of the words (by `fullness`, 0 to 1) that say most, with what joins them."""
-    weights = {}
-    for clause in clauses:
-        for before, word in itertools.pairwise([None, *clause]):
-            text = word.group()
-            often = frequency[text.casefold()]
-            close = before and NOTED.fullmatch(before.group())
-            weights[word] = 0 if NOTED.fullmatch(text) else often / 10 if close else often
-    count = min(24, max(2, round((0.1 + 0.5 * fullness) * len(weights))))
+        decisive = [bool(DECISIVE.fullmatch(word.group())) for word in words]
+        if clause.group().casefold() in habits and not (decisive[0] and len(words) == 1):
+            continue
+        clauses.append(words)
+        for i, word in enumerate(words):
+            text = word.group().casefold()
+            if decisive[i]:
+                weights[word] = 0
+            elif text not in idle:  # what a number or a "not" speaks of comes next
+                weights[word] = frequency[text] / (10 if i and decisive[i - 1] else 1)
+    count = min(24, max(2, round(fullness * len(weights))))
     best = set(sorted(weights, key=lambda word: (weights[word], -len(word.group())))[:count])
     phrases = []
-    for clause in clauses:
-        marks = "".join("x" if word in best else "-" for word in clause)
+    for words in clauses:
+        marks = "".join("x" if word in best else "-" for word in words)
         for run in re.finditer("x(?:-?-?x)*", marks):
-            phrase = reply[clause[run.start()].start() : clause[run.end() - 1].end()]
+            phrase = reply[words[run.start()].start() : words[run.end() - 1].end()]
             phrases.append(" ".join(phrase.split()))
     return ", ".join(dict.fromkeys(phrases))
 
