@@ -1725,8 +1725,8 @@ WORD = regex.compile(  # Tuesday, 10:30, $2,000, joss'll, 5%; two letters of a s
 CLAUSE = regex.compile(rf"{WORD.pattern}(?:[^\S\n]*{WORD.pattern})*")  # no mark and no line ends it
 # "Jo:", or "Hi Jo," on a line of its own
 GREETING = re.compile(r"\A\s*(?:\S+[ \t]+){,2}\S+?(?:[:：]\s|[,，]\s*\n)")
-DECISIVE = regex.compile(  # numbers, yes, no and not, however often the author writes them
-    r"""(?xi) .*\d.* | .*n['’]t | yes | yep | yeah | no | nope | not | never | nothing | none | without
+DECISIVE = regex.compile(  # what a note keeps, however often the author writes it
+    r"""(?xi) .*n['’]t | yes | yep | yeah | no | nope | not | never | nothing | none | without
     | ja | nein | nicht | nie | kein(?:e[nmrs]?)? | ohne | nee | niet | geen | oui | non | pas | jamais
     | s[ií] | nunca | não | да | нет | не | никогда | 是 | 好的 | [不没別别未].? | はい | いい | ない"""
 )
@@ -1739,47 +1739,67 @@ def make_notes(rows, share, seed):
     a greeting or "no problem", say nothing. Whether a row has notes, and how full they are, is
     drawn from the seed and its id.
     """
+    # The capitals of the mails are left out: headers, names and dates.
     frequency, repeated = collections.Counter(), collections.Counter()
     for row in rows:
-        for text in (row["response"], row["mail"]):
-            frequency.update({word.casefold() for word in WORD.findall(text)})
+        words = {word.casefold() for word in WORD.findall(row["response"])}
+        frequency.update(words.union(filter(str.islower, WORD.findall(row["mail"]))))
         repeated.update({clause.casefold() for clause in CLAUSE.findall(row["response"])})
     habits = {clause for clause, count in repeated.items() if count > max(2, len(rows) / 100)}
+    common = {word for word, count in frequency.items() if count > max(2, len(rows) / 6)}
     notes = {}
     for row in rows:
         draw = random.Random(f"{seed} {row['id']}")
         if draw.random() < share:
-            notes[row["id"]] = note_down(row, draw.uniform(0.1, 0.6), frequency, habits)
+            notes[row["id"]] = note_down(row, draw.uniform(0.1, 0.9), frequency, common, habits)
     return notes
 
 
-def note_down(row, fullness, frequency, habits):
-    """That part of a reply's words, from 2 to 24 of them, in phrases of those near each other."""
+def note_down(row, fullness, frequency, common, habits):
+    """The phrases of a reply that say most, up to this part of its words and 24 of them.
+
+    A phrase is the part of a clause with the rarest words, the longer the fuller the notes are, and
+    has no common word at its ends. The author's habits are no clauses to note.
+    """
     reply = GREETING.sub("", row["response"], count=1)
-    author = words_of_name(row["From"])
-    idle = SIGN_OFF | author | {name[0] for name in author} | words_of_name(row["To"])
-    clauses, weights = [], {}
+    author, to = words_of_name(row["From"]), words_of_name(row["To"])
+    idle = SIGN_OFF | author | {name[0] for name in author} | to | common
+    phrases, size, longest = [], 0, round(1 + 14 * fullness)
     for clause in CLAUSE.finditer(reply):
         words = list(WORD.finditer(reply, clause.start(), clause.end()))
-        decisive = [bool(DECISIVE.fullmatch(word.group())) for word in words]
-        if clause.group().casefold() in habits and not (decisive[0] and len(words) == 1):
+        texts = [word.group().casefold() for word in words]
+        weights = [weight_of(text, frequency, idle) for text in texts]
+        answer = weights == [ANSWER]
+        greeting = not size and len(words) < 4 and not to.isdisjoint(texts)
+        if greeting or clause.group().casefold() in habits and not answer:
             continue
-        clauses.append(words)
-        for i, word in enumerate(words):
-            text = word.group().casefold()
-            if decisive[i]:
-                weights[word] = 0
-            elif text not in idle:  # what a number or a "not" speaks of comes next
-                weights[word] = frequency[text] / (10 if i and decisive[i - 1] else 1)
-    count = min(24, max(2, round(fullness * len(weights))))
-    best = set(sorted(weights, key=lambda word: (weights[word], -len(word.group())))[:count])
-    phrases = []
-    for words in clauses:
-        marks = "".join("x" if word in best else "-" for word in words)
-        for run in re.finditer("x(?:-?-?x)*", marks):
-            phrase = reply[words[run.start()].start() : words[run.end() - 1].end()]
-            phrases.append(" ".join(phrase.split()))
-    return ", ".join(dict.fromkeys(phrases))
+        size += len(words)
+        length = min(longest, len(words))
+        starts = range(len(words) - length + 1)
+        best = max(starts, key=lambda start: sum(weights[start : start + length]))
+        telling = [i for i in range(best, best + length) if weights[i]]
+        if telling:
+            first, last = telling[0], telling[-1]
+            text = reply[words[first].start() : words[last].end()]
+            score = ANSWER if answer else sum(weights[first : last + 1]) / (last - first + 3)
+            phrases.append((score, last - first + 1, " ".join(text.split())))
+    chosen, room = set(), min(24, max(2, fullness * size))
+    for phrase in sorted(phrases, reverse=True):
+        if phrase[1] <= room or not chosen:
+            chosen.add(phrase)
+            room -= phrase[1]
+    return ", ".join(dict.fromkeys(phrase[2] for phrase in phrases if phrase in chosen))
+
+
+ANSWER = 3  # the weight of a yes or a no; a number weighs 2, a word up to 1
+
+
+def weight_of(word, frequency, idle):
+    if DECISIVE.fullmatch(word):
+        return ANSWER
+    if any(map(str.isdigit, word)):
+        return 2
+    return 0 if word in idle else 1 / frequency[word]
 
 
 MEMORY = {"id": str, "date": str, "subject": str, "prompt": list, "completion": list}

@@ -461,8 +461,8 @@ TOLD = [  # sender, recipient, reply: each author greets and parts three times i
         "Привет, Лена!\nДа, во вторник в 10 часов удобно, но без образцов не приходи.\n\n"
         "С уважением,\nМария",
     ),
-    (MARIA, MAUD, "Печь остыла ещё вчера.\n\nС уважением,\nМария"),
-    (MARIA, MAUD, "Стекло приедет поездом.\n\nС уважением,\nМария"),
+    (MARIA, MAUD, "Привет, Мод!\nПечь остыла ещё вчера.\n\nС уважением,\nМария"),
+    (MARIA, MAUD, "Привет, Мод!\nСтекло приедет поездом.\n\nС уважением,\nМария"),
     (
         FANG,
         "李明 <ming@tern.example>",
@@ -473,12 +473,11 @@ TOLD = [  # sender, recipient, reply: each author greets and parts three times i
 ]
 
 
-def told_rows(tmp_path, *flags, rows=TOLD):
+def told_rows(tmp_path, *flags):
     """The lines that `format` makes of TOLD, whose ids are 1, 2, 3, ..."""
     table = [
         [str(number), "2019", "kiln", sender, to, reply, len(reply), reply, f"Question {number}?"]
         for number, (sender, to, reply) in enumerate(TOLD, 1)
-        if (sender, to, reply) in rows
     ]
     frame = pandas.DataFrame(table, columns=prepare_data.COLUMNS)
     frame.to_csv(tmp_path / "told.csv", index=False)
@@ -492,34 +491,43 @@ def test_notes_are_the_words_that_say_what_the_reply_says(tmp_path, capsys):
     rows = told_rows(tmp_path, "--notes", "1")
     assert "gave notes to 12 rows" in capsys.readouterr().out
     assert {row["id"]: row.get("notes") for row in rows} == {
-        "1": "yes, 10:30, can't pay $2,000 any",
-        "2": "spare key hangs",
+        "1": "yes, We can't pay $2,000 any more",
+        "2": "spare key hangs in",
         "3": "Never on a Sunday",
         "4": None,  # says nothing that this author does not say all the time
-        "5": "nein, Dienstag geht es nicht, Mittwoch um 14 Uhr passt, Prüfbericht",
-        "6": "Ofen ist seit gestern",
-        "7": "Glas kommt",
-        "8": "Да, вторник в 10 часов, образцов не приходи",
-        "9": "остыла ещё вчера",
-        "10": "приедет поездом",
-        "11": "好的, 10点在, 不要迟到",
-        "12": "窑炉昨天已经",
-        "13": "玻璃随火",
+        "5": "nein, am Dienstag geht es nicht, Bring bitte den Prüfbericht mit",
+        "6": "Der Ofen ist",
+        "7": "Das Glas kommt",
+        "8": "Да, но без образцов не приходи",
+        "9": "Печь остыла ещё вчера",
+        "10": "Стекло приедет поездом",
+        "11": "好的, 请带样品, 不要迟到",
+        "12": "窑炉昨天已经冷却了",
+        "13": "玻璃随火车一起到",
     }
     assert [turn["content"] for turn in rows[1]["prompt"]] == [
-        "Respond to the given email. In the reply: spare key hangs",
+        "Respond to the given email. In the reply: spare key hangs in",
         "Question 2?",
     ]
     assert rows[3]["prompt"][0]["content"] == "Respond to the given email"
     assert rows[1]["completion"][0]["content"] == TOLD[1][2]
 
 
-def test_notes_are_terse_or_full_and_the_seed_decides(tmp_path):
-    again = [told_rows(tmp_path, "--notes", "1", "--seed", "7") for _ in range(2)]
-    assert again[0] == again[1]
-    several = [told_rows(tmp_path, "--notes", "1", "--seed", seed)[0] for seed in "123456789"]
-    sizes = [len(row["notes"].split()) for row in several]
-    assert min(sizes) == 2 and max(sizes) > 8
+def test_notes_of_any_seed_are_phrases_of_the_reply_in_its_order(tmp_path):
+    habits = ["hi", "len", "joss", "ana", "cheers", "m", "no problem", "anna", "lieber jonas"]
+    habits += ["viele grüße", "привет", "лена", "с уважением", "мария", "你好", "此致敬礼", "王芳"]
+    sizes = collections.defaultdict(set)
+    for seed in range(20):
+        rows = told_rows(tmp_path, "--notes", "1", "--seed", str(seed))
+        assert rows == told_rows(tmp_path, "--notes", "1", "--seed", str(seed))
+        for row, (_, _, reply) in zip(rows, TOLD, strict=True):
+            phrases = row["notes"].split(", ") if "notes" in row else []
+            starts = [" ".join(reply.split()).find(phrase) for phrase in phrases]
+            assert -1 not in starts and starts == sorted(starts)
+            assert not {phrase.casefold() for phrase in phrases} & set(habits)
+            sizes[row["id"]].add(len(row.get("notes", "").split()))
+            assert row["id"] not in ("1", "5", "8") or phrases[0] in ("yes", "nein", "Да")
+    assert min(sizes["1"]) <= 3 and max(sizes["1"]) >= 8  # terse or full
 
 
 def test_a_share_of_the_rows_gets_notes_whatever_the_other_rows_are(tmp_path):
