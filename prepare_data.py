@@ -1723,13 +1723,13 @@ WORD = regex.compile(  # Tuesday, 10:30, $2,000, joss'll, 5%; two letters of a s
     rf"|[$€£]?{LETTER}+(?:(?:[.'’@&/-]|(?<=\d)[,:](?=\d)){LETTER}+)*%?)"
 )
 CLAUSE = regex.compile(rf"{WORD.pattern}(?:[^\S\n]*{WORD.pattern})*")  # no mark and no line ends it
-# "Jo:", or "Hi Jo," on a line of its own
-GREETING = re.compile(r"\A\s*(?:\S+[ \t]+){,2}\S+?(?:[:：]\s|[,，]\s*\n)")
 DECISIVE = regex.compile(  # what a note keeps, however often the author writes it
     r"""(?xi) .*n['’]t | yes | yep | yeah | no | nope | not | never | nothing | none | without
     | ja | nein | nicht | nie | kein(?:e[nmrs]?)? | ohne | nee | niet | geen | oui | non | pas | jamais
     | s[ií] | nunca | não | да | нет | не | никогда | 是 | 好的 | [不没別别未].? | はい | いい | ない"""
 )
+
+ANSWER = 3  # the weight of a yes, no or not; a number weighs 2, another word up to 1
 
 
 def make_notes(rows, share, seed):
@@ -1761,8 +1761,7 @@ def note_down(row, fullness, frequency, common, habits):
     A phrase is the part of a clause with the rarest words, the longer the fuller the notes are, and
     has no common word at its ends. The author's habits are no clauses to note.
     """
-    reply = GREETING.sub("", row["response"], count=1)
-    author, to = words_of_name(row["From"]), words_of_name(row["To"])
+    reply, author, to = row["response"], words_of_name(row["From"]), words_of_name(row["To"])
     idle = SIGN_OFF | author | {name[0] for name in author} | to | common
     phrases, size, longest = [], 0, round(1 + 14 * fullness)
     for clause in CLAUSE.finditer(reply):
@@ -1770,8 +1769,9 @@ def note_down(row, fullness, frequency, common, habits):
         texts = [word.group().casefold() for word in words]
         weights = [weight_of(text, frequency, idle) for text in texts]
         answer = weights == [ANSWER]
-        greeting = not size and len(words) < 4 and not to.isdisjoint(texts)
-        if greeting or clause.group().casefold() in habits and not answer:
+        named = reply.startswith((":", "："), clause.end()) or not to.isdisjoint(texts)
+        greeting = not size and len(words) < 4 and named
+        if (greeting or clause.group().casefold() in habits) and not answer:
             continue
         size += len(words)
         length = min(longest, len(words))
@@ -1789,9 +1789,6 @@ def note_down(row, fullness, frequency, common, habits):
             chosen.add(phrase)
             room -= phrase[1]
     return ", ".join(dict.fromkeys(phrase[2] for phrase in phrases if phrase in chosen))
-
-
-ANSWER = 3  # the weight of a yes or a no; a number weighs 2, a word up to 1
 
 
 def weight_of(word, frequency, idle):

@@ -444,7 +444,7 @@ TOLD = [  # sender, recipient, reply: each author greets and parts three times i
         "len@tern.example",
         "Hi Len, yes, Tuesday at 10:30, but bring samples. We can't pay $2,000 any more. Cheers, M.",
     ),
-    (MAUD, "joss@tern.example", "Hi Joss, no problem. The spare key hangs in the shed. Cheers, M."),
+    (MAUD, "joss@tern.example", "Whitty: no problem. The spare key hangs in the shed. Cheers, M."),
     (MAUD, "ana@tern.example", "No problem. Never on a Sunday, it's the quay fair. Cheers, M."),
     (MAUD, "wren@tern.example", "No problem. Cheers, M."),
     (
@@ -514,7 +514,7 @@ def test_notes_are_the_words_that_say_what_the_reply_says(tmp_path, capsys):
 
 
 def test_notes_of_any_seed_are_phrases_of_the_reply_in_its_order(tmp_path):
-    habits = ["hi", "len", "joss", "ana", "cheers", "m", "no problem", "anna", "lieber jonas"]
+    habits = ["hi", "len", "whitty", "ana", "cheers", "m", "no problem", "anna", "lieber jonas"]
     habits += ["viele grüße", "привет", "лена", "с уважением", "мария", "你好", "此致敬礼", "王芳"]
     sizes = collections.defaultdict(set)
     for seed in range(20):
