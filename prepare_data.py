@@ -1735,11 +1735,11 @@ ANSWER = 3  # the weight of a yes, no or not; a number weighs 2, another word up
 def make_notes(rows, share, seed):
     """{id: notes} of about this share of the rows: what the reply says, in a few of its words.
 
-    Words that are rare in the replies and mails say most; clauses that the author repeats, such as
-    a greeting or "no problem", say nothing. Whether a row has notes, and how full they are, is
-    drawn from the seed and its id.
+    Words that are in few rows say most; clauses that the author repeats, such as a greeting or "no
+    problem", say nothing. Whether a row has notes, and how full they are, is drawn from the seed
+    and its id. The notes are "" if the reply says nothing else.
     """
-    # The capitals of the mails are left out: headers, names and dates.
+    # Words with a capital in a mail are not counted: days and names, which its headers are full of.
     frequency, repeated = collections.Counter(), collections.Counter()
     for row in rows:
         words = {word.casefold() for word in WORD.findall(row["response"])}
@@ -1756,14 +1756,14 @@ def make_notes(rows, share, seed):
 
 
 def note_down(row, fullness, frequency, common, habits):
-    """The phrases of a reply that say most, up to this part of its words and 24 of them.
+    """The clauses of a reply that say most, up to this part of its words and 24 of them.
 
-    A phrase is the part of a clause with the rarest words, the longer the fuller the notes are, and
-    has no common word at its ends. The author's habits are no clauses to note.
+    A clause is noted without the `common` words at its ends; of a long one, only the part with the
+    rarest words. A greeting and the author's `habits` are left out.
     """
     reply, author, to = row["response"], words_of_name(row["From"]), words_of_name(row["To"])
     idle = SIGN_OFF | author | {name[0] for name in author} | to | common
-    phrases, size, longest = [], 0, round(1 + 14 * fullness)
+    phrases, size, longest = [], 0, round(6 + 14 * fullness)
     for clause in CLAUSE.finditer(reply):
         words = list(WORD.finditer(reply, clause.start(), clause.end()))
         texts = [word.group().casefold() for word in words]

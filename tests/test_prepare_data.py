@@ -492,12 +492,12 @@ def test_notes_are_the_words_that_say_what_the_reply_says(tmp_path, capsys):
     assert "gave notes to 12 rows" in capsys.readouterr().out
     assert {row["id"]: row.get("notes") for row in rows} == {
         "1": "yes, We can't pay $2,000 any more",
-        "2": "spare key hangs in",
+        "2": "The spare key hangs in the shed",
         "3": "Never on a Sunday",
         "4": None,  # says nothing that this author does not say all the time
         "5": "nein, am Dienstag geht es nicht, Bring bitte den Prüfbericht mit",
-        "6": "Der Ofen ist",
-        "7": "Das Glas kommt",
+        "6": "Der Ofen ist seit gestern kalt",
+        "7": "Das Glas kommt mit dem Zug",
         "8": "Да, но без образцов не приходи",
         "9": "Печь остыла ещё вчера",
         "10": "Стекло приедет поездом",
@@ -506,7 +506,7 @@ def test_notes_are_the_words_that_say_what_the_reply_says(tmp_path, capsys):
         "13": "玻璃随火车一起到",
     }
     assert [turn["content"] for turn in rows[1]["prompt"]] == [
-        "Respond to the given email. In the reply: spare key hangs in",
+        "Respond to the given email. In the reply: The spare key hangs in the shed",
         "Question 2?",
     ]
     assert rows[3]["prompt"][0]["content"] == "Respond to the given email"
