@@ -1725,10 +1725,10 @@ WORD = regex.compile(  # Tuesday, 10:30, $2,000, joss'll, 5%; two letters of a s
 CLAUSE = regex.compile(rf"{WORD.pattern}(?:[^\S\n]*{WORD.pattern})*")  # no mark and no line ends it
 DECISIVE = regex.compile(  # what a note keeps, however often the author writes it
     r"""(?xi) .*n['’]t | yes | yep | yeah | no | nope | not | never | nothing | none | without
-    | ja | nein | nicht | nie | kein(?:e[nmrs]?)? | ohne | nee | niet | geen | oui | non | pas | jamais
-    | s[ií] | nunca | não | да | нет | не | никогда | 是 | 好的 | [不没別别未].? | はい | いい | ない"""
+    | ja | nein | nicht | nie | kein(?:e[nmrs]?)? | ohne | nee | niet | geen | oui | non | pas
+    | jamais | s[ií] | nunca | não | да | нет | не | никогда | 是 | 好的 | [不没別别未].? | はい
+    | いい | ない"""
 )
-
 ANSWER = 3  # the weight of a yes, no or not; a number weighs 2, another word up to 1
 
 
