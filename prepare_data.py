@@ -1780,6 +1780,7 @@ def note_down(row, fullness, frequency, common, habits):
         telling = [i for i in range(best, best + length) if weights[i]]
         if telling:
             first, last = telling[0], telling[-1]
+            last += weights[last] == ANSWER and last + 1 < len(words)  # what a "not" denies
             text = reply[words[first].start() : words[last].end()]
             score = ANSWER if answer else sum(weights[first : last + 1]) / (last - first + 3)
             phrases.append((score, last - first + 1, " ".join(text.split())))

@@ -530,6 +530,14 @@ def test_notes_of_any_seed_are_phrases_of_the_reply_in_its_order(tmp_path):
     assert min(sizes["1"]) <= 3 and max(sizes["1"]) >= 8  # terse or full
 
 
+def test_a_not_keeps_what_it_denies_even_a_common_word(tmp_path):
+    rows = [(str(i), MAUD, f"Lamp {i} is sold.", f"Is lamp {i} sold?") for i in range(20)]
+    *_, row = format_rows(
+        tmp_path, [*rows, ("20", MAUD, "It is not sold.", "And that?")], "--notes", "1"
+    )
+    assert row["notes"] == "It is not sold"
+
+
 def test_a_share_of_the_rows_gets_notes_whatever_the_other_rows_are(tmp_path):
     rows = [
         (str(i), MAUD, f"The lamp {i} is sold to number {i} of the quay.", f"Lamp {i}?")
