@@ -50,6 +50,7 @@ import tomllib
 import zipfile
 import zlib
 
+import regex
 import webencodings
 
 LARGEST = 50_000_000  # bytes of a message that are read: an archive may unpack to more than memory
@@ -147,6 +148,9 @@ def add_format(add):
     add("--limit", metavar="N", type=row_count, help="only the first N rows that are kept")
     add("--as-shipped", action="store_true", help="cut and drop nothing, whatever else is asked")
     add("--brief", action="store_true", help="print one line")
+    noted = "give this share of the rows notes of what the reply says (0 to 1, default none)"
+    add("--notes", metavar="SHARE", type=share, default=0, help=noted)
+    add("--seed", metavar="N", type=int, default=42, help="of the notes (default: %(default)s)")
     add_examples(add)
 
 
@@ -167,6 +171,13 @@ def fraction(text):
         if 0 < float(text) < 1:
             return float(text)
     raise argparse.ArgumentTypeError(f"{text!r} is no fraction between 0 and 1, such as 0.2")
+
+
+def share(text):
+    with contextlib.suppress(ValueError):
+        if 0 <= float(text) <= 1:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is no share of the rows from 0 to 1, such as 0.7")
 
 
 def stop(message):
@@ -1626,25 +1637,118 @@ def format_replies(args):
         tests = pandas.concat([tests, cut_quotes(tests, names)])
         rows, dropped = keep_clean(rows, shipped, tests, args.without_sender)
         details += [f"dropped {count:4}: {reason}" for reason, count in dropped.items() if count]
+    rows = rows.to_dict("records")
+    notes = make_notes(rows, args.notes, args.seed) if args.notes else {}
+    rows = [example(row, instruction, notes.get(row["id"])) for row in rows[: args.limit]]
+    if args.notes:
+        details += [f"gave notes to {sum('notes' in row for row in rows)} rows"]
     if not args.brief:
         print("\n".join(details))
-    rows = [example(row, instruction) for row in rows[: args.limit].to_dict("records")]
     if args.examples:
         rows = with_examples(rows, memory or rows, args.examples)
     write_whole({args.output: rows})
     print(f"kept {len(rows)} of {len(shipped)} rows in {args.output}")
 
 
-def example(row, instruction):
+def example(row, instruction, notes=None):
     """A row as one line of JSONL: what is known of the mail, and the turns of a conversation."""
+    head = {name: row[name] for name in ("id", "date", "subject", "From", "To")}
+    if notes:
+        stop_mark = "." if instruction and instruction[-1] not in ".!?。！？" else ""
+        instruction = f"{instruction}{stop_mark} In the reply: {notes}".lstrip()
+        head["notes"] = notes
     system = [turn("system", instruction)] if instruction else []
     prompt = [*system, turn("user", row["mail"])]
-    head = {name: row[name] for name in ("id", "date", "subject", "From", "To")}
     return head | {"prompt": prompt, "completion": [turn("assistant", row["response"])]}
 
 
 def turn(role, content):
     return {"role": role, "content": content}
+
+
+# A letter beside which Unicode lets a line break, such as a Chinese one: no blank ends a word.
+BLANKLESS = r"[\p{L}&&[\p{lb=ID}\p{lb=CJ}\p{lb=NS}\p{lb=SA}]]"
+LETTER = rf"[\w--{BLANKLESS}]"
+WORD = regex.compile(  # Tuesday, 10:30, $2,000, joss'll, 5%; two letters of a script without blanks
+    rf"(?V1)(?:(?:{BLANKLESS}\p{{M}}*){{1,2}}"
+    rf"|[$€£]?{LETTER}+(?:(?:[.'’@&/-]|(?<=\d)[,:](?=\d)){LETTER}+)*%?)"
+)
+CLAUSE = regex.compile(rf"{WORD.pattern}(?:[^\S\n]*{WORD.pattern})*")  # no mark and no line ends it
+DECISIVE = regex.compile(  # what a note keeps, however often the author writes it
+    r"""(?xi) .*n['’]t | yes | yep | yeah | no | nope | not | never | nothing | none | without
+    | ja | nein | nicht | nie | kein(?:e[nmrs]?)? | ohne | nee | niet | geen | oui | non | pas
+    | jamais | s[ií] | nunca | não | да | нет | не | никогда | 是 | 好的 | [不没別别未].? | はい
+    | いい | ない"""
+)
+ANSWER = 3  # the weight of a yes, no or not; a number weighs 2, another word up to 1
+
+
+def make_notes(rows, share, seed):
+    """{id: notes} of about this share of the rows: what the reply says, in a few of its words.
+
+    Words that are in few rows say most; clauses that the author repeats, such as a greeting or "no
+    problem", say nothing. Whether a row has notes, and how full they are, is drawn from the seed
+    and its id. The notes are "" if the reply says nothing else.
+    """
+    # Words with a capital in a mail are not counted: days and names, which its headers are full of.
+    frequency, repeated = collections.Counter(), collections.Counter()
+    for row in rows:
+        words = {word.casefold() for word in WORD.findall(row["response"])}
+        frequency.update(words.union(filter(str.islower, WORD.findall(row["mail"]))))
+        repeated.update({clause.casefold() for clause in CLAUSE.findall(row["response"])})
+    habits = {clause for clause, count in repeated.items() if count > max(2, len(rows) / 100)}
+    common = {word for word, count in frequency.items() if count > max(2, len(rows) / 6)}
+    notes = {}
+    for row in rows:
+        draw = random.Random(f"{seed} {row['id']}")
+        if draw.random() < share:
+            notes[row["id"]] = note_down(row, draw.uniform(0.1, 0.9), frequency, common, habits)
+    return notes
+
+
+def note_down(row, fullness, frequency, common, habits):
+    """The clauses of a reply that say most, up to this part of its words and 24 of them.
+
+    A clause is noted without the `common` words at its ends; of a long one, only the part with the
+    rarest words. A greeting and the author's `habits` are left out.
+    """
+    reply, author, to = row["response"], words_of_name(row["From"]), words_of_name(row["To"])
+    idle = SIGN_OFF | author | {name[0] for name in author} | to | common
+    phrases, size, longest = [], 0, round(6 + 14 * fullness)
+    for clause in CLAUSE.finditer(reply):
+        words = list(WORD.finditer(reply, clause.start(), clause.end()))
+        texts = [word.group().casefold() for word in words]
+        weights = [weight_of(text, frequency, idle) for text in texts]
+        answer = weights == [ANSWER]
+        named = reply.startswith((":", "："), clause.end()) or not to.isdisjoint(texts)
+        greeting = not size and len(words) < 4 and named
+        if (greeting or clause.group().casefold() in habits) and not answer:
+            continue
+        size += len(words)
+        length = min(longest, len(words))
+        starts = range(len(words) - length + 1)
+        best = max(starts, key=lambda start: sum(weights[start : start + length]))
+        telling = [i for i in range(best, best + length) if weights[i]]
+        if telling:
+            first, last = telling[0], telling[-1]
+            last += weights[last] == ANSWER and last + 1 < len(words)  # what a "not" denies
+            text = reply[words[first].start() : words[last].end()]
+            score = ANSWER if answer else sum(weights[first : last + 1]) / (last - first + 3)
+            phrases.append((score, last - first + 1, " ".join(text.split())))
+    chosen, room = set(), min(24, max(2, fullness * size))
+    for phrase in sorted(phrases, reverse=True):
+        if phrase[1] <= room or not chosen:
+            chosen.add(phrase)
+            room -= phrase[1]
+    return ", ".join(dict.fromkeys(phrase[2] for phrase in phrases if phrase in chosen))
+
+
+def weight_of(word, frequency, idle):
+    if DECISIVE.fullmatch(word):
+        return ANSWER
+    if any(map(str.isdigit, word)):
+        return 2
+    return 0 if word in idle else 1 / frequency[word]
 
 
 MEMORY = {"id": str, "date": str, "subject": str, "prompt": list, "completion": list}

@@ -2300,6 +2300,154 @@ def test_a_field_of_ten_megabytes_is_read_and_cut_in_linear_time(tmp_path):
     assert rows[0]["completion"][0]["content"] == "By six."
 
 
+# ------------------------------------------------------------------------------------------- notes
+
+OKAFOR, ANNA = "maud.okafor@tern.example", "Anna Beck <anna@tern.example>"
+MARIA, FANG = "Мария Окафор <maria@tern.example>", "王芳 <fang@tern.example>"
+TOLD = [  # sender, recipient, reply: each author greets and parts three times in the same words
+    (
+        OKAFOR,
+        "len@tern.example",
+        "Hi Len, yes, Tuesday at 10:30, but bring samples. "
+        "We can't pay $2,000 any more. Cheers, M.",
+    ),
+    (
+        OKAFOR,
+        "joss@tern.example",
+        "Whitty: no problem. The spare key hangs in the shed. Cheers, M.",
+    ),
+    (OKAFOR, "ana@tern.example", "No problem. Never on a Sunday, it's the quay fair. Cheers, M."),
+    (OKAFOR, "wren@tern.example", "No problem. Cheers, M."),
+    (
+        ANNA,
+        "Jonas Weiß <jonas@tern.example>",
+        "Lieber Jonas,\n\nnein, am Dienstag geht es nicht, aber Mittwoch um 14 Uhr passt mir gut.\n"
+        "Bring bitte den Prüfbericht mit.\n\nViele Grüße\nAnna",
+    ),
+    (ANNA, OKAFOR, "Der Ofen ist seit gestern kalt.\n\nViele Grüße\nAnna"),
+    (ANNA, OKAFOR, "Das Glas kommt mit dem Zug.\n\nViele Grüße\nAnna"),
+    (
+        MARIA,
+        "Лена Ким <lena@tern.example>",
+        "Привет, Лена!\nДа, во вторник в 10 часов удобно, но без образцов не приходи.\n\n"
+        "С уважением,\nМария",
+    ),
+    (MARIA, OKAFOR, "Привет, Мод!\nПечь остыла ещё вчера.\n\nС уважением,\nМария"),
+    (MARIA, OKAFOR, "Привет, Мод!\nСтекло приедет поездом.\n\nС уважением,\nМария"),
+    (
+        FANG,
+        "李明 <ming@tern.example>",
+        "李明，你好！\n好的，周二上午10点在车间见，请带样品，不要迟到。\n此致敬礼\n王芳",
+    ),
+    (FANG, OKAFOR, "你好！\n窑炉昨天已经冷却了。\n此致敬礼\n王芳"),
+    (FANG, OKAFOR, "你好！\n玻璃随火车一起到。\n此致敬礼\n王芳"),
+]
+
+
+def told_rows(tmp_path, *flags):
+    """The lines that `format` makes of TOLD, whose ids are 1, 2, 3, ..."""
+    table = [
+        [str(number), "2019", "kiln", sender, to, reply, len(reply), reply, f"Question {number}?"]
+        for number, (sender, to, reply) in enumerate(TOLD, 1)
+    ]
+    frame = pandas.DataFrame(table, columns=prepare_data.COLUMNS)
+    frame.to_csv(tmp_path / "told.csv", index=False)
+    out = tmp_path / "told.jsonl"
+    prepare_data.main(["format", str(tmp_path / "told.csv"), str(out), *flags])
+    return [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
+
+
+def test_notes_are_the_words_that_say_what_the_reply_says(tmp_path, capsys):
+    """Yes, no, not and numbers, in any script; no greeting, no parting, no phrase of habit."""
+    rows = told_rows(tmp_path, "--notes", "1")
+    assert "gave notes to 12 rows" in capsys.readouterr().out
+    assert {row["id"]: row.get("notes") for row in rows} == {
+        "1": "yes, We can't pay $2,000 any more",
+        "2": "The spare key hangs in the shed",
+        "3": "Never on a Sunday",
+        "4": None,  # says nothing that this author does not say all the time
+        "5": "nein, am Dienstag geht es nicht, Bring bitte den Prüfbericht mit",
+        "6": "Der Ofen ist seit gestern kalt",
+        "7": "Das Glas kommt mit dem Zug",
+        "8": "Да, но без образцов не приходи",
+        "9": "Печь остыла ещё вчера",
+        "10": "Стекло приедет поездом",
+        "11": "好的, 请带样品, 不要迟到",
+        "12": "窑炉昨天已经冷却了",
+        "13": "玻璃随火车一起到",
+    }
+    assert [turn["content"] for turn in rows[1]["prompt"]] == [
+        "Respond to the given email. In the reply: The spare key hangs in the shed",
+        "Question 2?",
+    ]
+    assert rows[3]["prompt"][0]["content"] == "Respond to the given email"
+    assert rows[1]["completion"][0]["content"] == TOLD[1][2]
+
+
+def test_notes_of_any_seed_are_phrases_of_the_reply_in_its_order(tmp_path):
+    habits = ["hi", "len", "whitty", "ana", "cheers", "m", "no problem", "anna", "lieber jonas"]
+    habits += ["viele grüße", "привет", "лена", "с уважением", "мария", "你好", "此致敬礼", "王芳"]
+    sizes = collections.defaultdict(set)
+    for seed in range(20):
+        rows = told_rows(tmp_path, "--notes", "1", "--seed", str(seed))
+        assert rows == told_rows(tmp_path, "--notes", "1", "--seed", str(seed))
+        for row, (_, _, reply) in zip(rows, TOLD, strict=True):
+            phrases = row["notes"].split(", ") if "notes" in row else []
+            starts = [" ".join(reply.split()).find(phrase) for phrase in phrases]
+            assert -1 not in starts and starts == sorted(starts)
+            assert not {phrase.casefold() for phrase in phrases} & set(habits)
+            sizes[row["id"]].add(len(row.get("notes", "").split()))
+            assert row["id"] not in ("1", "5", "8") or phrases[0] in ("yes", "nein", "Да")
+    assert min(sizes["1"]) <= 3 and max(sizes["1"]) >= 8  # terse or full
+
+
+def test_a_not_keeps_what_it_denies_even_a_common_word(tmp_path):
+    rows = [(str(i), OKAFOR, f"Lamp {i} is sold.", f"Is lamp {i} sold?") for i in range(20)]
+    *_, row = format_rows(
+        tmp_path, [*rows, ("20", OKAFOR, "It is not sold.", "And that?")], "--notes", "1"
+    )
+    assert row["notes"] == "It is not sold"
+
+
+def test_a_share_of_the_rows_gets_notes_whatever_the_other_rows_are(tmp_path):
+    rows = [
+        (str(i), OKAFOR, f"The lamp {i} is sold to number {i} of the quay.", f"Lamp {i}?")
+        for i in range(400)
+    ]
+    noted = {row["id"] for row in format_rows(tmp_path, rows, "--notes", "0.7") if "notes" in row}
+    assert 255 < len(noted) < 305
+    part = format_rows(tmp_path, rows[::-1][:100], "--notes", "0.7")
+    assert {row["id"] for row in part if "notes" in row} == noted & {row[0] for row in rows[300:]}
+    most = {row["id"] for row in format_rows(tmp_path, rows, "--notes", "0.9") if "notes" in row}
+    assert noted < most
+    limited = format_rows(tmp_path, rows, "--notes", "1", "--limit", "3")
+    assert limited == format_rows(tmp_path, rows, "--notes", "1")[:3]
+    plain = format_rows(tmp_path, rows)
+    assert not any("notes" in row for row in plain)
+    assert plain == format_rows(tmp_path, rows, "--notes", "0", "--seed", "3")
+
+
+@pytest.mark.parametrize(
+    ("instruction", "system"),
+    [
+        ("Answer kindly", "Answer kindly. In the reply: no, Tuesday"),
+        ("Answer kindly.", "Answer kindly. In the reply: no, Tuesday"),
+        ("", "In the reply: no, Tuesday"),
+    ],
+)
+def test_notes_follow_any_instruction(tmp_path, instruction, system):
+    rows = [("1", OKAFOR, "no, Tuesday.", MAIL)]
+    (row,) = format_rows(tmp_path, rows, "--notes", "1", "--instruction", instruction)
+    assert row["prompt"][0] == {"role": "system", "content": system}
+
+
+@pytest.mark.parametrize("share", ["-0.1", "1.1", "70%", "nan"])
+def test_a_share_that_is_none(share, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        prepare_data.main(["format", "in.csv", "out.jsonl", f"--notes={share}"])
+    assert stopped.value.code == 2 and "is no share of the rows" in capsys.readouterr().err
+
+
 # ------------------------------------------------------ format and inbox: past replies as examples
 
 
