@@ -96,7 +96,7 @@ data/experience1/random_train_625.jsonl: private FLAGS = --without-sender jeff.d
 data/experience2/%.jsonl: private FLAGS = --author-name "Jeff Dasovich"
 runs/demo/%: MODEL := $(EMBEDDED)
 DEMO_FLAGS := --epochs 1 --learning-rate 2e-3 --batch-size 2 --rank 16 --alpha 32 --dropout 0 \
-    --max-length 272 --max-reply-length 112
+    --max-length 224 --max-reply-length 64 --quantization none
 runs/demo/%/train.json: private FLAGS = $(DEMO_FLAGS)
 runs/demo/notes/train.json: private FLAGS = $(DEMO_FLAGS) --epochs 3
 runs/demo/comparison.md: private FLAGS = --examples 2
