@@ -286,6 +286,8 @@ def test_drafts_and_one_reply(clone):
         "--output data/mine/answers.jsonl".split(),
         "python prepare_data.py drafts data/mine/answers.jsonl Drafts/".split(),
     ]
+    (inbox, *_) = method(clone, "drafts", *names, "NOTES=my notes.txt")[-3:]
+    assert inbox[inbox.index("--notes") + 1] == "my notes.txt"
     answer = make(clone, "--dry-run", "reply", "MAIL=x.eml", "NOTES=no, it's late").stdout
     assert "prepare_data.py text 'x.eml')" in answer
     assert "python generate.py --run runs/mine --mail - --notes 'no, it'\\''s late'" in answer
