@@ -126,7 +126,7 @@ known = $(or $1,$(error the Makefile does not say what $@ is made of: take anoth
 PART := $(shell echo $$PPID).part
 ALONE := $(if $(shell command -v flock),flock requirements.txt)
 
-demo: runs/demo/comparison.md runs/demo/notes/replies.txt ## four trainings on the fictional sample mail, compared
+demo: runs/demo/comparison.md runs/demo/notes/replies.txt ## trainings on the sample, compared
 experience1: runs/experience1/comparison.md ## is the model trained on Jeff's mail closest to Jeff?
 experience2: runs/experience2/comparison.md ## does more of his mail help?
 all: experience1 experience2 ## the ten experiments
@@ -144,7 +144,7 @@ reply: | .venv/installed ## the answer to one mail: make reply MAIL=x.eml NOTES=
 	$(if $(value MAIL),,$(error say which mail: make reply MAIL=x.eml))
 	$Qmail=$$(python prepare_data.py text $(call quote,MAIL)) && printf '%s\n' "$$mail" | \
 	    python generate.py --run $(RUN) --mail - --notes $(call quote,NOTES) $(GENERATE_FLAGS)
-page: $(RUN)/train.json | .venv/page ## write replies on a page in your browser: make page RUN=runs/mine
+page: $(RUN)/train.json | .venv/page ## write replies on a page in your browser
 	$Qpython generate.py --run $(RUN) --page $(GENERATE_FLAGS)
 
 # The method, stage by stage

@@ -149,6 +149,9 @@ def add_format(add):
     add("--as-shipped", action="store_true", help="cut and drop nothing, whatever else is asked")
     add("--brief", action="store_true", help="print one line")
     noted = "give this share of the rows notes of what the reply says (0 to 1, default none)"
+    share = functools.partial(
+        fraction, name="share of the rows from 0 to 1, such as 0.7", ends=(0, 1)
+    )
     add("--notes", metavar="SHARE", type=share, default=0, help=noted)
     add("--seed", metavar="N", type=int, default=42, help="of the notes (default: %(default)s)")
     add_examples(add)
@@ -166,18 +169,11 @@ def row_count(text):
     return int(text)
 
 
-def fraction(text):
+def fraction(text, name="fraction between 0 and 1, such as 0.2", ends=()):
     with contextlib.suppress(ValueError):
-        if 0 < float(text) < 1:
+        if 0 < float(text) < 1 or float(text) in ends:
             return float(text)
-    raise argparse.ArgumentTypeError(f"{text!r} is no fraction between 0 and 1, such as 0.2")
-
-
-def share(text):
-    with contextlib.suppress(ValueError):
-        if 0 <= float(text) <= 1:
-            return float(text)
-    raise argparse.ArgumentTypeError(f"{text!r} is no share of the rows from 0 to 1, such as 0.7")
+    raise argparse.ArgumentTypeError(f"{text!r} is no {name}")
 
 
 def stop(message):
@@ -1959,6 +1955,8 @@ def add_notes(rows, path):
         stop(f"{path}: {error}")
     free = list(range(len(rows)))  # each mail takes one line
     for number, line in enumerate(lines, 1):
+        if not line:
+            continue
         fits = [
             (len(start), place)
             for place in free
@@ -1967,13 +1965,12 @@ def add_notes(rows, path):
         ]
         longest = max(fits, default=(0, 0))[0]
         places = [place for length, place in fits if length == longest]
-        if line and len({starts[place][0] for place in places}) != 1:
+        if len({starts[place][0] for place in places}) != 1:
             who = f"{len(places)} mails have" if places else "no other mail has"
             stop(f"{path}, line {number}: {who} this sender or subject: {line}")
-        if line:
-            free.remove(places[0])
-            if notes := line[longest + 1 :].strip():
-                rows[places[0]]["notes"] = notes
+        free.remove(places[0])
+        if notes := line[longest + 1 :].strip():
+            rows[places[0]]["notes"] = notes
 
 
 def answers(name, fields, body, authors):

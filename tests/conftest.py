@@ -3,6 +3,7 @@ train it on."""
 
 import json
 import os
+import pwd
 from pathlib import Path
 
 import pytest
@@ -86,8 +87,25 @@ def some_rows(count):
 
 
 def write_jsonl(path, rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
+
+
+def serve_mail(home, maildir):
+    """The command that speaks IMAP for a Maildir in the folder `home`: Dovecot's, on its pipes."""
+    imap = Path("/usr/lib/dovecot/imap")
+    if not imap.exists():
+        pytest.skip(f"{imap} is not installed")
+    owner = pwd.getpwnam("nobody") if os.getuid() == 0 else pwd.getpwuid(os.getuid())  # not root
+    Path(home, "conf").write_text(
+        f"mail_location = maildir:{home}/{maildir}\nlog_path = {home}/log\n"
+        f"mail_uid = {owner.pw_uid}\nmail_gid = {owner.pw_gid}\n"
+        "first_valid_uid = 1\nfirst_valid_gid = 1\nnamespace inbox {\n inbox = yes\n}\n"
+    )
+    for path in (home, *Path(home).rglob("*")):
+        os.chown(path, owner.pw_uid, owner.pw_gid)
+    return f"env -i HOME={home} USER=maud {imap} -c {home}/conf"
 
 
 LLAMA2_TEMPLATE = (  # the one that comes with meta-llama/Llama-2-7b-chat-hf

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import write_jsonl
 from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu.metrics import BLEU, CHRF
 
@@ -98,12 +99,6 @@ def rows_of(references, replies, **columns):
         row |= {"reference_nll": 2.0 * (i + 1), "reference_tokens": i + 2}
         rows.append(row | {key: values[i] for key, values in columns.items()})
     return rows
-
-
-def write_jsonl(path, rows):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
 
 
 def write_run(path, rows):

@@ -13,7 +13,6 @@ import io
 import json
 import mailbox
 import os
-import pwd
 import shutil
 import stat
 import subprocess
@@ -27,7 +26,7 @@ from pathlib import Path
 
 import pandas
 import pytest
-from conftest import ROOT
+from conftest import ROOT, serve_mail
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -3274,26 +3273,11 @@ def test_mutt_lists_and_recalls_the_draft(tmp_path):
 
 @pytest.mark.slow
 def test_an_imap_server_shows_the_maildir_as_drafts(tmp_path):
-    if not shutil.which("dovecot"):
-        pytest.skip("dovecot is not installed")
-    imap = Path("/usr/lib/dovecot/imap")
-    if not imap.exists():
-        pytest.skip(f"{imap} is not installed")
     write_mbox(tmp_path / "mail", [QUESTION])
     drafts(tmp_path, inbox(tmp_path, tmp_path / "mail", "--author", MAUD), "Drafts/")
     with tempfile.TemporaryDirectory() as home:
         shutil.copytree(tmp_path / "Drafts", f"{home}/Drafts")
-        owner = (
-            pwd.getpwnam("nobody") if os.getuid() == 0 else pwd.getpwuid(os.getuid())
-        )  # it serves no mail to root
-        Path(home, "conf").write_text(
-            f"mail_location = maildir:{home}/Drafts\nlog_path = {home}/log\nmail_uid = "
-            f"{owner.pw_uid}\nmail_gid = {owner.pw_gid}\n"
-            "first_valid_uid = 1\nfirst_valid_gid = 1\n"
-        )
-        for path in (home, *Path(home).rglob("*")):
-            os.chown(path, owner.pw_uid, owner.pw_gid)
-        client = imaplib.IMAP4_stream(f"env -i HOME={home} USER=maud {imap} -c {home}/conf")
+        client = imaplib.IMAP4_stream(serve_mail(home, "Drafts"))
         assert client.state == "AUTH" and client.select("INBOX")[0] == "OK"
         shown = repr(
             [
