@@ -110,7 +110,7 @@ runs/mine/train.json: private FLAGS = \
 endif
 
 .PHONY: demo experience1 experience2 all data mine drafts reply page export serve model \
-    clean-private test test-slow bench report help
+    clean-private test test-slow bench gpu-check report help
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .SECONDARY:
@@ -269,5 +269,7 @@ test-slow: .venv/installed $(EMBEDDED)/model.safetensors ## the slow ones
 	$Qpytest -m slow
 bench: .venv/installed $(EMBEDDED)/model.safetensors ## how fast, in figures: all, or BENCH=train
 	$Qpython tests/benchmark.py $(BENCH)
+gpu-check: .venv/installed $(EMBEDDED)/model.safetensors ## does all of it work on this NVIDIA GPU?
+	$Qpython tests/gpu_check.py
 help: ## this list
 	$Qsed -n 's/^\([a-z0-9-]*\):.*## /\1	/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14

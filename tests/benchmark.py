@@ -287,19 +287,7 @@ def plain_training(flags):
         lora_dropout=0.05,
     )
     model = get_peft_model(model, lora)
-    config = model.config
-    adapter = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
-    key_value = config.hidden_size * config.num_key_value_heads // config.num_attention_heads
-    frozen = (
-        config.num_hidden_layers
-        * config.hidden_size
-        * (2 * config.hidden_size + 2 * key_value + 3 * config.intermediate_size)
-    )
-    projected = sum(example["reply"] for example in examples) / sum(
-        example["length"] for example in examples
-    )
-    work = 4 * frozen + 6 * adapter + 4 * projected * config.hidden_size * config.vocab_size
-
+    work = operations(model, examples)
     rows, width = examples[:PLAIN_LEARNED], settings["max_length"]
     padded = [
         {
@@ -317,10 +305,27 @@ def plain_training(flags):
     return work, len(rows) * mean / trainer.train().metrics["train_runtime"]
 
 
-def trl_training(flags):
-    """Tokens a second of TRL on train.py's model, adapter and ids, with what makes it fast: no
-    checkpointing, a batch's rows one after
-    the other, without padding. Together, grouped by length, they took a quarter longer on two cores
+def operations(model, examples):
+    """Floating-point operations a token of training: forward and backward through the linear
+    layers, for the adapter's gradients once more, and the vocabulary where a reply is."""
+    config = model.config
+    adapter = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+    key_value = config.hidden_size * config.num_key_value_heads // config.num_attention_heads
+    frozen = (
+        config.num_hidden_layers
+        * config.hidden_size
+        * (2 * config.hidden_size + 2 * key_value + 3 * config.intermediate_size)
+    )
+    replies, lengths = (sum(example[name] for example in examples) for name in ("reply", "length"))
+    projected = replies / lengths * config.hidden_size * config.vocab_size
+    return 4 * frozen + 6 * adapter + 4 * projected
+
+
+def trl_training(flags, count=TRL_LEARNED, **how):
+    """Tokens a second of TRL on train.py's model, adapter and ids.
+
+    By default with what makes it fast on a CPU: no checkpointing, a batch's rows one after the
+    other, without padding. Together, grouped by length, they took a quarter longer on two cores
     and two and a half times the memory.
     """
     from datasets import Dataset
@@ -329,7 +334,7 @@ def trl_training(flags):
     import train
 
     settings, tokenizer, examples = prepare(flags)
-    examples = examples[:TRL_LEARNED]
+    examples = examples[:count]
     masks = [
         [0] * (example["length"] - example["reply"]) + [1] * example["reply"]
         for example in examples
@@ -353,7 +358,7 @@ def trl_training(flags):
     }
     trainer = SFTTrainer(
         model,
-        arguments(settings, SFTConfig, **fast),
+        arguments(settings, SFTConfig, **fast | how),
         train_dataset=rows,
         processing_class=tokenizer,
     )
@@ -411,15 +416,15 @@ def bench_generate():
     }
 
 
-def questions():
+def questions(run=RUN, test=TEST):
     """(settings, the test mails as generate.py encodes them)."""
     from transformers import AutoTokenizer
 
     import generate
 
-    settings = generate.read_settings(generate.parse_args(["--run", str(RUN), "--data", str(TEST)]))
-    tokenizer = AutoTokenizer.from_pretrained(RUN / "adapter")
-    rows = generate.read_jsonl(TEST)
+    settings = generate.read_settings(generate.parse_args(["--run", str(run), "--data", str(test)]))
+    tokenizer = AutoTokenizer.from_pretrained(run / "adapter")
+    rows = generate.read_jsonl(test)
     return settings, [generate.encode(tokenizer, row, settings) for row in rows]
 
 
@@ -429,14 +434,14 @@ def some(examples, count):
     return [examples[round(i * (len(examples) - 1) / (count - 1))] for i in range(count)]
 
 
-def our_answers():
+def our_answers(run=RUN, test=TEST, **changes):
     """Seconds a mail of generate.py's answers with the likelihoods of the real replies, once the
     model is loaded."""
     import generate
 
-    settings, examples = questions()
-    tokenizer, model = generate.load_model(settings["base_model"], settings, RUN)
-    batch_size = generate.parse_args(["--run", str(RUN), "--data", str(TEST)]).batch_size
+    settings, examples = questions(run, test)
+    tokenizer, model = generate.load_model(settings["base_model"], settings | changes, run)
+    batch_size = generate.parse_args(["--run", str(run), "--data", str(test)]).batch_size
     start = time.perf_counter()
     generate.answer_all(tokenizer, model, examples, batch_size, io.BytesIO(), {})
     return (time.perf_counter() - start) / len(examples)

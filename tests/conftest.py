@@ -4,6 +4,8 @@ train it on."""
 import json
 import os
 import pwd
+import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -21,19 +23,14 @@ WORDS = (
 ).split()
 
 
-@pytest.fixture(scope="session")
-def tiny(tmp_path_factory):
-    """The folder of a Llama with two random layers and a byte-level tokenizer with ChatML's control
-    tokens."""
-    import torch
+def tiny_tokenizer():
+    """A byte-level tokenizer of 400 tokens with ChatML's control tokens, made in the process."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer, tokenizer.decoder = (
-        pre_tokenizers.ByteLevel(add_prefix_space=False),
-        decoders.ByteLevel(),
-    )
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
     control = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
     trainer = trainers.BpeTrainer(
         vocab_size=400, special_tokens=control, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
@@ -43,6 +40,16 @@ def tiny(tmp_path_factory):
         tokenizer_object=tokenizer, eos_token="<|im_end|>", additional_special_tokens=control[:2]
     )
     tokenizer.chat_template = CHATML
+    return tokenizer
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory):
+    """The folder of a Llama with two random layers and the tokenizer above."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    tokenizer = tiny_tokenizer()
     torch.manual_seed(0)
     sizes = {
         "hidden_size": 64,
@@ -62,6 +69,41 @@ def tiny(tmp_path_factory):
     LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def write_llama(folder, tokenizer, **sizes):
+    """A checkpoint of Llama-2-7b's exact shape, or of the sizes given, and its number of weights.
+
+    Every layer has the same random weights, in a file of its own: it is written in less memory
+    than it has weights.
+    """
+    import torch
+    from safetensors.torch import save_file
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    # All else is 7b's by default.
+    sizes = {"max_position_embeddings": 4096, "rms_norm_eps": 1e-5} | sizes
+    config = LlamaConfig(dtype="float16", architectures=["LlamaForCausalLM"], **sizes)
+    with torch.device("meta"):
+        model = LlamaForCausalLM(config)
+    shapes = {name: weight.shape for name, weight in model.named_parameters()}
+    torch.manual_seed(0)
+    files, drawn = {}, {}
+    for name, shape in shapes.items():
+        layer, kind = re.fullmatch(r"(?:model\.layers\.(\d+)\.)?(.*)", name).groups()
+        if kind not in drawn:
+            weight = torch.empty(shape, dtype=torch.float16)
+            drawn[kind] = weight.fill_(1) if "norm" in kind else weight.normal_(0, 0.02)
+        files.setdefault(f"layer-{layer or 32}.safetensors", {})[name] = drawn[kind]
+    folder.mkdir(parents=True, exist_ok=True)
+    for file, weights in files.items():
+        save_file(weights, folder / file, {"format": "pt"})
+    places = {name: file for file, weights in files.items() for name in weights}
+    index = json.dumps({"metadata": {}, "weight_map": places})
+    (folder / "model.safetensors.index.json").write_text(index)
+    config.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return sum(shape.numel() for shape in shapes.values())
 
 
 def row(
@@ -121,3 +163,11 @@ LLAMA2_TEMPLATE = (  # the one that comes with meta-llama/Llama-2-7b-chat-hf
     "{% elif message['role'] == 'assistant' %}{{ ' ' + content.strip() + ' ' + eos_token }}"
     "{% endif %}{% endfor %}"
 )
+
+
+def llama2_tokenizer(folder):
+    """Llama 2's tokenizer with its template, from the file that LLAMA2_TOKENIZER names."""
+    from transformers import LlamaTokenizer
+
+    shutil.copy(os.environ["LLAMA2_TOKENIZER"], Path(folder, "tokenizer.model"))
+    return LlamaTokenizer.from_pretrained(folder, chat_template=LLAMA2_TEMPLATE)

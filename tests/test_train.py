@@ -14,7 +14,16 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import CHATML, LLAMA2_TEMPLATE, ROOT, row, some_rows, write_jsonl
+from conftest import (
+    CHATML,
+    LLAMA2_TEMPLATE,
+    ROOT,
+    llama2_tokenizer,
+    row,
+    some_rows,
+    write_jsonl,
+    write_llama,
+)
 
 import train
 
@@ -548,47 +557,6 @@ def test_the_runs_instruction_has_no_notes(tiny, tmp_path, noted, kept):
 RANK = 8
 
 
-def write_model(folder):
-    """Llama 2's tokenizer and a checkpoint of its configuration: every layer has the same random
-    weights, a file each."""
-    import torch
-    from safetensors.torch import save_file
-    from transformers import LlamaConfig, LlamaForCausalLM, LlamaTokenizer
-
-    # All else is 7b's by default.
-    config = LlamaConfig(max_position_embeddings=4096, rms_norm_eps=1e-5, dtype="float16")
-    with torch.device("meta"):
-        shapes = {
-            name: weight.shape for name, weight in LlamaForCausalLM(config).named_parameters()
-        }
-    torch.manual_seed(0)
-    files, drawn = {}, {}
-    for name, shape in shapes.items():
-        kind = name.split(".", 3)[-1] if ".layers." in name else name
-        if kind not in drawn:
-            drawn[kind] = (
-                torch.ones(shape).half()
-                if "norm" in name
-                else torch.empty(shape, dtype=torch.float16).normal_(0, 0.02)
-            )
-        files.setdefault(
-            f"layer-{name.split('.')[2]}.safetensors" if ".layers." in name else "ends.safetensors",
-            {},
-        )[name] = drawn[kind]
-    for file, weights in files.items():
-        save_file(weights, folder / file, {"format": "pt"})
-    index = {
-        "metadata": {},
-        "weight_map": {name: file for file, weights in files.items() for name in weights},
-    }
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    config.architectures = ["LlamaForCausalLM"]
-    config.save_pretrained(folder)
-    shutil.copy(os.environ["LLAMA2_TOKENIZER"], folder / "tokenizer.model")
-    LlamaTokenizer.from_pretrained(folder, chat_template=LLAMA2_TEMPLATE).save_pretrained(folder)
-    return sum(shape.numel() for shape in shapes.values())
-
-
 def run(script, *flags):
     """(seconds, largest anonymous memory in GB): mapped weight files are not the process's own
     memory."""
@@ -632,9 +600,7 @@ def test_7b_trains_and_answers_in_8_gb(tmp_path, capsys):
     if shutil.disk_usage(tmp_path).free < 15e9:
         pytest.skip("no 15 GB of disk are free")
     model, folder = tmp_path / "model", tmp_path / "run"
-    model.mkdir()
-    parameters = write_model(model)
-    assert parameters == 6_738_415_616
+    assert write_llama(model, llama2_tokenizer(tmp_path)) == 6_738_415_616
     data = write_jsonl(
         tmp_path / "mail.jsonl",
         [row(1, "Is the kiln cold?", "yes, by noon."), row(2, "Wick or wax?", "wax. cheers, m.")],

@@ -27,9 +27,9 @@ import pytest
 from conftest import (
     CHATML,
     EMBEDDED,
-    LLAMA2_TEMPLATE,
     ROOT,
     WORDS,
+    llama2_tokenizer,
     row,
     serve_mail,
     some_rows,
@@ -2068,7 +2068,7 @@ def style(name, tmp_path):
         pre_tokenizers,
         trainers,
     )
-    from transformers import AutoTokenizer, LlamaTokenizer, PreTrainedTokenizerFast
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     if name == "embedded":
         if not EMBEDDED.exists():
@@ -2077,8 +2077,7 @@ def style(name, tmp_path):
     elif name == "Llama 2":
         if not os.environ.get("LLAMA2_TOKENIZER"):
             pytest.skip("LLAMA2_TOKENIZER names no tokenizer.model of Llama 2")
-        shutil.copy(os.environ["LLAMA2_TOKENIZER"], tmp_path / "tokenizer.model")
-        tokenizer = LlamaTokenizer.from_pretrained(tmp_path, chat_template=LLAMA2_TEMPLATE)
+        tokenizer = llama2_tokenizer(tmp_path)
     else:
         template, control, plain = STYLES[name]
         raw, folds = Tokenizer(models.BPE()), name.endswith("in any letters")
@@ -2365,3 +2364,24 @@ def test_readers_read_or_refuse_any_bytes(name, tmp_path, capsys):
 
     check()
     assert all(refused), refused
+
+
+# --- the check on a GPU
+
+
+@pytest.mark.slow
+def test_the_check_for_a_gpu_runs_on_a_cpu_with_small_models(tmp_path):
+    """Where the CPU stands for the GPU nothing may differ; and it finds what does."""
+    import gpu_check
+
+    assert gpu_check.main(["--tiny", "--folder", str(tmp_path / "check")]) == 0
+    figures = json.loads((tmp_path / "check.json").read_text())
+    assert figures["failed"] == [] and figures["replies_that_differ"] == 0
+    assert figures["largest_difference_of_a_weight_after_a_kill"] == 0
+    assert figures["share_of_matrix_rate"] > 0 and len(figures["largest_operations"]) == 3
+    run, other = tmp_path / "check" / "gpu", tmp_path / "changed.jsonl"
+    rows = gpu_check.read(run / "predictions.jsonl")
+    rows[3]["prediction"] = "No"
+    write_jsonl(other, rows)
+    (gap,) = gpu_check.reply_gaps(run, tmp_path / "check" / "test.jsonl", other)
+    assert gap > 0
