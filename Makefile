@@ -133,7 +133,7 @@ all: experience1 experience2 ## the ten experiments
 mine: runs/mine/results_summary.txt ## your own model: make mine MAILBOX=Sent.mbox AUTHOR=me@x.org
 drafts: | .venv/installed ## for new mail: make drafts INBOX=in.mbox OUT=out.mbox AUTHOR=me@x.org
 	$(if $(value INBOX),,$(error say which: make drafts INBOX=in.mbox OUT=out.mbox AUTHOR=me@x.org))
-	$Qmkdir -p data/mine
+	$Qmkdir -m 700 -p data/mine
 	$Qpython prepare_data.py inbox $(call quote,INBOX) data/mine/inbox.jsonl \
 	    $(if $(AUTHOR),--author $(authors)) $(if $(value MAILBOX),--archive $(call quote,MAILBOX)) \
 	    $(if $(value NOTES),--notes $(call quote,NOTES)) $(PAST) $(INBOX_FLAGS)
@@ -158,10 +158,10 @@ $(STUDY_FILES): data/%:
 	    echo "$@ is not the study's file: its SHA-256 is not the one in data/SHA256SUMS" >&2; exit 2; }
 	$Qmv $@.$(PART) $@
 
-data/mine/replies.csv: | .venv/installed
+data/%/replies.csv: | .venv/installed
 	$(if $(and $(value MAILBOX),$(AUTHOR)),,\
 	    $(error say whose mail: make mine MAILBOX=Sent.mbox AUTHOR=me@x.org))
-	$Qmkdir -p $(@D)
+	$Qmkdir -m 700 -p $(@D)
 	$Qpython prepare_data.py extract $(call quote,MAILBOX) $@ --author $(authors) $(EXTRACT_FLAGS)
 
 data/%/train.csv data/%/test.csv: data/%/replies.csv | .venv/installed

@@ -1321,8 +1321,9 @@ def extract(args):
     print(f"read {written.total()} messages from {args.source}")
     print(f"{by_author} of them are by {shown}")
     if not by_author:
-        most = (f"{senders[key]} ({count})" for key, count in written.most_common(5))
-        stop(f"{args.source}: no message is by {shown}; most are by {', '.join(most)}")
+        most = [f"{senders[key]} ({count})" for key, count in written.most_common(6) if key][:5]
+        who = f"message is by {shown}; most are by {', '.join(most)}" if most else "mail message"
+        stop(f"{args.source}: no {who}")
     rows, more = join_answered(rows, find_answered(args.source, rows, ids), authors)
     print_left_out(left_out + more)
     if not rows:

@@ -1119,12 +1119,12 @@ BAD = {
     "prepare_data empty archive": (
         {"in": ""},
         ["extract", "in", "b.csv", "--author", "a@x.org"],
-        "in: no message is by a@x.org",
+        "in: no mail message",
     ),
     "prepare_data no mail at all": (
         {"in/x": b"\0\xff" * 99},
         ["extract", "in", "b.csv", "--author", "a@x.org"],
-        "in: no message is by",
+        "in: no mail message",
     ),
     "prepare_data archive without author": (
         {"in": ""},
