@@ -96,7 +96,7 @@ data/experience1/random_train_625.jsonl: private FLAGS = --without-sender jeff.d
 data/experience2/%.jsonl: private FLAGS = --author-name "Jeff Dasovich"
 runs/demo/%: MODEL := $(EMBEDDED)
 DEMO_FLAGS := --epochs 1 --learning-rate 2e-3 --batch-size 2 --rank 16 --alpha 32 --dropout 0 \
-    --max-length 224 --max-reply-length 64 --quantization none
+    --max-length 224 --max-reply-length 64
 runs/demo/%/train.json: private FLAGS = $(DEMO_FLAGS)
 runs/demo/notes/train.json: private FLAGS = $(DEMO_FLAGS) --epochs 3
 runs/demo/comparison.md: private FLAGS = --examples 2
@@ -182,8 +182,11 @@ data/sample/inbox.jsonl: data/sample/inbox.mbox data/sample/notes.txt | .venv/in
 	    --notes data/sample/notes.txt
 
 BASE := $(if $(filter $(EMBEDDED),$(MODEL)),$(EMBEDDED)/model.safetensors)
+# On a CPU NF4 saves this small model no memory and costs it likelihood; passes of two are faster
+ON_CPU = $(if $(filter $(EMBEDDED),$(MODEL)),$(if $(GPU),,--quantization none --micro-batch-size 2))
 data = $(call known,$(filter %.jsonl,$^))
-train = $(LAUNCH) train.py --base-model $(call quote,MODEL) --train-data $(data) --output-dir $(@D)
+train = $(LAUNCH) train.py --base-model $(call quote,MODEL) --train-data $(data) --output-dir $(@D) \
+    $(ON_CPU)
 runs/%/train.json: | .venv/installed $(BASE)
 	$Q$(train) $(FLAGS) $(BRIEF) $(TRAIN_FLAGS)
 runs/sizes/%/train.json: data/experience2/jeff_dasovich_train_863.jsonl | .venv/installed $(BASE)

@@ -620,9 +620,10 @@ def reply_loss(outputs, labels, num_items_in_batch, mean_tokens):
     """
     import torch
 
-    logits = outputs.logits[:, -labels.shape[1] : -1].float()
+    logits = outputs.logits[:, -labels.shape[1] :].float()  # without a copy, unlike [:, … : -1]
+    targets = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=-100)
     loss = torch.nn.functional.cross_entropy(
-        logits.flatten(0, 1), labels[:, 1:].flatten(), reduction="sum", ignore_index=-100
+        logits.flatten(0, 1), targets.flatten(), reduction="sum", ignore_index=-100
     )
     return loss / (num_items_in_batch if loss.requires_grad else mean_tokens * len(labels))
 

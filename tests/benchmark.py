@@ -51,6 +51,7 @@ SAMPLE = [
 ]
 LEARNED, PLAIN_LEARNED, TRL_LEARNED = 32, 8, 8  # mails; the plain recipes take long
 ANSWERED, PLAIN_ANSWERED, LLAMACPP_ANSWERED = 157, 6, 48  # of all lengths
+ON_CPU = "--quantization none --micro-batch-size 2".split()  # as in the Makefile
 sys.modules["kernels"] = None  # as in the scripts
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 sys.path[:0] = [str(ROOT), str(ROOT / ".venv" / "bench")]  # the scripts; TRL and llama.cpp
@@ -197,6 +198,7 @@ def bench_train():
         RUN,
         "--validation-fraction",
         0,
+        *ON_CPU,
     ]
     rates = matrix_rates()
     script("train.py", *flags)
@@ -345,7 +347,7 @@ def trl_training(flags, count=TRL_LEARNED, **how):
             for example, mask in zip(examples, masks, strict=True)
         ]
     )
-    model, _ = train.load_model(settings["base_model"], settings)
+    model = train.load_model(settings)
     fast = {
         "max_length": None,
         "completion_only_loss": True,
