@@ -185,8 +185,8 @@ BASE := $(if $(filter $(EMBEDDED),$(MODEL)),$(EMBEDDED)/model.safetensors)
 # On a CPU NF4 saves this small model no memory and costs it likelihood; passes of two are faster
 ON_CPU = $(if $(filter $(EMBEDDED),$(MODEL)),$(if $(GPU),,--quantization none --micro-batch-size 2))
 data = $(call known,$(filter %.jsonl,$^))
-train = $(LAUNCH) train.py --base-model $(call quote,MODEL) --train-data $(data) --output-dir $(@D) \
-    $(ON_CPU)
+train = $(LAUNCH) train.py --base-model $(call quote,MODEL) $(ON_CPU) \
+    --train-data $(data) --output-dir $(@D)
 runs/%/train.json: | .venv/installed $(BASE)
 	$Q$(train) $(FLAGS) $(BRIEF) $(TRAIN_FLAGS)
 runs/sizes/%/train.json: data/experience2/jeff_dasovich_train_863.jsonl | .venv/installed $(BASE)
@@ -195,7 +195,8 @@ $(patsubst %,runs/demo/%/train.json,exp1.M-M exp2.B-M exp3.T-M exp4.I-M notes): 
     | $(EMBEDDED)/model.safetensors
 
 # The two dashes keep torchrun from taking --run for its own
-generate = $(LAUNCH)$(if $(filter-out python,$(LAUNCH)), --) generate.py
+generate = $(LAUNCH)$(if $(filter-out python,$(LAUNCH)), --) generate.py \
+    $(if $(ON_CPU),--batch-size 32)
 runs/%/predictions.jsonl: runs/%/train.json | .venv/installed
 	$Q$(generate) --run $(@D) --data $(data) $(GENERATE_FLAGS)
 runs/sizes/%/predictions.jsonl: runs/sizes/%/train.json $(TEST.experience2).jsonl | .venv/installed

@@ -492,10 +492,11 @@ def answer(tokenizer, model, examples):
 def read(model, examples):
     """(prompts padded on the left with their mask, their cache, NLL of each reply in nats).
 
-    Each prompt is read once and alone, with its reply behind it: without padding that is fastest.
-    Then its cache goes back to the last but one token, since `generate` wants a token to begin
-    with, and those of all are joined. Where a cache holds more than keys and values, or only those
-    of a window, it is left to `generate`; rows cannot leave one of recurrent states: None.
+    Each prompt is read once, with its reply behind it, and two at a time: padded on the right they
+    need no mask, and that is fastest. The cache of each goes back to the last token but one, since
+    `generate` wants a token to begin with, and those of all are joined. Where a cache holds more
+    than keys and values, or only those of a window, it is left to `generate`; rows cannot leave
+    one of recurrent states: None.
     """
     import torch
     from transformers import DynamicCache
@@ -508,22 +509,31 @@ def read(model, examples):
     plain = joint is not None and all(type(layer) is DynamicLayer for layer in joint.layers)
     width = max(len(example["prompt"]) for example in examples)
     ids = torch.zeros(len(examples), width, dtype=torch.long, device=model.device)
-    mask, caches, nats = torch.zeros_like(ids), [], [0.0] * len(examples)
+    mask, caches, nats = torch.zeros_like(ids), [], []
     for row, example in enumerate(examples):
-        n, start = len(example["reply"]), width - len(example["prompt"])
+        start = width - len(example["prompt"])
         ids[row, start:], mask[row, start:] = torch.tensor(example["prompt"]), 1
-        if not n and not plain:
+    for pair in (examples[n : n + 2] for n in range(0, len(examples), 2)):
+        if not plain and not any(example["reply"] for example in pair):
+            nats += [0.0] * len(pair)
             continue
-        tokens = torch.tensor([example["prompt"] + example["reply"]], device=model.device)
+        texts = [example["prompt"] + example["reply"] for example in pair]
+        longest = max(map(len, texts))
+        tokens = [text + [0] * (longest - len(text)) for text in texts]
+        tokens = torch.tensor(tokens, device=model.device)
+        kept = longest + 1 - min(len(example["prompt"]) for example in pair)
         cache = DynamicCache(config=model.config) if plain else None
-        options = {"past_key_values": cache, "use_cache": plain, "logits_to_keep": n + 1}
+        options = {"past_key_values": cache, "use_cache": plain, "logits_to_keep": kept}
         options = {name: value for name, value in options.items() if name in takes}
-        logits = model(input_ids=tokens, **options).logits[0, -n - 1 : -1].float()
-        targets = tokens[0, tokens.shape[1] - n :]
-        nats[row] = torch.nn.functional.cross_entropy(logits, targets, reduction="sum").item()
-        if plain:
-            cache.crop(-n - 1)
-            caches.append([(layer.keys, layer.values) for layer in cache.layers])
+        logits = model(input_ids=tokens, **options).logits[:, -kept:]
+        for place, example in enumerate(pair):
+            start, n = len(example["prompt"]), len(example["reply"])
+            scores = logits[place, start - 1 - longest + kept :][:n].float()
+            targets = tokens[place, start : start + n]
+            nats.append(torch.nn.functional.cross_entropy(scores, targets, reduction="sum").item())
+            if plain:
+                known = (slice(place, place + 1), slice(None), slice(start - 1))
+                caches.append([(layer.keys[known], layer.values[known]) for layer in cache.layers])
     if plain:
         joined = [
             tuple(map(pad_and_join, zip(*rows, strict=True))) for rows in zip(*caches, strict=True)

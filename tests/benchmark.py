@@ -439,11 +439,13 @@ def some(examples, count):
 def our_answers(run=RUN, test=TEST, **changes):
     """Seconds a mail of generate.py's answers with the likelihoods of the real replies, once the
     model is loaded."""
+    import torch
+
     import generate
 
     settings, examples = questions(run, test)
     tokenizer, model = generate.load_model(settings["base_model"], settings | changes, run)
-    batch_size = generate.parse_args(["--run", str(run), "--data", str(test)]).batch_size
+    batch_size = 16 if torch.cuda.is_available() else 32  # as in the Makefile
     start = time.perf_counter()
     generate.answer_all(tokenizer, model, examples, batch_size, io.BytesIO(), {})
     return (time.perf_counter() - start) / len(examples)
