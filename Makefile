@@ -34,15 +34,13 @@ runs/experience2/exp6.863/train.json: data/experience2/jeff_dasovich_train_863.j
 # The demo on the sample, the study's quick set, your own mail
 runs/demo/exp1.M-M/train.json: data/sample/maud_okafor_train_43.jsonl
 runs/demo/exp2.B-M/train.json: data/sample/bernard_pell_train_43.jsonl
-runs/demo/exp3.T-M/train.json: data/sample/tomek_wilk_train_43.jsonl
-runs/demo/exp4.I-M/train.json: data/sample/ines_caldeira_train_43.jsonl
 runs/demo/notes/train.json: data/sample/maud_okafor_notes_43.jsonl
 runs/small/train.json: data/small_dataset/minitrain.jsonl
 runs/mine/train.json: data/mine/train.jsonl
 
 # The runs of each group, with the untuned model and two ways of copying as baselines
 BASELINES := untuned constant nearest
-DEMO := $(addprefix runs/demo/,exp1.M-M exp2.B-M exp3.T-M exp4.I-M $(BASELINES))
+DEMO := $(addprefix runs/demo/,exp1.M-M exp2.B-M $(BASELINES))
 E1 := $(addprefix runs/experience1/,exp1.J-J exp2.K-J exp3.C-J exp4.R-J $(BASELINES))
 SIZES := exp1.144 exp2.288 exp3.432 exp4.576 exp5.720 exp6.863
 E2 := $(addprefix runs/experience2/,$(SIZES) $(BASELINES))
@@ -191,7 +189,7 @@ runs/%/train.json: | .venv/installed $(BASE)
 	$Q$(train) $(FLAGS) $(BRIEF) $(TRAIN_FLAGS)
 runs/sizes/%/train.json: data/experience2/jeff_dasovich_train_863.jsonl | .venv/installed $(BASE)
 	$Q$(train) --limit $* $(BRIEF) $(TRAIN_FLAGS)
-$(patsubst %,runs/demo/%/train.json,exp1.M-M exp2.B-M exp3.T-M exp4.I-M notes): \
+$(patsubst %,runs/demo/%/train.json,exp1.M-M exp2.B-M notes): \
     | $(EMBEDDED)/model.safetensors
 
 # The two dashes keep torchrun from taking --run for its own
@@ -252,7 +250,8 @@ serve: $(RUN)/export/Modelfile ## a run as an OpenAI-compatible server, for this
 .venv/installed: requirements.txt
 	$Qecho "installing the packages of requirements.txt in .venv: a few minutes"
 	$Q$(ALONE) python3 -m venv .venv
-	$Q$(ALONE) pip install --quiet --disable-pip-version-check --requirement requirements.txt
+	$Q$(ALONE) pip install --quiet --no-compile --disable-pip-version-check \
+	    --requirement requirements.txt
 	$Qtouch $@
 .venv/page: | .venv/installed
 	$Q$(ALONE) pip install --quiet --disable-pip-version-check -c requirements.txt gradio==6.31.0

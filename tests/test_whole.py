@@ -305,7 +305,7 @@ def test_drafts_and_one_reply(clone):
 
 
 def test_nothing_is_done_twice(clone):
-    runs = ["exp1.M-M", "exp2.B-M", "exp3.T-M", "exp4.I-M", "untuned", "constant", "nearest"]
+    runs = ["exp1.M-M", "exp2.B-M", "untuned", "constant", "nearest"]
     sample = list(clone.glob("data/sample/*.csv"))
     jsonl = [*(path.with_suffix(".jsonl") for path in sample), "data/sample/inbox.jsonl"]
     order = [
