@@ -651,7 +651,7 @@ def train(model, train_set, validation_set, settings, run):
         lr_scheduler_type="cosine",
         warmup_steps=0.1 if updates > 1 else 0,  # a share, as are the next two; its first step
         eval_steps=0.25,  # learns nothing
-        save_steps=0.05 if updates > 40 else 0.25,  # saving takes long beside a few updates
+        save_steps=0.05,
         eval_strategy="steps" if validation_set else "no",
         save_total_limit=2,
         enable_jit_checkpoint=True,  # at SIGTERM, when a machine is taken away

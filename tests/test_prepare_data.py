@@ -374,7 +374,7 @@ def test_damaged_messages_are_named_and_counted(tmp_path, capsys):
         ("none", None, "none: No such file or directory"),
         ("x.csv", b"id,mail\n1,2\n", "x.csv: no columns file, message;"),
         ("x.csv", b"", "x.csv: no columns file, message;"),
-        ("x.mbox", b"", "x.mbox: no message is by maud@tern.example"),
+        ("x.mbox", b"", "x.mbox: no mail message"),
     ],
 )
 def test_wrong_sources_are_refused_in_one_line(tmp_path, monkeypatch, capsys, name, data, error):
