@@ -499,6 +499,7 @@ def read(model, examples):
     one of recurrent states: None.
     """
     import torch
+    from torch.nn.utils.rnn import pad_sequence
     from transformers import DynamicCache
     from transformers.cache_utils import DynamicLayer
 
@@ -507,28 +508,22 @@ def read(model, examples):
     if joint is not None and any(joint.is_linear):
         joint = None
     plain = joint is not None and all(type(layer) is DynamicLayer for layer in joint.layers)
-    width = max(len(example["prompt"]) for example in examples)
-    ids = torch.zeros(len(examples), width, dtype=torch.long, device=model.device)
-    mask, caches, nats = torch.zeros_like(ids), [], []
-    for row, example in enumerate(examples):
-        start = width - len(example["prompt"])
-        ids[row, start:], mask[row, start:] = torch.tensor(example["prompt"]), 1
+    caches, nats = [], []
     for pair in (examples[n : n + 2] for n in range(0, len(examples), 2)):
         if not plain and not any(example["reply"] for example in pair):
             nats += [0.0] * len(pair)
             continue
-        texts = [example["prompt"] + example["reply"] for example in pair]
-        longest = max(map(len, texts))
-        tokens = [text + [0] * (longest - len(text)) for text in texts]
-        tokens = torch.tensor(tokens, device=model.device)
-        kept = longest + 1 - min(len(example["prompt"]) for example in pair)
+        texts = [torch.tensor(example["prompt"] + example["reply"]) for example in pair]
+        tokens = pad_sequence(texts, batch_first=True).to(model.device)
+        shortest = min(len(example["prompt"]) for example in pair)
+        kept = tokens.shape[1] - shortest + 1  # from the token in front of the first reply
         cache = DynamicCache(config=model.config) if plain else None
         options = {"past_key_values": cache, "use_cache": plain, "logits_to_keep": kept}
         options = {name: value for name, value in options.items() if name in takes}
         logits = model(input_ids=tokens, **options).logits[:, -kept:]
         for place, example in enumerate(pair):
             start, n = len(example["prompt"]), len(example["reply"])
-            scores = logits[place, start - 1 - longest + kept :][:n].float()
+            scores = logits[place, start - shortest :][:n].float()
             targets = tokens[place, start : start + n]
             nats.append(torch.nn.functional.cross_entropy(scores, targets, reduction="sum").item())
             if plain:
@@ -539,7 +534,12 @@ def read(model, examples):
             tuple(map(pad_and_join, zip(*rows, strict=True))) for rows in zip(*caches, strict=True)
         ]
         joint = DynamicCache(ddp_cache_data=joined, config=model.config)
-    return {"input_ids": ids, "attention_mask": mask}, joint, nats
+    prompts = [torch.tensor(example["prompt"]) for example in examples]
+    inputs = {"input_ids": prompts, "attention_mask": [torch.ones_like(ids) for ids in prompts]}
+    for name, rows in inputs.items():
+        padded = pad_sequence(rows, batch_first=True, padding_side="left")
+        inputs[name] = padded.to(model.device)
+    return inputs, joint, nats
 
 
 def pad_and_join(parts):

@@ -100,12 +100,10 @@ def install_rivals():
         side.rename(folder)
 
 
-def script(name, *arguments):
+def script(name, *arguments, env=None):
     """Seconds that one of the scripts takes."""
-    start = time.perf_counter()
-    subprocess.run(
-        [sys.executable, ROOT / name, *map(str, arguments)], check=True, stdout=subprocess.DEVNULL
-    )
+    command, start = [sys.executable, ROOT / name, *map(str, arguments)], time.perf_counter()
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=env)
     return time.perf_counter() - start
 
 
@@ -225,16 +223,17 @@ def bench_train():
     }
 
 
-def matrix_rates(seconds=5, size=2048):
-    """Floating-point operations a second of this machine's float32 matrix products, each that it
-    computes in so many seconds."""
+def matrix_rates(seconds=5, size=2048, **kind):
+    """Floating-point operations a second of this machine's matrix products, each that it computes
+    in so many seconds; float32 on the CPU unless `kind` has another dtype and device."""
     import torch
 
-    a, b = torch.randn(2, size, size)
-    a @ b
-    times = [time.perf_counter()]
-    while times[-1] - times[0] < seconds:
+    a, b = torch.randn(2, size, size, **kind)
+    wait = torch.cuda.synchronize if a.is_cuda else lambda: None
+    times = []
+    while len(times) < 2 or times[-1] - times[0] < seconds:
         a @ b
+        wait()
         times.append(time.perf_counter())
     return [2 * size**3 / (after - before) for before, after in itertools.pairwise(times)]
 

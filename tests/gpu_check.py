@@ -25,12 +25,13 @@ import sys
 import time
 import traceback
 from pathlib import Path
+from unittest import mock
 
 import benchmark
+from benchmark import ROOT, script
 from conftest import llama2_tokenizer, row, tiny_tokenizer, write_jsonl, write_llama
 
-ROOT = Path(__file__).parents[1]
-SAMPLE = ROOT / "data" / "sample"
+NO_GPU = {"CUDA_VISIBLE_DEVICES": ""}
 TINY = {  # a Llama of two layers
     "vocab_size": 400,
     "hidden_size": 64,
@@ -73,15 +74,6 @@ def main(argv=None):
     return 1 if failed else 0
 
 
-def script(name, *flags, gpu=True):
-    """Run one of the scripts, on the CPU unless `gpu`; RuntimeError if it fails."""
-    devices = {} if gpu else {"CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, ROOT / name, *map(str, flags)]
-    ended = subprocess.run(command, env=os.environ | devices, capture_output=True, text=True)
-    if ended.returncode:
-        raise RuntimeError(f"{name} ended with {ended.returncode}: {ended.stderr[-2000:]}")
-
-
 def read(path):
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
@@ -93,24 +85,21 @@ def check_small(folder, tiny):
     base, gpu, killed = benchmark.EMBEDDED, folder / "gpu", folder / "killed"
     if tiny:
         write_llama(base := folder / "small", tiny_tokenizer(), **TINY)
-    train, test = folder / "train.jsonl", folder / "test.jsonl"
-    other = folder / "other.jsonl"
-    names = {
-        "maud_okafor_train_43": train,
-        "maud_okafor_test_16": test,
-        "tomek_wilk_train_43": other,
-    }
-    for name, path in names.items():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        script("prepare_data.py", "format", SAMPLE / f"{name}.csv", path)
+    folder.mkdir(parents=True, exist_ok=True)
+    names = ("maud_okafor_train_43", "maud_okafor_test_16", "tomek_wilk_train_43")
+    train, test, another = (folder / f"{name}.jsonl" for name in names)
+    for name in names:
+        table = ROOT / "data" / "sample" / f"{name}.csv"
+        script("prepare_data.py", "format", table, folder / f"{name}.jsonl")
     flags = ["--base-model", base, "--train-data", train, *FLAGS.split(), "--output-dir"]
     script("train.py", *flags, gpu)
-    script("train.py", *flags, folder / "cpu", gpu=False)
+    script("train.py", *flags, folder / "cpu", env=os.environ | NO_GPU)
     script("generate.py", "--run", gpu, "--data", test)
     there = folder / "cpu" / "predictions.jsonl"
-    script("generate.py", "--run", gpu, "--data", test, "--output", there, gpu=False)
-    script("evaluate.py", gpu, "--style-data", train, other)
-    gaps, _ = on_cpu(reply_gaps, gpu, test, there)
+    script("generate.py", "--run", gpu, "--data", test, "--output", there, env=os.environ | NO_GPU)
+    script("evaluate.py", gpu, "--style-data", train, another)
+    with mock.patch.dict(os.environ, NO_GPU):
+        gaps, _ = benchmark.alone(reply_gaps, gpu, test, there)
     losses = [
         json.loads((run / "train.json").read_text())["validation_losses"][-1]
         for run in (gpu, there.parent)
@@ -149,17 +138,6 @@ def check_small(folder, tiny):
         "evaluate.py left no scores": (gpu / "metrics.json").is_file(),
     }
     return figures, [name for name, holds in bounds.items() if not holds]
-
-
-def on_cpu(function, *arguments):
-    """What benchmark.alone returns, of a process that sees no GPU."""
-    devices = os.environ.get("CUDA_VISIBLE_DEVICES")
-    os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    try:
-        return benchmark.alone(function, *arguments)
-    finally:
-        del os.environ["CUDA_VISIBLE_DEVICES"]
-        os.environ |= {} if devices is None else {"CUDA_VISIBLE_DEVICES": devices}
 
 
 def reply_gaps(run, test, other):
@@ -275,17 +253,9 @@ def profile(flags):
 
     work(1)
     seconds = work(3)
-    size, kind = (8192, torch.bfloat16) if gpu else (512, torch.float32)
-    a, b = torch.randn(2, size, size, dtype=kind, device=model.device)
-    a @ b
-    if gpu:
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    for _ in range(20):
-        a @ b
-    if gpu:
-        torch.cuda.synchronize()
-    rate = 20 * 2 * size**3 / (time.perf_counter() - start)
+    kind = {"size": 8192, "dtype": torch.bfloat16, "device": model.device} if gpu else {}
+    rates = benchmark.matrix_rates(1, **kind)
+    rate = len(rates) / sum(1 / each for each in rates)
     activities = [torch.profiler.ProfilerActivity.CPU]
     activities += [torch.profiler.ProfilerActivity.CUDA] if gpu else []
     with torch.profiler.profile(activities=activities) as found:

@@ -2383,5 +2383,5 @@ def test_the_check_for_a_gpu_runs_on_a_cpu_with_small_models(tmp_path):
     rows = gpu_check.read(run / "predictions.jsonl")
     rows[3]["prediction"] = "No"
     write_jsonl(other, rows)
-    (gap,) = gpu_check.reply_gaps(run, tmp_path / "check" / "test.jsonl", other)
+    (gap,) = gpu_check.reply_gaps(run, tmp_path / "check" / "maud_okafor_test_16.jsonl", other)
     assert gap > 0
