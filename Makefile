@@ -250,8 +250,7 @@ serve: $(RUN)/export/Modelfile ## a run as an OpenAI-compatible server, for this
 .venv/installed: requirements.txt
 	$Qecho "installing the packages of requirements.txt in .venv: a few minutes"
 	$Q$(ALONE) python3 -m venv .venv
-	$Q$(ALONE) pip install --quiet --no-compile --disable-pip-version-check \
-	    --requirement requirements.txt
+	$Q$(ALONE) pip install --quiet --disable-pip-version-check --requirement requirements.txt
 	$Qtouch $@
 .venv/page: | .venv/installed
 	$Q$(ALONE) pip install --quiet --disable-pip-version-check -c requirements.txt gradio==6.31.0
