@@ -194,7 +194,7 @@ $(patsubst %,runs/demo/%/train.json,exp1.M-M exp2.B-M notes): \
 
 # The two dashes keep torchrun from taking --run for its own
 generate = $(LAUNCH)$(if $(filter-out python,$(LAUNCH)), --) generate.py \
-    $(if $(ON_CPU),--batch-size 32)
+    $(if $(ON_CPU),--batch-size 64)
 runs/%/predictions.jsonl: runs/%/train.json | .venv/installed
 	$Q$(generate) --run $(@D) --data $(data) $(GENERATE_FLAGS)
 runs/sizes/%/predictions.jsonl: runs/sizes/%/train.json $(TEST.experience2).jsonl | .venv/installed

@@ -513,11 +513,17 @@ def load_model(settings):
         model.gradient_checkpointing_enable({"use_reentrant": False})
         model.enable_input_require_grads()  # or no gradient passes the frozen embeddings
     set_seed(settings["seed"])  # before LoRA draws its random matrices
-    mamba = any(name.endswith("conv1d") for name, _ in model.named_modules())
+    modules = dict(model.named_modules())
+    passed = ["out_proj", "conv1d"] if any(name.endswith("conv1d") for name in modules) else []
+    own = ("Router", "GroupedLinear")  # linear layers whose output has another shape
+    passed += [name for name, each in modules.items() if type(each).__name__.endswith(own)]
+    weights = [id(each.weight) for each in modules.values() if isinstance(each, torch.nn.Linear)]
+    if len(set(weights)) < len(weights):  # Zamba: merging would add all adapters to each
+        die(f"{settings['base_model']} takes no adapter: its layers share weights")
     lora = LoraConfig(
         task_type="CAUSAL_LM",
         target_modules="all-linear",
-        exclude_modules=["out_proj", "conv1d"] if mamba else None,  # their kernels read past LoRA
+        exclude_modules=passed or None,  # Mamba's kernels read past LoRA
         r=settings["rank"],
         lora_alpha=settings["alpha"],
         lora_dropout=settings["dropout"],

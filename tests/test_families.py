@@ -33,6 +33,12 @@ SKIPPED = {  # what the library lists, but no tiny model of it writes replies to
         ("mllama", "moss_transcribe_diarize", "phi4_multimodal"), "reads images, sound"
     ),
     **dict.fromkeys(("musicgen", "musicgen_melody"), "writes sound"),
+    **dict.fromkeys(
+        ("data2vec-text", "roberta", "roberta-prelayernorm", "xmod"), "an encoder, counts padding"
+    ),
+    "deepseek_v4": "summarises blocks of text, padding and all",
+    "reformer": "learns only from texts of whole chunks",
+    "xlnet": "sees what is to come",
 }
 
 # The sizes of a tiny model, each with the names that configs have for it. A window is shorter than
@@ -64,7 +70,8 @@ SIZES = """
 1024 max_position_embeddings n_positions n_ctx max_seq_len context_length index_topk
 """
 DROPOUTS = """dropout attention_dropout hidden_dropout hidden_dropout_prob resid_pdrop embd_pdrop
-attention_probs_dropout_prob attn_pdrop activation_dropout resid_dropout"""
+attention_probs_dropout_prob attn_pdrop activation_dropout resid_dropout
+residual_dropout router_jitter_noise input_jitter_noise"""
 LINEAR = {"layer_types": ["linear_attention", "full_attention"]}
 CONV = {"layer_types": ["conv", "full_attention"]}
 VISION = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1}
@@ -98,10 +105,14 @@ SPECIAL = {
     "zaya": {"num_experts_per_tok": 1},
     "zamba": {
         "attention_head_dim": 32,
+        "attention_hidden_size": 128,
         "layers_block_type": ["linear_attention", "hybrid", "hybrid"],
         "num_hidden_layers": 3,
     },
-    "zamba2": {"layers_block_type": ["linear_attention", "hybrid"]},
+    "zamba2": {
+        "layers_block_type": ["linear_attention", "hybrid", "hybrid"],
+        "num_hidden_layers": 3,
+    },
     **dict.fromkeys(("bailing_hybrid", "kimi_linear", "qwen3_next"), LINEAR),
     **dict.fromkeys(("qwen3_5_text", "qwen3_5_moe_text"), LINEAR),
 }
