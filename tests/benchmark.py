@@ -1,6 +1,6 @@
 """How fast and how large: figures measured side by side, printed and kept in runs/benchmark.json.
 
-  make bench          # 12 minutes on two slow CPU cores; or BENCH=train, BENCH=generate, ...
+  make bench          # 13 minutes on two slow CPU cores; or BENCH=train, BENCH=generate, ...
 
 train     tokens a second of train.py with the embedded model, against the float32 matrix rate of
           this machine (train_vs_limit, a share), a plain QLoRA recipe (train_vs_plain) and TRL's
