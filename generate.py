@@ -516,11 +516,11 @@ def read(model, examples):
         texts = [torch.tensor(example["prompt"] + example["reply"]) for example in pair]
         tokens = pad_sequence(texts, batch_first=True).to(model.device)
         shortest = min(len(example["prompt"]) for example in pair)
-        kept = tokens.shape[1] - shortest + 1  # from the token in front of the first reply
+        scored = tokens.shape[1] - shortest + 1  # from the token in front of the first reply
         cache = DynamicCache(config=model.config) if plain else None
-        options = {"past_key_values": cache, "use_cache": plain, "logits_to_keep": kept}
+        options = {"past_key_values": cache, "use_cache": plain, "logits_to_keep": scored}
         options = {name: value for name, value in options.items() if name in takes}
-        logits = model(input_ids=tokens, **options).logits[:, -kept:]
+        logits = model(input_ids=tokens, **options).logits[:, -scored:]
         for place, example in enumerate(pair):
             start, n = len(example["prompt"]), len(example["reply"])
             scores = logits[place, start - shortest :][:n].float()
@@ -534,12 +534,10 @@ def read(model, examples):
             tuple(map(pad_and_join, zip(*rows, strict=True))) for rows in zip(*caches, strict=True)
         ]
         joint = DynamicCache(ddp_cache_data=joined, config=model.config)
-    prompts = [torch.tensor(example["prompt"]) for example in examples]
-    inputs = {"input_ids": prompts, "attention_mask": [torch.ones_like(ids) for ids in prompts]}
-    for name, rows in inputs.items():
-        padded = pad_sequence(rows, batch_first=True, padding_side="left")
-        inputs[name] = padded.to(model.device)
-    return inputs, joint, nats
+    pad = functools.partial(pad_sequence, batch_first=True, padding_side="left")
+    prompts = [torch.tensor(example["prompt"], device=model.device) for example in examples]
+    mask = pad([torch.ones_like(ids) for ids in prompts])
+    return {"input_ids": pad(prompts), "attention_mask": mask}, joint, nats
 
 
 def pad_and_join(parts):

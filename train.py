@@ -514,16 +514,17 @@ def load_model(settings):
         model.enable_input_require_grads()  # or no gradient passes the frozen embeddings
     set_seed(settings["seed"])  # before LoRA draws its random matrices
     modules = dict(model.named_modules())
-    passed = ["out_proj", "conv1d"] if any(name.endswith("conv1d") for name in modules) else []
-    own = ("Router", "GroupedLinear")  # linear layers whose output has another shape
-    passed += [name for name, each in modules.items() if type(each).__name__.endswith(own)]
-    weights = [id(each.weight) for each in modules.values() if isinstance(each, torch.nn.Linear)]
-    if len(set(weights)) < len(weights):  # Zamba: merging would add all adapters to each
+    linear = [module for module in modules.values() if isinstance(module, torch.nn.Linear)]
+    if len({id(layer.weight) for layer in linear}) < len(linear):  # merged, all would add up
         die(f"{settings['base_model']} takes no adapter: its layers share weights")
+    special = ("Router", "GroupedLinear")  # linear layers whose output has another shape
+    exclude = [name for name, module in modules.items() if type(module).__name__.endswith(special)]
+    if any(name.endswith("conv1d") for name in modules):  # Mamba's kernels read past LoRA
+        exclude += ["out_proj", "conv1d"]
     lora = LoraConfig(
         task_type="CAUSAL_LM",
         target_modules="all-linear",
-        exclude_modules=passed or None,  # Mamba's kernels read past LoRA
+        exclude_modules=exclude or None,
         r=settings["rank"],
         lora_alpha=settings["alpha"],
         lora_dropout=settings["dropout"],

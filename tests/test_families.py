@@ -34,7 +34,7 @@ SKIPPED = {  # what the library lists, but no tiny model of it writes replies to
     ),
     **dict.fromkeys(("musicgen", "musicgen_melody"), "writes sound"),
     **dict.fromkeys(
-        ("data2vec-text", "roberta", "roberta-prelayernorm", "xmod"), "an encoder, counts padding"
+        ("data2vec-text", "roberta", "roberta-prelayernorm", "xmod"), "an encoder, no chat model"
     ),
     "deepseek_v4": "summarises blocks of text, padding and all",
     "reformer": "learns only from texts of whole chunks",
