@@ -492,61 +492,47 @@ def answer(tokenizer, model, examples):
 def read(model, examples):
     """(prompts padded on the left with their mask, their cache, NLL of each reply in nats).
 
-    Each prompt is read once, with its reply behind it, and two at a time: padded on the right they
-    need no mask, and that is fastest. The cache of each goes back to the last token but one, since
-    `generate` wants a token to begin with, and those of all are joined. Where a cache holds more
-    than keys and values, or only those of a window, it is left to `generate`; rows cannot leave
-    one of recurrent states: None.
+    Each prompt is read once and alone, its reply behind it: without padding it needs no mask, and
+    that is fastest. Its cache goes back to the last token but one, since `generate` wants a token
+    to begin with. Where a cache holds more than keys and values, or only those of a window, it is
+    left to `generate`; rows cannot leave one of recurrent states: None.
     """
     import torch
     from torch.nn.utils.rnn import pad_sequence
     from transformers import DynamicCache
     from transformers.cache_utils import DynamicLayer
 
-    takes = parameters(model)
+    takes, caches, nats = parameters(model), [], []
     joint = DynamicCache(config=model.config) if "past_key_values" in takes else None
     if joint is not None and any(joint.is_linear):
         joint = None
     plain = joint is not None and all(type(layer) is DynamicLayer for layer in joint.layers)
-    caches, nats = [], []
-    for pair in (examples[n : n + 2] for n in range(0, len(examples), 2)):
-        if not plain and not any(example["reply"] for example in pair):
-            nats += [0.0] * len(pair)
-            continue
-        texts = [torch.tensor(example["prompt"] + example["reply"]) for example in pair]
-        tokens = pad_sequence(texts, batch_first=True).to(model.device)
-        shortest = min(len(example["prompt"]) for example in pair)
-        scored = tokens.shape[1] - shortest + 1  # from the token in front of the first reply
+    pad = functools.partial(pad_sequence, batch_first=True, padding_side="left")
+
+    def join(parts):  # (1, heads, length, size), each of another length
+        return pad([part[0].transpose(0, 1) for part in parts]).transpose(1, 2)
+
+    for example in examples:
+        ids = torch.tensor([example["prompt"] + example["reply"]], device=model.device)
+        start, n = len(example["prompt"]), len(example["reply"])
         cache = DynamicCache(config=model.config) if plain else None
-        options = {"past_key_values": cache, "use_cache": plain, "logits_to_keep": scored}
+        options = {"past_key_values": cache, "use_cache": plain, "logits_to_keep": n + 1}
         options = {name: value for name, value in options.items() if name in takes}
-        logits = model(input_ids=tokens, **options).logits[:, -scored:]
-        for place, example in enumerate(pair):
-            start, n = len(example["prompt"]), len(example["reply"])
-            scores = logits[place, start - shortest :][:n].float()
-            targets = tokens[place, start : start + n]
-            nats.append(torch.nn.functional.cross_entropy(scores, targets, reduction="sum").item())
-            if plain:
-                known = (slice(place, place + 1), slice(None), slice(start - 1))
-                caches.append([(layer.keys[known], layer.values[known]) for layer in cache.layers])
+        scores = model(input_ids=ids, **options).logits[0, -n - 1 : -1].float()
+        nll = torch.nn.functional.cross_entropy(scores, ids[0, start:], reduction="sum")
+        nats.append(nll.item())
+        if plain:
+            cache.crop(-n - 1)
+            caches.append(cache.layers)
     if plain:
         joined = [
-            tuple(map(pad_and_join, zip(*rows, strict=True))) for rows in zip(*caches, strict=True)
+            [join([getattr(row, part) for row in rows]) for part in ("keys", "values")]
+            for rows in zip(*caches, strict=True)
         ]
         joint = DynamicCache(ddp_cache_data=joined, config=model.config)
-    pad = functools.partial(pad_sequence, batch_first=True, padding_side="left")
     prompts = [torch.tensor(example["prompt"], device=model.device) for example in examples]
     mask = pad([torch.ones_like(ids) for ids in prompts])
     return {"input_ids": pad(prompts), "attention_mask": mask}, joint, nats
-
-
-def pad_and_join(parts):
-    """Keys or values of shape (1, heads, length, size), padded on the left, as one batch."""
-    import torch
-
-    width = max(part.shape[2] for part in parts)
-    pad = torch.nn.functional.pad
-    return torch.cat([pad(part, (0, 0, width - part.shape[2], 0)) for part in parts])
 
 
 def write_replies(model, inputs, cache, stop):

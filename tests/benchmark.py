@@ -7,9 +7,9 @@ train     tokens a second of train.py with the embedded model, against the float
           SFTTrainer at its best settings (train_vs_trl)
 generate  seconds a mail: of a plain recipe over generate.py's (generate_vs_plain, replies and
           likelihoods), both in float32; of the same recipe in bfloat16, which bitsandbytes takes
-          by itself where the CPU has AVX512-BF16 (generate_vs_plain_bfloat16); and of llama.cpp in
-          its fastest quantisation, 16 mails at a time, replies only, over generate.py's with the
-          likelihoods (generate_vs_llamacpp)
+          by itself where the CPU has AVX512-BF16 (generate_vs_plain_bfloat16); and of llama.cpp,
+          16 mails at a time, replies only, over generate.py's with the likelihoods: in float32,
+          too (generate_vs_llamacpp), and in its fastest quantisation (generate_vs_llamacpp_q4_0)
 extract   messages a second out of a generated .tar.gz of 40,000, with the seconds a message
           against an archive half as large
 evaluate  seconds that evaluate.py takes for 215 replies with all intervals, format for 863 rows,
@@ -49,8 +49,8 @@ SAMPLE = [
     ROOT / "data" / "sample" / f"{name}_train_43.csv"
     for name in ("maud_okafor", "bernard_pell", "tomek_wilk", "ines_caldeira")
 ]
-LEARNED, PLAIN_LEARNED, TRL_LEARNED = 32, 8, 8  # mails; the plain recipes take long
-ANSWERED, PLAIN_ANSWERED, LLAMACPP_ANSWERED = 128, 6, 48  # of all lengths
+LEARNED, PLAIN_LEARNED, TRL_LEARNED = 32, 4, 16  # mails; the plain recipes take long
+ANSWERED, PLAIN_ANSWERED, LLAMACPP_ANSWERED = 64, 5, 48  # of all lengths
 ON_CPU = "--quantization none --micro-batch-size 2".split()  # as in the Makefile
 sys.modules["kernels"] = None  # as in the scripts
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
@@ -402,16 +402,18 @@ def bench_generate():
     ours, gb = alone(our_answers)
     plain, plain_gb = alone(plain_answers, False)
     bfloat16 = alone(plain_answers, True)[0] if torch.cpu._is_avx512_bf16_supported() else plain
-    theirs, _ = alone(llamacpp_answers)
+    theirs, _ = alone(llamacpp_answers, "ALL_F32")
+    rounded, _ = alone(llamacpp_answers, "MOSTLY_Q4_0")
     print(
         f"generate.py {ours:.2f} seconds a mail, {gb:.2f} GB; plain recipe {plain:.2f}, "
         f"{plain_gb:.2f} GB, "
-        f"in bfloat16 {bfloat16:.2f}; llama.cpp {theirs:.2f}"
+        f"in bfloat16 {bfloat16:.2f}; llama.cpp {theirs:.2f}, in Q4_0 {rounded:.2f}"
     )
     return {
         "generate_vs_plain": plain / ours,
         "generate_vs_plain_bfloat16": bfloat16 / ours,
         "generate_vs_llamacpp": theirs / ours,
+        "generate_vs_llamacpp_q4_0": rounded / ours,
         "generate_peak_gb": gb,
         "generate_peak_vs_model": gb * 1e9 / (EMBEDDED / "model.safetensors").stat().st_size,
     }
@@ -483,7 +485,7 @@ def plain_answers(bfloat16):
     return (time.perf_counter() - start) / len(examples)
 
 
-def llamacpp_answers(kind="Q4_0", parallel=16):
+def llamacpp_answers(kind, parallel=16):
     """Seconds a mail of llama.cpp's greedy replies, up to `parallel` mails at a time: who ends
     makes room for the next.
 
@@ -496,10 +498,10 @@ def llamacpp_answers(kind="Q4_0", parallel=16):
     whole, file = RUN / "model.gguf", RUN / f"model.{kind}.gguf"
     cpp.llama_log_set(silent := cpp.llama_log_callback(lambda *_: None), None)
     how = cpp.llama_model_quantize_default_params()
-    how.ftype = getattr(cpp, f"LLAMA_FTYPE_MOSTLY_{kind}")
+    how.ftype = getattr(cpp, f"LLAMA_FTYPE_{kind}")
     if not file.exists() or file.stat().st_mtime < whole.stat().st_mtime:
         assert not cpp.llama_model_quantize(str(whole).encode(), str(file).encode(), how), (
-            f"llama.cpp cannot quantise to {kind}"
+            f"llama.cpp cannot write {kind}"
         )
     settings, examples = questions()
     examples, longest = some(examples, LLAMACPP_ANSWERED), settings["max_reply_length"]
