@@ -5,11 +5,11 @@
 train     tokens a second of train.py with the embedded model, against the float32 matrix rate of
           this machine (train_vs_limit, a share), a plain QLoRA recipe (train_vs_plain) and TRL's
           SFTTrainer at its best settings (train_vs_trl)
-generate  seconds a mail: of a plain recipe over generate.py's (generate_vs_plain, replies and
-          likelihoods), both in float32; of the same recipe in bfloat16, which bitsandbytes takes
-          by itself where the CPU has AVX512-BF16 (generate_vs_plain_bfloat16); and of llama.cpp,
-          16 mails at a time, replies only, over generate.py's with the likelihoods: in float32,
-          too (generate_vs_llamacpp), and in its fastest quantisation (generate_vs_llamacpp_q4_0)
+generate  seconds a mail, where all write as many tokens as generate.py does: of a plain recipe
+          over generate.py's (generate_vs_plain, replies and likelihoods), both in float32; of the
+          same recipe in bfloat16, which bitsandbytes takes by itself where the CPU has AVX512-BF16
+          (generate_vs_plain_bfloat16); and of llama.cpp in float32, replies only, over
+          generate.py's with the likelihoods (generate_vs_llamacpp)
 extract   messages a second out of a generated .tar.gz of 40,000, with the seconds a message
           against an archive half as large
 evaluate  seconds that evaluate.py takes for 215 replies with all intervals, format for 863 rows,
@@ -50,7 +50,7 @@ SAMPLE = [
     for name in ("maud_okafor", "bernard_pell", "tomek_wilk", "ines_caldeira")
 ]
 LEARNED, PLAIN_LEARNED, TRL_LEARNED = 32, 4, 16  # mails; the plain recipes take long
-ANSWERED, PLAIN_ANSWERED, LLAMACPP_ANSWERED = 64, 5, 48  # of all lengths
+ANSWERED, PLAIN_ANSWERED = 64, 5
 ON_CPU = "--quantization none --micro-batch-size 2".split()  # as in the Makefile
 sys.modules["kernels"] = None  # as in the scripts
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
@@ -399,21 +399,21 @@ def bench_generate():
         check=True,
         stdout=subprocess.DEVNULL,
     )
-    ours, gb = alone(our_answers)
-    plain, plain_gb = alone(plain_answers, False)
-    bfloat16 = alone(plain_answers, True)[0] if torch.cpu._is_avx512_bf16_supported() else plain
-    theirs, _ = alone(llamacpp_answers, "ALL_F32")
-    rounded, _ = alone(llamacpp_answers, "MOSTLY_Q4_0")
+    (ours, written), gb = alone(our_answers)
+    plain, plain_gb = alone(plain_answers, written, False)
+    in_bfloat16 = torch.cpu._is_avx512_bf16_supported()
+    bfloat16 = alone(plain_answers, written, True)[0] if in_bfloat16 else plain
+    theirs, _ = alone(llamacpp_answers, written)
     print(
         f"generate.py {ours:.2f} seconds a mail, {gb:.2f} GB; plain recipe {plain:.2f}, "
         f"{plain_gb:.2f} GB, "
-        f"in bfloat16 {bfloat16:.2f}; llama.cpp {theirs:.2f}, in Q4_0 {rounded:.2f}"
+        f"in bfloat16 {bfloat16:.2f}; llama.cpp {theirs:.2f}; "
+        f"{sum(written) / len(written):.0f} tokens a reply"
     )
     return {
         "generate_vs_plain": plain / ours,
         "generate_vs_plain_bfloat16": bfloat16 / ours,
         "generate_vs_llamacpp": theirs / ours,
-        "generate_vs_llamacpp_q4_0": rounded / ours,
         "generate_peak_gb": gb,
         "generate_peak_vs_model": gb * 1e9 / (EMBEDDED / "model.safetensors").stat().st_size,
     }
@@ -431,15 +431,9 @@ def questions(run=RUN, test=TEST):
     return settings, [generate.encode(tokenizer, row, settings) for row in rows]
 
 
-def some(examples, count):
-    """`count` of the examples, of all lengths."""
-    examples = sorted(examples, key=lambda example: len(example["prompt"]))
-    return [examples[round(i * (len(examples) - 1) / (count - 1))] for i in range(count)]
-
-
 def our_answers(run=RUN, test=TEST, **changes):
-    """Seconds a mail of generate.py's answers with the likelihoods of the real replies, once the
-    model is loaded."""
+    """(seconds a mail, tokens of each reply) of generate.py's answers with the likelihoods of the
+    real replies, once the model is loaded."""
     import torch
 
     import generate
@@ -447,26 +441,29 @@ def our_answers(run=RUN, test=TEST, **changes):
     settings, examples = questions(run, test)
     tokenizer, model = generate.load_model(settings["base_model"], settings | changes, run)
     batch_size = 16 if torch.cuda.is_available() else 64  # as in the Makefile
-    start = time.perf_counter()
-    generate.answer_all(tokenizer, model, examples, batch_size, io.BytesIO(), {})
-    return (time.perf_counter() - start) / len(examples)
+    start, answers = time.perf_counter(), {}
+    generate.answer_all(tokenizer, model, examples, batch_size, io.BytesIO(), answers)
+    seconds = (time.perf_counter() - start) / len(examples)
+    texts = [answers[place]["prediction"] for place in range(len(examples))]
+    return seconds, [len(generate.tokenize(tokenizer, text)) + 1 for text in texts]
 
 
-def plain_answers(bfloat16):
+def plain_answers(written, bfloat16):
     """Seconds a mail of the usual recipe: a mail at a time, NF4 layers with a loose adapter, the
-    likelihood by a second reading."""
+    likelihood by a second reading; of a few mails, from the shortest reply to the longest."""
     import torch
     from peft import PeftModel
 
-    settings, examples = questions()
+    _, examples = questions()
     model = nf4_model(bfloat16)
     model = PeftModel.from_pretrained(model, RUN / "adapter").eval()
-    examples = some(examples, PLAIN_ANSWERED)
+    order = sorted(range(len(examples)), key=written.__getitem__)
+    some = [order[i * (len(order) - 1) // (PLAIN_ANSWERED - 1)] for i in range(PLAIN_ANSWERED)]
     with torch.inference_mode():
         # Which may change the layout of the weights.
         model(input_ids=torch.tensor([examples[0]["prompt"]]))
         start = time.perf_counter()
-        for example in examples:
+        for example, length in ((examples[place], written[place]) for place in some):
             prompt, reply = (
                 torch.tensor([example["prompt"]]),
                 torch.tensor([example["prompt"] + example["reply"]]),
@@ -475,22 +472,23 @@ def plain_answers(bfloat16):
                 input_ids=prompt,
                 attention_mask=torch.ones_like(prompt),
                 do_sample=False,
-                max_new_tokens=settings["max_reply_length"],
+                min_new_tokens=length,
+                max_new_tokens=length,
                 eos_token_id=example["reply"][-1],
                 pad_token_id=0,
             )
             labels = reply.clone()
             labels[:, : prompt.shape[1]] = -100
             model(input_ids=reply, labels=labels)
-    return (time.perf_counter() - start) / len(examples)
+    return (time.perf_counter() - start) / len(some)
 
 
-def llamacpp_answers(kind, parallel=16):
+def llamacpp_answers(written, kind="ALL_F32", parallel=16):
     """Seconds a mail of llama.cpp's greedy replies, up to `parallel` mails at a time: who ends
     makes room for the next.
 
-    Q4_0 is the fastest quantisation of those tried: Q4_1 and Q8_0 took 1.8 and 1.7 times as long on
-    a CPU with AVX2.
+    MOSTLY_Q4_0 is the fastest quantisation of those tried: Q4_1 and Q8_0 took 1.8 and 1.7 times as
+    long on a CPU with AVX2.
     """
     import llama_cpp as cpp
     import numpy
@@ -504,12 +502,11 @@ def llamacpp_answers(kind, parallel=16):
             f"llama.cpp cannot write {kind}"
         )
     settings, examples = questions()
-    examples, longest = some(examples, LLAMACPP_ANSWERED), settings["max_reply_length"]
     model = cpp.llama_model_load_from_file(str(file).encode(), cpp.llama_model_default_params())
     context = cpp.llama_context_default_params()
     context.n_seq_max, context.n_batch = parallel, 2048
     # Each mail has its share of the cache.
-    context.n_ctx = parallel * 256 * -(-(settings["max_prompt"] + longest) // 256)
+    context.n_ctx = parallel * 256 * -(-settings["max_length"] // 256)
     context.n_threads = context.n_threads_batch = os.cpu_count()
     context = cpp.llama_init_from_model(model, context)
     words, memory = (
@@ -519,20 +516,21 @@ def llamacpp_answers(kind, parallel=16):
     batch = cpp.llama_batch_init(2048, 0, 1)
 
     start = time.perf_counter()
-    waiting, going, free = [example["prompt"] for example in examples], {}, set(range(parallel))
-    stop, done = examples[0]["reply"][-1], 0
+    prompts = [example["prompt"] for example in examples]
+    waiting, going, free = list(zip(prompts, written, strict=True)), {}, set(range(parallel))
+    done = 0
     while waiting or going:
         new = []  # (sequence, position, token, whether its logits are wanted)
         new += [
             (sequence, position, token, True) for sequence, (position, token, _) in going.items()
         ]
-        while waiting and free and len(new) + len(waiting[-1]) <= 2048:
-            sequence, prompt = free.pop(), waiting.pop()
+        while waiting and free and len(new) + len(waiting[-1][0]) <= 2048:
+            sequence, (prompt, length) = free.pop(), waiting.pop()
             new += [
                 (sequence, position, token, position == len(prompt) - 1)
                 for position, token in enumerate(prompt)
             ]
-            going[sequence] = (len(prompt) - 1, None, 0)
+            going[sequence] = (len(prompt) - 1, None, length)
         for i, (sequence, position, token, wanted) in enumerate(new):
             batch.token[i], batch.pos[i], batch.n_seq_id[i], batch.seq_id[i][0], batch.logits[i] = (
                 token,
@@ -550,8 +548,8 @@ def llamacpp_answers(kind, parallel=16):
                         cpp.llama_get_logits_ith(context, i), (words,)
                     ).argmax()
                 )
-                going[sequence] = (position + 1, token, going[sequence][2] + 1)
-                if token == stop or going[sequence][2] == longest:
+                going[sequence] = (position + 1, token, going[sequence][2] - 1)
+                if not going[sequence][2]:
                     del going[sequence]
                     free.add(sequence)
                     cpp.llama_memory_seq_rm(memory, sequence, -1, -1)
