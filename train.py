@@ -531,8 +531,11 @@ def load_model(settings):
     )
     failure = f"{settings['base_model']} takes no adapter with these libraries"
     model = attempt(failure, get_peft_model, model, lora)
-    with torch.no_grad():
-        attempt(failure, model, input_ids=probe)
+    probe[1, 3] = 0
+    with torch.no_grad():  # of two texts with another end, what the beginnings predict
+        one, other = attempt(failure, model, input_ids=probe).logits[:, 0].float()
+    if (one - other).std() > 0.03 * one.std():
+        die(f"{settings['base_model']} sees what is to come: take a model that writes")
     model.print_trainable_parameters()
     return model
 
@@ -550,8 +553,8 @@ def load_base(settings):
     quieten()
     folder, nf4 = find_model(settings["base_model"]), settings["quantization"] == "4bit"
     config = attempt(f"cannot load {folder}", AutoConfig.from_pretrained, folder)
-    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
-    if positions and settings["max_length"] > positions:
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None) or -1
+    if 0 < positions < settings["max_length"]:
         die(f"--max-length {settings['max_length']} is more than the model's {positions} positions")
     if getattr(config, "quantization_config", None) and not nf4:
         die(f"{folder} is quantized already: leave out --quantization none")
