@@ -1,8 +1,8 @@
 """Score a run's replies against the author's real ones, or compare runs on the same mails.
 
   python evaluate.py runs/demo/exp1.M-M --style-data \\
-      data/sample/{maud_okafor,tomek_wilk}_train_43.jsonl
-  python evaluate.py --compare runs/demo/exp1.M-M runs/demo/exp3.T-M \\
+      data/sample/{maud_okafor,bernard_pell}_train_43.jsonl
+  python evaluate.py --compare runs/demo/exp1.M-M runs/demo/exp2.B-M \\
       --output runs/demo/comparison.md --examples 2
 
 The first prints every measure with its 95 % interval and writes metrics.json and

@@ -98,7 +98,7 @@ SPECIAL = {
     "recurrent_gemma": {"block_types": ["recurrent", "attention"]},
     "reformer": {"axial_pos_embds": False},
     "roc_bert": {"pronunciation_vocab_size": 64, "shape_vocab_size": 64},
-    "xlm": {"emb_dim": 64},
+    "xlm": {"emb_dim": 64, "causal": True},
     "xlstm": {"qk_dim_factor": 1.0},
     "xmod": {"default_language": "en_XX"},
     "zaya": {"num_experts_per_tok": 1},
