@@ -513,6 +513,9 @@ def read(model, examples):
         return pad([part[0].transpose(0, 1) for part in parts]).transpose(1, 2)
 
     for example in examples:
+        if not plain and not example["reply"]:
+            nats.append(0.0)  # nothing to score, and `generate` reads the prompt
+            continue
         ids = torch.tensor([example["prompt"] + example["reply"]], device=model.device)
         start, n = len(example["prompt"]), len(example["reply"])
         cache = DynamicCache(config=model.config) if plain else None
@@ -543,10 +546,8 @@ def write_replies(model, inputs, cache, stop):
     rows, replies = list(range(len(inputs["input_ids"]))), [[] for _ in inputs["input_ids"]]
     while rows and left:
         new = min(left, CHUNK) if cache is not None else left
-        output = model.generate(
-            **inputs, past_key_values=cache, max_new_tokens=new, return_dict_in_generate=True
-        )
-        ids, going = output.sequences, []
+        ids = model.generate(**inputs, past_key_values=cache, max_new_tokens=new)
+        going = []
         for place, row in enumerate(rows):
             for token in ids[place, inputs["input_ids"].shape[1] :].tolist():
                 replies[row].append(token)

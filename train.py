@@ -554,7 +554,7 @@ def load_base(settings):
     quieten()
     folder, nf4 = find_model(settings["base_model"]), settings["quantization"] == "4bit"
     config = attempt(f"cannot load {folder}", AutoConfig.from_pretrained, folder)
-    positions = getattr(config.get_text_config(), "max_position_embeddings", None) or -1
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None) or 0
     if 0 < positions < settings["max_length"]:
         die(f"--max-length {settings['max_length']} is more than the model's {positions} positions")
     if getattr(config, "quantization_config", None) and not nf4:

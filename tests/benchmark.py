@@ -483,23 +483,19 @@ def plain_answers(written, bfloat16):
     return (time.perf_counter() - start) / len(some)
 
 
-def llamacpp_answers(written, kind="ALL_F32", parallel=16):
+def llamacpp_answers(written, parallel=16):
     """Seconds a mail of llama.cpp's greedy replies, up to `parallel` mails at a time: who ends
-    makes room for the next.
-
-    MOSTLY_Q4_0 is the fastest quantisation of those tried: Q4_1 and Q8_0 took 1.8 and 1.7 times as
-    long on a CPU with AVX2.
-    """
+    makes room for the next."""
     import llama_cpp as cpp
     import numpy
 
-    whole, file = RUN / "model.gguf", RUN / f"model.{kind}.gguf"
+    whole, file = RUN / "model.gguf", RUN / "model.f32.gguf"
     cpp.llama_log_set(silent := cpp.llama_log_callback(lambda *_: None), None)
     how = cpp.llama_model_quantize_default_params()
-    how.ftype = getattr(cpp, f"LLAMA_FTYPE_{kind}")
+    how.ftype = cpp.LLAMA_FTYPE_ALL_F32
     if not file.exists() or file.stat().st_mtime < whole.stat().st_mtime:
         assert not cpp.llama_model_quantize(str(whole).encode(), str(file).encode(), how), (
-            f"llama.cpp cannot write {kind}"
+            "llama.cpp cannot write float32"
         )
     settings, examples = questions()
     model = cpp.llama_model_load_from_file(str(file).encode(), cpp.llama_model_default_params())
