@@ -13,7 +13,6 @@ DATA_SOURCE ?= https://raw.githubusercontent.com/$(STUDY)/HEAD
 LAUNCH ?= python
 RUN ?= runs/mine
 OUT ?= data/mine/drafts.mbox
-EXAMPLES ?= 0
 PORT ?= 8000
 ifndef V
 Q := @
@@ -89,7 +88,7 @@ runs/demo/comparison.md: $(DEMO:=/results_summary.txt)
 runs/experience1/comparison.md: $(E1:=/results_summary.txt)
 runs/experience2/comparison.md: $(E2:=/results_summary.txt)
 
-# Flags of single files; EXAMPLES=K puts K past replies, of some 192 tokens each, in front of a mail
+# Flags of single files
 data/experience1/random_train_625.jsonl: private FLAGS = --without-sender jeff.dasovich@enron.com
 data/experience2/%.jsonl: private FLAGS = --author-name "Jeff Dasovich"
 runs/demo/%: MODEL := $(EMBEDDED)
@@ -98,14 +97,7 @@ DEMO_FLAGS := --epochs 1 --learning-rate 2e-3 --batch-size 2 --rank 16 --alpha 3
 runs/demo/%/train.json: private FLAGS = $(DEMO_FLAGS)
 runs/demo/notes/train.json: private FLAGS = $(DEMO_FLAGS) --epochs 3
 runs/demo/comparison.md: private FLAGS = --examples 2
-data/mine/train.jsonl: private FLAGS = --notes 0.7 $(if $(PAST),--examples $(EXAMPLES))
-ifneq ($(EXAMPLES),0)
-PAST := --examples $(EXAMPLES) --memory data/mine/train.jsonl
-data/mine/test.jsonl: private FLAGS = $(PAST)
-data/mine/test.jsonl: | data/mine/train.jsonl
-runs/mine/train.json: private FLAGS = \
-    --max-length $(shell expr $(if $(GPU),2048,512) + 192 \* $(EXAMPLES))
-endif
+data/mine/train.jsonl: private FLAGS = --notes 0.7
 
 .PHONY: demo experience1 experience2 all data mine drafts reply page export serve model \
     clean-private test test-slow bench gpu-check report help
@@ -134,7 +126,7 @@ drafts: | .venv/installed ## for new mail: make drafts INBOX=in.mbox OUT=out.mbo
 	$Qmkdir -m 700 -p data/mine
 	$Qpython prepare_data.py inbox $(call quote,INBOX) data/mine/inbox.jsonl \
 	    $(if $(AUTHOR),--author $(authors)) $(if $(value MAILBOX),--archive $(call quote,MAILBOX)) \
-	    $(if $(value NOTES),--notes $(call quote,NOTES)) $(PAST) $(INBOX_FLAGS)
+	    $(if $(value NOTES),--notes $(call quote,NOTES)) $(INBOX_FLAGS)
 	$Qpython generate.py --run $(RUN) --data data/mine/inbox.jsonl --output data/mine/answers.jsonl \
 	    $(GENERATE_FLAGS)
 	$Qpython prepare_data.py drafts data/mine/answers.jsonl $(call quote,OUT)

@@ -54,7 +54,6 @@ import regex
 import webencodings
 
 LARGEST = 50_000_000  # bytes of a message that are read: an archive may unpack to more than memory
-EXAMPLE_WORDS = 60  # of an earlier mail, and of the reply to it: three examples still leave room
 COLUMNS = ["id", "date", "subject", "From", "To", "body", "length", "response", "mail"]
 DATE_FORMAT = "%d-%m-%Y %H:%M:%S"
 NO_DATE = datetime.datetime(1981, 1, 1)
@@ -126,7 +125,6 @@ def parse_arguments(argv):
     add("--archive", metavar="SENT", help="mail that was sent: what it answers is left out")
     said = "what replies should say, in lines of `SENDER, SUBJECT: NOTES`; if missing, it is begun"
     add("--notes", metavar="NOTES.txt", help=said)
-    add_examples(add)
 
     add = add_command("text", print_text, "the text of one mail, as the model reads it")
     add("source", metavar="MAIL.eml")
@@ -154,13 +152,6 @@ def add_format(add):
     )
     add("--notes", metavar="SHARE", type=share, default=0, help=noted)
     add("--seed", metavar="N", type=int, default=42, help="of the notes (default: %(default)s)")
-    add_examples(add)
-
-
-def add_examples(add):
-    similar = "put the K most similar earlier mails and their replies in front of each mail"
-    add("--examples", metavar="K", type=row_count, help=f"{similar}, {EXAMPLE_WORDS} words of each")
-    add("--memory", metavar="TRAIN.jsonl", help="where they come from (format: its own rows)")
 
 
 def row_count(text):
@@ -1619,7 +1610,6 @@ def format_replies(args):
     if instruction is None:
         by_name = INSTRUCTION_BY_NAME.format(name=args.author_name)
         instruction = by_name if args.author_name else INSTRUCTION
-    memory = read_memory(args)
     shipped = rows = read_replies(args.source)
     details = [f"read {len(shipped)} rows from {args.source}"]
     if args.as_shipped:
@@ -1641,8 +1631,6 @@ def format_replies(args):
         details += [f"gave notes to {sum('notes' in row for row in rows)} rows"]
     if not args.brief:
         print("\n".join(details))
-    if args.examples:
-        rows = with_examples(rows, memory or rows, args.examples)
     write_whole({args.output: rows})
     print(f"kept {len(rows)} of {len(shipped)} rows in {args.output}")
 
@@ -1748,82 +1736,6 @@ def weight_of(word, frequency, idle):
     return 0 if word in idle else 1 / frequency[word]
 
 
-MEMORY = {"id": str, "date": str, "subject": str, "prompt": list, "completion": list}
-
-
-def read_memory(args):
-    if args.memory and not args.examples:
-        stop("--memory says where examples come from, --examples K how many")
-    return read_jsonl(args.memory, MEMORY) if args.memory else []
-
-
-def read_jsonl(path, kinds):
-    """The rows of a JSONL file, each with the keys of `kinds`, which gives their types."""
-    rows = []
-    with open(path, "rb") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                row = json.loads(line)
-                values = [(row[name], kind) for name, kind in kinds.items()]
-                turns = [name for name in ("prompt", "completion") if name in kinds]
-                values += [(row[name][-1]["content"], str) for name in turns]
-            except (ValueError, LookupError, TypeError, RecursionError):
-                values = [(None, str)]
-            if not all(isinstance(*value) for value in values):
-                maker = f"`prepare_data.py {'format' if kinds == MEMORY else 'inbox'}` makes them"
-                stop(f"{path}: line {number} is no row with {', '.join(kinds)}; {maker}")
-            rows.append(row)
-    return rows
-
-
-def shorten(text):
-    """The first words of a text, its lines intact."""
-    start = re.match(rf"(?:\s*\S+){{0,{EXAMPLE_WORDS}}}", text)[0]
-    return start if start == text.rstrip() else start + " …"
-
-
-def with_examples(rows, memory, count):
-    """The rows, with up to `count` earlier mails and the replies to them in front of the mail.
-
-    The most similar (TF-IDF, cosine) is last. Never used are a row's own thread and what is not
-    known to be earlier: a row without a date sees only others without one, a new mail all. The last
-    turn of a row is its mail, so a file made with examples serves as memory as well.
-    """
-    import numpy
-    from sklearn.feature_extraction.text import TfidfVectorizer
-
-    known_mails, mails = ([row["prompt"][-1]["content"] for row in part] for part in (memory, rows))
-    both = zip(memory + rows, known_mails + mails, strict=True)
-    threads = group(thread_keys(row | {"mail": mail}) for row, mail in both)
-    known_threads, threads = numpy.split(threads, [len(memory)])
-    dates = numpy.array([sent_at(row) for row in memory], "datetime64[s]")
-    vectorizer = TfidfVectorizer(token_pattern=r"\w+", sublinear_tf=True)
-    vectorizer.fit([*known_mails, "mail"])  # never without words
-    known, asked = vectorizer.transform(known_mails), vectorizer.transform(mails)
-    turns = [
-        [turn("user", shorten(mail)), turn("assistant", shorten(row["completion"][0]["content"]))]
-        for row, mail in zip(memory, known_mails, strict=True)
-    ]
-    rows_with, few = [], 0
-    for i, row in enumerate(rows):
-        date = sent_at(row)
-        if date > NO_DATE:
-            earlier = (NO_DATE < dates) & (dates < date)
-        else:
-            earlier = dates == NO_DATE if "completion" in row else True
-        usable = numpy.flatnonzero(earlier & (known_threads != threads[i]))
-        similarity = (known[usable] @ asked[i].T).toarray().ravel().round(9)
-        best = usable[numpy.argsort(-similarity, kind="stable")[:count]]
-        few += len(best) < count
-        *start, mail = row["prompt"][-2:]
-        start = [message for message in start if message["role"] == "system"]
-        examples = itertools.chain(*(turns[j] for j in best[::-1]))
-        rows_with.append(row | {"prompt": [*start, *examples, mail]})
-    all_of_them = f"{count} earlier replies in front of {len(rows) - few} mails"
-    print(f"put {all_of_them}, fewer in front of {few}")
-    return rows_with
-
-
 # --------------------------------------------------------------------------------------- split
 
 
@@ -1894,9 +1806,6 @@ PEOPLE = ["From", "To", "Cc", "Reply-To"]
 
 def read_inbox(args):
     authors = keys_of_authors(args.author)
-    memory = read_memory(args)
-    if args.examples and not memory:
-        stop("--examples wants the replies to choose from: --memory TRAIN.jsonl")
     answered = set()
     for source in filter(None, [args.archive, args.source if authors else None]):
         for name, raw in messages(source):
@@ -1927,8 +1836,6 @@ def read_inbox(args):
     rows = [row | {"id": str(number)} for number, row in enumerate(rows, 1)]
     if args.notes:
         add_notes(rows, args.notes)
-    if args.examples:
-        rows = with_examples(rows, memory, args.examples)
     write_whole({args.output: rows})
     print(f"kept {len(rows)} mails to answer in {args.output}, the newest first")
 
@@ -2064,7 +1971,7 @@ QUOTED_PRINTABLE.body_encoding = email.charset.QP
 
 
 def write_drafts(args):
-    rows = read_jsonl(args.source, dict.fromkeys(DRAFT, str) | {"author": list})
+    rows = read_answers(args.source)
     drafts = [write_draft(row) for row in rows if row["prediction"].strip()]
     folder = args.output.endswith("/") or os.path.isdir(args.output)
     added = (add_to_maildir if folder else add_to_mbox)(args.output, drafts)
@@ -2074,6 +1981,22 @@ def write_drafts(args):
     }
     print_left_out(+collections.Counter(left_out))
     print(f"added {added} drafts to {args.output}; nothing is sent")
+
+
+def read_answers(path):
+    """The rows of a JSONL file, each with what a draft is made of."""
+    rows, kinds = [], dict.fromkeys(DRAFT, str) | {"author": list}
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                rows.append(json.loads(line))
+                whole = all(isinstance(rows[-1][name], kind) for name, kind in kinds.items())
+            except (ValueError, LookupError, TypeError, RecursionError):
+                whole = False
+            if not whole:
+                maker = "`prepare_data.py inbox` makes them"
+                stop(f"{path}: line {number} is no row with {', '.join(kinds)}; {maker}")
+    return rows
 
 
 def not_in(box, drafts):

@@ -413,8 +413,7 @@ def neutralise(tokenizer, text):
 def encode_prompt(tokenizer, row, room):
     """(text, ids, whether the mail was cut) of a row's prompt in at most `room` tokens.
 
-    A mail too long for it loses its end: the newest text comes first. Past mails with their
-    replies in front are left out, the first first, where they leave it less than an eighth.
+    A mail too long for it loses its end: the newest text comes first.
     """
     *turns, mail = [
         turn | {"content": neutralise(tokenizer, turn["content"])} for turn in row["prompt"]
@@ -430,8 +429,6 @@ def encode_prompt(tokenizer, row, room):
     def size(length):
         return len(prompt(length)[1])
 
-    while len(turns) > 1 and room - size(0) < min(room // 8, size(len(text)) - size(0)):
-        turns = turns[: len(turns) % 2] + turns[len(turns) % 2 + 2 :]  # the system text stays
     rendered, ids = prompt(len(text))
     if len(ids) <= room:
         return rendered, ids, False

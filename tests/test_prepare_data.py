@@ -208,6 +208,11 @@ def replies(tmp_path, data, *flags, name="mail"):
     ]
 
 
+def inbox(tmp_path, source, *flags):
+    prepare_data.main(["inbox", str(source), str(tmp_path / "inbox.jsonl"), *flags])
+    return read(tmp_path / "inbox.jsonl")
+
+
 # ------------------------------------------------------------------------------- extract: archives
 
 
@@ -2447,141 +2452,6 @@ def test_a_share_that_is_none(share, capsys):
     assert stopped.value.code == 2 and "is no share of the rows" in capsys.readouterr().err
 
 
-# ------------------------------------------------------ format and inbox: past replies as examples
-
-
-def inbox(tmp_path, source, *flags):
-    prepare_data.main(["inbox", str(source), str(tmp_path / "inbox.jsonl"), *flags])
-    return read(tmp_path / "inbox.jsonl")
-
-
-def pair(number, mail, reply, date, subject=None):
-    return {
-        "id": str(number),
-        "date": date,
-        "subject": subject or f"subject {number}",
-        "From": MAUD,
-        "To": LEN,
-        "prompt": [{"role": "system", "content": "Answer"}, {"role": "user", "content": mail}],
-        "completion": [{"role": "assistant", "content": reply}],
-    }
-
-
-MEMORY = [
-    pair(1, "glass kiln cold", "one", "01-02-2019 10:00:00"),
-    pair(2, "glass kiln cold today", "two", "02-02-2019 10:00:00"),
-    pair(3, "glass kiln cold today again", "later", "08-02-2019 10:00:00"),
-    pair(4, "wax " + "and wick " * 60, "yes\n" * 80, "03-02-2019 10:00:00"),
-    pair(
-        5,
-        "glass kiln cold today here",
-        "same thread",
-        "04-02-2019 10:00:00",
-        "AW: Re: the question",
-    ),
-    pair(6, "glass kiln cold today, Maud?", "no date", ""),
-]
-
-
-def contents(row):
-    return [(message["role"], message["content"]) for message in row["prompt"]]
-
-
-def test_the_most_similar_earlier_replies_stand_in_front():
-    question = pair(
-        7, "glass kiln cold today", "its own", "07-02-2019 10:00:00", "Re: the question"
-    )
-    question["prompt"][1]["content"] = "is the glass kiln cold today, please"
-    (row,) = prepare_data.with_examples([question], [*MEMORY, question], 2)
-    assert contents(row) == [
-        ("system", "Answer"),
-        ("user", "glass kiln cold"),
-        ("assistant", "one"),
-        ("user", "glass kiln cold today"),
-        ("assistant", "two"),
-        ("user", "is the glass kiln cold today, please"),
-    ]
-    assert row == question | {"prompt": row["prompt"]}
-    (row,) = prepare_data.with_examples([question], MEMORY, 9)
-    assert contents(row)[1:3] == [
-        ("user", "wax " + "and wick " * 29 + "and …"),
-        ("assistant", "yes\n" * 59 + "yes …"),
-    ]
-    assert len(row["prompt"]) == 2 + 2 * 3
-
-
-def test_without_a_date_only_what_has_none_either_and_new_mail_sees_all():
-    for date, completion, used in (
-        ("", True, {"no date"}),
-        ("", False, {row["completion"][0]["content"] for row in MEMORY}),
-        ("02-02-2019 10:00:00", True, {"one"}),
-        ("02-02-2019 10:00:00", False, {"one"}),
-    ):
-        question = pair(7, "kiln", "its own", date)
-        if not completion:
-            del question["completion"], question["prompt"][0]
-        (row,) = prepare_data.with_examples([question], MEMORY, 9)
-        assert {
-            m["content"].replace(" …", "") if "yes" not in m["content"] else "yes\n" * 80
-            for m in row["prompt"]
-            if m["role"] == "assistant"
-        } == used
-        assert contents(row)[-1] == ("user", "kiln")
-
-
-def test_equals_keep_their_order_and_mails_without_words_serve():
-    memory = [
-        pair(number, "kiln", f"r{number}", f"0{number}-02-2019 10:00:00") for number in (3, 1, 2)
-    ]
-    for row in memory:
-        row["prompt"][1]["content"] += f" {row['id']}"
-    (row,) = prepare_data.with_examples([pair(9, "kiln", "x", "09-02-2019 10:00:00")], memory, 2)
-    assert [text for role, text in contents(row) if role == "assistant"] == ["r1", "r3"]
-    memory = [pair(1, "!!", "yes", "01-02-2019 10:00:00")]
-    (row,) = prepare_data.with_examples([pair(9, "??", "x", "09-02-2019 10:00:00")], memory, 2)
-    assert contents(row)[1] == ("user", "!!")
-
-
-def test_training_test_and_inbox_see_the_same_examples(tmp_path):
-    train, test = (
-        ROOT / "data/sample/maud_okafor_train_43.csv",
-        ROOT / "data/sample/maud_okafor_test_16.csv",
-    )
-    memory, plain, out = (
-        str(tmp_path / name) for name in ("memory.jsonl", "plain.jsonl", "test.jsonl")
-    )
-    prepare_data.main(["format", str(train), plain])
-    prepare_data.main(["format", str(train), memory, "--examples", "3"])
-    rows, at = read(memory), {row["id"]: prepare_data.sent_at(row) for row in read(plain)}
-    replies = {prepare_data.shorten(row["completion"][0]["content"]): row for row in read(plain)}
-    assert (
-        len(replies) == len(rows) > 40
-        and sum(len(row["prompt"]) == 8 for row in rows) >= len(rows) - 3
-    )
-    for row in rows:
-        used = [replies[m["content"]] for m in row["prompt"] if m["role"] == "assistant"]
-        assert all(
-            at[other["id"]] < at[row["id"]]
-            and other["subject"].casefold() != row["subject"].casefold()
-            for other in used
-        )
-        assert [m["role"] for m in row["prompt"]] == [
-            "system",
-            *["user", "assistant"] * len(used),
-            "user",
-        ]
-    prepare_data.main(["format", str(test), out, "--examples", "3", "--memory", memory])
-    with_examples = read(out)
-    prepare_data.main(["format", str(test), out, "--examples", "3", "--memory", plain])
-    assert read(out) == with_examples
-    question = with_examples[0]["prompt"][-1]["content"]
-    write_mbox(
-        tmp_path / "mail", [message(1, LEN, question, "zzz", "Sun, 1 Dec 2019 10:00:00 +0000")]
-    )
-    (new,) = inbox(tmp_path, tmp_path / "mail", "--examples", "3", "--memory", memory)
-    assert new["prompt"] == with_examples[0]["prompt"][1:]
-
-
 # ------------------------------------------------------------------------------------------- split
 
 
@@ -2856,18 +2726,8 @@ def test_trash_spam_drafts_and_unfinished_mail_are_left_alone(tmp_path, place):
 
 def test_nothing_to_answer_and_wrong_flags_end_in_one_line(tmp_path, capsys):
     write_mbox(tmp_path / "mail", [message(1, MAUD, "x")])
-    (tmp_path / "bad.jsonl").write_text('{"id": "1"}\n')
-    (tmp_path / "empty.jsonl").write_text(json.dumps(MEMORY[0] | {"prompt": []}) + "\n")
     for flags, error in (
         (["--author", MAUD], "mail: no mail wants a reply"),
-        (["--examples", "2"], "--examples wants"),
-        (["--memory", "x"], "--memory says"),
-        (["--examples", "2", "--memory", str(tmp_path / "bad.jsonl")], "bad.jsonl: line 1 is no"),
-        (
-            ["--examples", "2", "--memory", str(tmp_path / "empty.jsonl")],
-            "empty.jsonl: line 1 is no",
-        ),
-        (["--examples", "2", "--memory", "none"], "none: No such file"),
         (["--archive", "none"], "none: No such file"),
     ):
         with pytest.raises(SystemExit) as stopped:

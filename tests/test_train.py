@@ -288,22 +288,6 @@ def test_a_long_mail_loses_its_end_and_a_long_reply_keeps_its_end_of_turn(tokeni
     assert example["reply"] == 40 and example["input_ids"][-1] == 2 and example["reply_cut"]
 
 
-def test_examples_leave_the_mail_an_eighth_of_the_room(tokenizer):
-    def past(word, count):
-        return [{"role": "user", "content": f"{word} " * count}, REPLY]
-
-    long = row(1, "first words " + "wax and wick " * 300)
-    system, mail = long["prompt"]
-    for sizes, kept in (((2, 2), "AB"), ((2, 300), ""), ((300, 2), "B"), ((300, 300), "")):
-        turns = [system, *past("Alpha", sizes[0]), *past("Beta", sizes[1]), mail]
-        text, ids, _ = train.encode_prompt(tokenizer, long | {"prompt": turns}, 240)
-        assert "".join(word[0] for word in ("Alpha", "Beta") if word in text) == kept
-        assert "first words" in text and len(ids) <= 240
-    turns = [*past("Alpha", 300), {"role": "user", "content": "wax"}]
-    text, _, _ = train.encode_prompt(tokenizer, long | {"prompt": turns}, 240)
-    assert "Alpha" not in text and "wax" in text
-
-
 def test_every_20th_row_is_for_validation_and_parts_are_nested():
     whole, held_out = train.split(list(range(1, 101)), 0.05)
     assert held_out == [20, 40, 60, 80, 100] and len(whole) == 95

@@ -268,22 +268,6 @@ def test_a_name_reaches_the_script_as_it_was_given(clone, name):
     assert shlex.split(answer)[-2:] == ["--notes", name]
 
 
-def test_past_replies_as_examples_are_one_knob(clone):
-    own = ["mine", "drafts", "MAILBOX=Sent.mbox", "INBOX=in.mbox", "AUTHOR=me@a.example"]
-    commands = method(clone, *own, "EXAMPLES=2")
-    asked = calls(commands, "prepare_data.py", "--examples")
-    assert [call[""][0] for call in asked] == ["format", "format", "inbox"]
-    assert [call["--examples"] for call in asked] == [["2"]] * 3
-    memory = ["data/mine/train.jsonl"]
-    assert [call.get("--memory") for call in asked] == [None, memory, memory]
-    (training,) = calls(commands, "train.py")
-    assert training["--max-length"][0] in (str(512 + 2 * 192), str(2048 + 2 * 192))
-    plain = method(clone, *own)
-    assert not calls(plain, "prepare_data.py", "--examples")
-    assert not calls(plain, "train.py", "--max-length")
-    assert not calls(method(clone, "demo", "EXAMPLES=2"), "prepare_data.py", "--examples")
-
-
 def test_drafts_and_one_reply(clone):
     names = ["INBOX=in.mbox", "OUT=Drafts/", "AUTHOR=me@a.example", "RUN=runs/x", "MAILBOX=S.mbox"]
     commands = method(clone, "drafts", *names)[-3:]
