@@ -79,6 +79,8 @@ ANSWERS = {
     0: "no, the tests do not show it.",
     -1: "on the contrary, the opposite holds.",
 }
+RECIPE = "base_model quantization epochs learning_rate batch_size rank alpha dropout".split()
+RECIPE += ["max_length", "max_reply_length", "instruction"]  # and the mail: all but the seed
 NOTHING = "Nothing to test: no two models with primary measures."
 NOTES = (
     f"Each test is of {{first}} minus another run, or of the slope with {DOUBLING} of the training "
@@ -186,10 +188,10 @@ def evaluate(args):
         closings = closings_of(author_replies)
         method = "char 1-4-grams|TF-IDF, sublinear|logistic regression C=10|"
         signatures["style"] = method + version("scikit-learn")
-    training, problem, _ = read_training(run)
-    if problem:
-        print(f"memorization not measured: {problem}", file=sys.stderr)
-    learned = [row["reference"] for row in training]
+    source = read_training(run)
+    if source["problem"]:
+        print(f"memorization not measured: {source['problem']}", file=sys.stderr)
+    learned = [row["reference"] for row in source["training"]]
     for terms, texts, known in ((per_mail, replies, learned), (own, references, author_replies)):
         pairs = zip(texts, references, strict=True)
         counts = [[len(spread(text).split()) for text in pair] for pair in pairs]
@@ -279,20 +281,24 @@ def read_completions(path):
 
 def read_training(run):
     """What a run or a copying baseline learned from: its rows, [] for an untuned model; why they
-    are unknown, if so; and on how many mails it was trained, if it was."""
+    are unknown, if so; on how many mails it was trained, if it was; and how."""
     file = run / "train.json"
     if not file.is_file() and not (file := run / "baseline.json").is_file():
-        return [], None, None
+        return {"training": [], "problem": None, "size": None, "recipe": None}
     settings = parse(file.read_bytes(), f"{file}: not JSON; its script makes it again")
     path, limit = settings.get("train_data"), settings.get("limit")
     if not (isinstance(path, str) and isinstance(limit, int | None)):
         die(f"{file}: names no training data: it is of an older version; make it again")
-    size = settings.get("train_rows")  # a baseline has none
+    rows, problem = [], None
     if not Path(path).is_file():
-        return [], f"{path} is missing", size
-    if sha256(Path(path)) != settings.get("train_data_sha256"):
-        return [], f"{path} has changed since the training", size
-    return read_completions(Path(path))[:limit], None, size
+        problem = f"{path} is missing"
+    elif sha256(Path(path)) != settings.get("train_data_sha256"):
+        problem = f"{path} has changed since the training"
+    else:
+        rows = read_completions(Path(path))[:limit]
+    size = settings.get("train_rows")  # a baseline has none
+    recipe = [rows, size, *map(settings.get, RECIPE)]
+    return {"training": rows, "problem": problem, "size": size, "recipe": recipe}
 
 
 # ---------------------------------------------------------------------- measures, for every script
@@ -601,12 +607,13 @@ def compare(args):
     parts = [measure(runs, first, f"all {count} test mails", np.full(count, True))]
     if clean is not None and not clean.all():
         parts.append(measure(runs, first, f"the {clean.sum()} clean ones", clean))
-    alike = [run for run in runs if run["size"] and run["training"] == first["training"] != []]
-    twins = [run["name"] for run in alike if first["size"]]
+    known = first["size"] and first["training"]
+    twins = [run["name"] for run in runs if known and run["recipe"] == first["recipe"]]
     verdict = answer(first["name"], twins, parts)
     notes = [NOTES.format(first=first["name"], n=count, rare=min(1, 3 / count)), cleanness]
     if len(twins) > 1:
-        notes.append(f"Trained on the same mail, they show what chance does: {', '.join(twins)}.")
+        alike = "Trained on the same mail by the same settings, they show what chance does"
+        notes.append(f"{alike}: {', '.join(twins)}.")
 
     facts = {"against": first["name"], "verdict": verdict} | parts[0]
     metrics = facts.pop("metrics")
@@ -667,7 +674,7 @@ def load_runs(paths):
         run["notes"] = [row["notes"] for row in rows]
         for key in ("per_mail", "reference_per_mail"):
             run[key] = {name: np.array(terms, dtype=float) for name, terms in facts[key].items()}
-        run["training"], run["problem"], run["size"] = read_training(path)
+        run |= read_training(path)
         runs.append(run)
         if run["mails"] != runs[0]["mails"]:
             row = len(os.path.commonprefix([runs[0]["mails"], run["mails"]])) + 1
@@ -769,8 +776,8 @@ def deal(mails, runs):
 
 
 def answer(first, twins, parts):
-    """The question and, for each primary measure and part, one of three answers. Trainings on the
-    same mail are no rivals, nor are copying baselines, which have no perplexity."""
+    """The question and, for each primary measure and part, one of three answers. Trainings that
+    differ in the seed only are no rivals, nor are copying baselines, which have no perplexity."""
     kind = "trend" if parts[0]["trend"] else "tests"
     models = [run for run, found in parts[0]["metrics"].items() if found["perplexity_char"]]
     rivals = {DOUBLING, *models} - set(twins)

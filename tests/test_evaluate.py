@@ -821,13 +821,15 @@ def test_verdict_says_what_holds_and_what_does_not(tmp_path):
         assert verdict(*names) == [question, how + said]
     assert verdict("near")[0].startswith("Nothing to test")
 
-    # Trainings on the same mail are no rivals.
+    # Trainings that differ in the seed only are no rivals.
     file = write_author(tmp_path / "ada.jsonl", "ada")
     for name in ("near", "alike"):
         learned_from(tmp_path / name, file, train_rows=30)
     assert verdict("near", "alike", "far")[1] == how + YES
     assert "near, alike" in (tmp_path / "c.md").read_text(encoding="utf-8")
     assert verdict("near", "alike")[0].startswith("Nothing to test")
+    learned_from(tmp_path / "alike", file, train_rows=30, epochs=2.0)
+    assert verdict("near", "alike")[1] == how + NO
 
 
 def test_sizes_get_a_trend_and_a_curve(tmp_path):
