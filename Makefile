@@ -98,6 +98,7 @@ runs/demo/%/train.json: private FLAGS = $(DEMO_FLAGS)
 runs/demo/notes/train.json: private FLAGS = $(DEMO_FLAGS) --epochs 3
 runs/demo/comparison.md: private FLAGS = --examples 2
 data/mine/train.jsonl: private FLAGS = --notes 0.7
+runs/mine/train.json: private FLAGS = $(if $(filter $(EMBEDDED),$(MODEL)),--epochs 2)
 
 .PHONY: demo experience1 experience2 all data mine drafts reply page export serve model \
     clean-private test test-slow bench gpu-check report help

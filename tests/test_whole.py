@@ -268,6 +268,15 @@ def test_a_name_reaches_the_script_as_it_was_given(clone, name):
     assert shlex.split(answer)[-2:] == ["--notes", name]
 
 
+def test_own_mail_has_notes_and_two_epochs_of_the_small_model(clone):
+    own = ["mine", "MAILBOX=Sent.mbox", "AUTHOR=me@a.example"]
+    for model, epochs in (("models/SmolLM2-135M-Instruct", ["2"]), ("other/model", None)):
+        commands = method(clone, *own, f"MODEL={model}")
+        (training,) = calls(commands, "train.py")
+        (noted,) = calls(commands, "prepare_data.py", "--notes")
+        assert training.get("--epochs") == epochs and noted["--notes"] == ["0.7"]
+
+
 def test_drafts_and_one_reply(clone):
     names = ["INBOX=in.mbox", "OUT=Drafts/", "AUTHOR=me@a.example", "RUN=runs/x", "MAILBOX=S.mbox"]
     commands = method(clone, "drafts", *names)[-3:]
