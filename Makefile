@@ -8,6 +8,7 @@ GPU := $(filter GPU,$(shell nvidia-smi -L 2>/dev/null))
 ifeq ($(origin MODEL),undefined)
 MODEL := $(if $(GPU),meta-llama/Llama-2-7b-chat-hf,$(EMBEDDED))
 endif
+SMALL = $(filter $(EMBEDDED),$(MODEL))
 STUDY := AndriamMiora/Personalized-Automatic-Emails-Responses
 DATA_SOURCE ?= https://raw.githubusercontent.com/$(STUDY)/HEAD
 LAUNCH ?= python
@@ -98,7 +99,7 @@ runs/demo/%/train.json: private FLAGS = $(DEMO_FLAGS)
 runs/demo/notes/train.json: private FLAGS = $(DEMO_FLAGS) --epochs 3
 runs/demo/comparison.md: private FLAGS = --examples 2
 data/mine/train.jsonl: private FLAGS = --notes 0.7
-runs/mine/train.json: private FLAGS = $(if $(filter $(EMBEDDED),$(MODEL)),--epochs 2)
+runs/mine/train.json: private FLAGS = $(if $(SMALL),--epochs 2)
 
 .PHONY: demo experience1 experience2 all data mine drafts reply page export serve model \
     clean-private test test-slow bench gpu-check report help
@@ -172,9 +173,9 @@ data/sample/inbox.jsonl: data/sample/inbox.mbox data/sample/notes.txt | .venv/in
 	$Qpython prepare_data.py inbox $< $@ --author maud.okafor@ternandtallow.example \
 	    --notes data/sample/notes.txt
 
-BASE := $(if $(filter $(EMBEDDED),$(MODEL)),$(EMBEDDED)/model.safetensors)
+BASE := $(if $(SMALL),$(EMBEDDED)/model.safetensors)
 # On a CPU NF4 saves this small model no memory and costs it likelihood; passes of two are faster
-ON_CPU = $(if $(filter $(EMBEDDED),$(MODEL)),$(if $(GPU),,--quantization none --micro-batch-size 2))
+ON_CPU = $(if $(SMALL),$(if $(GPU),,--quantization none --micro-batch-size 2))
 data = $(call known,$(filter %.jsonl,$^))
 train = $(LAUNCH) train.py --base-model $(call quote,MODEL) $(ON_CPU) \
     --train-data $(data) --output-dir $(@D)
