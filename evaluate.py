@@ -79,8 +79,9 @@ ANSWERS = {
     0: "no, the tests do not show it.",
     -1: "on the contrary, the opposite holds.",
 }
-RECIPE = "base_model quantization epochs learning_rate batch_size rank alpha dropout".split()
-RECIPE += ["max_length", "max_reply_length", "instruction"]  # and the mail: all but the seed
+# What two trainings have in common that differ in the seed only, as train.json names it
+RECIPE = ["train_data_sha256", "limit", "train_rows", "base_model", "quantization", "epochs"]
+RECIPE += "learning_rate batch_size rank alpha dropout max_length max_reply_length".split()
 NOTHING = "Nothing to test: no two models with primary measures."
 NOTES = (
     f"Each test is of {{first}} minus another run, or of the slope with {DOUBLING} of the training "
@@ -297,7 +298,7 @@ def read_training(run):
     else:
         rows = read_completions(Path(path))[:limit]
     size = settings.get("train_rows")  # a baseline has none
-    recipe = [rows, size, *map(settings.get, RECIPE)]
+    recipe = [settings.get(name) for name in RECIPE]
     return {"training": rows, "problem": problem, "size": size, "recipe": recipe}
 
 
@@ -607,8 +608,7 @@ def compare(args):
     parts = [measure(runs, first, f"all {count} test mails", np.full(count, True))]
     if clean is not None and not clean.all():
         parts.append(measure(runs, first, f"the {clean.sum()} clean ones", clean))
-    known = first["size"] and first["training"]
-    twins = [run["name"] for run in runs if known and run["recipe"] == first["recipe"]]
+    twins = [run["name"] for run in runs if first["size"] and run["recipe"] == first["recipe"]]
     verdict = answer(first["name"], twins, parts)
     notes = [NOTES.format(first=first["name"], n=count, rare=min(1, 3 / count)), cleanness]
     if len(twins) > 1:
