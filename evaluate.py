@@ -696,8 +696,8 @@ def clean_rows(runs):
     clean = np.array([not seen & marks(row) for row in rows])
     if not clean.any():
         return None, "No mail is clean: mail, reply or thread of each was trained on."
-    found = "neither it nor its reply nor its thread is in a file that a compared run learned from"
-    return clean, f"{clean.sum()} of {len(rows)} mails are clean: {found}."
+    count = f"{clean.sum()} of {len(rows)} mails are clean: neither it nor its reply nor its thread"
+    return clean, f"{count} is in a file that a run's train.json or baseline.json names."
 
 
 def marks(row):
