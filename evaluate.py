@@ -183,7 +183,7 @@ def evaluate(args):
     )
     per_mail, signatures = overlap(references, replies)
     per_mail |= likelihood(rows)
-    own, style, author_replies = {}, None, []  # own: of the author's real replies
+    author, style, author_replies = {}, None, []  # author: terms of the real replies
     if args.style_data:
         classifier, author_replies, style = train_classifier(args, rows)
         closings = closings_of(author_replies)
@@ -193,7 +193,7 @@ def evaluate(args):
     if source["problem"]:
         print(f"memorization not measured: {source['problem']}", file=sys.stderr)
     learned = [row["reference"] for row in source["training"]]
-    for terms, texts, known in ((per_mail, replies, learned), (own, references, author_replies)):
+    for terms, texts, known in ((per_mail, replies, learned), (author, references, author_replies)):
         pairs = zip(texts, references, strict=True)
         counts = [[len(spread(text).split()) for text in pair] for pair in pairs]
         terms["length_ratio"] = np.array(counts)
@@ -207,18 +207,18 @@ def evaluate(args):
     facts = {
         "n": len(rows),
         "metrics": {name: estimate(name, per_mail.get(name)) for name in MEASURES},
-        "reference": {name: estimate(name, terms) for name, terms in own.items()},
+        "reference": {name: estimate(name, terms) for name, terms in author.items()},
         "style": style,
         "signatures": signatures | {"interval": bootstrap},
         "predictions_sha256": sha256(run / "predictions.jsonl"),
         "per_mail": per_mail,
-        "reference_per_mail": own,
+        "reference_per_mail": author,
     }
     write(run / "metrics.json", json.dumps(facts, default=np.ndarray.tolist, allow_nan=False))
     summary = summarise(run, facts)
     write(run / "results_summary.txt", summary)
     shown = {name: facts["metrics"][name] for name in (*PRIMARY, "rougeL", "memorized_rate")}
-    values = [f"{name} {number(found['value'], 3)}" for name, found in shown.items() if found]
+    values = [f"{name} {number(value['value'], 3)}" for name, value in shown.items() if value]
     headline = f"{run}: {len(rows)} mails scored; {', '.join(values)}"
     print(headline if args.brief else f"{summary}\n{run}/results_summary.txt written")
 
@@ -340,15 +340,15 @@ def overlap(references, replies):
     # An accented letter may be one code point or two.
     pairs = [[unicodedata.normalize("NFC", text) for text in pair] for pair in pairs]
     letters = "".join(reference for reference, _ in pairs)
-    found = [rouge(*pair) for pair in pairs]
-    per_mail = {name: np.array([[mail[name].fmeasure, 1] for mail in found]) for name in ROUGE}
+    scores = [rouge(*pair) for pair in pairs]
+    per_mail = {name: np.array([[mail[name].fmeasure, 1] for mail in scores]) for name in ROUGE}
     method = "F1, mean over mails|words, or characters of scripts without blanks|stemmer:English|"
     signatures = {"rouge": f"{method}Lsum:lines|rouge-score {version('rouge-score')}"}
 
     blankless = 2 * len(BLANKLESS.findall(letters)) > len(regex.findall(r"\p{L}", letters))
     metric = BLEU(tokenize="char" if blankless else "13a")
-    found = [metric.corpus_score([reply], [[reference]]) for reference, reply in pairs]
-    per_mail["bleu"] = np.array([[m.sys_len, m.ref_len, *m.counts, *m.totals] for m in found])
+    scores = [metric.corpus_score([reply], [[reference]]) for reference, reply in pairs]
+    per_mail["bleu"] = np.array([[m.sys_len, m.ref_len, *m.counts, *m.totals] for m in scores])
     metric.effective_order = max(per_mail["bleu"][:, 1]) < 4  # as in score()
     signatures["bleu"] = str(metric.get_signature())
 
@@ -370,11 +370,11 @@ def rouge(reference, reply):
 
     tokenize = stems if stems(reference) else lambda text: list("".join(text.split()))
     scorer = RougeScorer(ROUGE, tokenizer=SimpleNamespace(tokenize=tokenize))
-    found = scorer.score(reference, reply)
+    scores = scorer.score(reference, reply)
     # A single token, unless English, is a pair, too, or a perfect reply would have no ROUGE-2.
     if len(tokenize(reference)) == 1 and not regex.search("[a-z0-9]", reference.lower()):
-        found["rouge2"] = found["rouge1"]
-    return found
+        scores["rouge2"] = scores["rouge1"]
+    return scores
 
 
 def likelihood(rows):
@@ -500,11 +500,11 @@ def score(name, terms, weights):
         # Where no reference in a sample has four tokens, BLEU is of the lengths that runs of tokens
         # have, or identical replies would score 0.
         short = weights @ (terms[:, 1] >= 4) == 0
-        found = [
+        scores = [
             BLEU.compute_bleu(n[2:6], n[6:], *n[:2], smooth_method="exp", effective_order=is_short)
             for n, is_short in zip(sums.astype(int).tolist(), short, strict=True)
         ]
-        return np.array([bleu.score for bleu in found])
+        return np.array([bleu.score for bleu in scores])
     with np.errstate(invalid="ignore"):  # 0 / 0
         if name == "chrf":  # as in sacreBLEU, the mean is over the lengths that both have
             ours, theirs, matches = np.moveaxis(sums.reshape(-1, 6, 3), 2, 0)
@@ -538,13 +538,13 @@ def summarise(run, facts):
     """results_summary.txt: metrics.json for people."""
     import pandas as pd
 
-    metrics, own, style = facts["metrics"], facts["reference"], facts["style"]
+    metrics, author, style = facts["metrics"], facts["reference"], facts["style"]
     table = pd.DataFrame(
         {
             "measure": name,
             "value": cell(metrics[name]).split("\n")[0],
             "95 % interval": cell(metrics[name], 3).split("\n")[-1],
-            "author": cell(own.get(name)).split("\n")[0],
+            "author": cell(author.get(name)).split("\n")[0],
             "better": better,
             "what it says": text,
         }
@@ -561,13 +561,13 @@ def summarise(run, facts):
     return "\n".join(lines) + "\n"
 
 
-def cell(found, digits=2, bold=False):
+def cell(value, digits=2, bold=False):
     """An estimate in two lines, value and interval; the best value is in bold."""
-    if not found:
+    if not value:
         return "-"
     mark = "**" if bold else ""
-    low, high = number(found["low"], digits), number(found["high"], digits)
-    return f"{mark}{number(found['value'], 3)}{mark}\n{low}–{high}"
+    low, high = number(value["low"], digits), number(value["high"], digits)
+    return f"{mark}{number(value['value'], 3)}{mark}\n{low}–{high}"
 
 
 def number(value, digits, sign=""):
@@ -640,8 +640,8 @@ def corners(args):
         part = measure(pair, pair[1], title, np.full(len(pair[0]["rows"]), True))
         tests = {test["measure"]: difference(test, test["p"]) for test in part["tests"]}
         for kind, run in zip(("untuned", "tuned"), pair, strict=True):
-            found = part["metrics"][run["name"]]
-            table[f"{kind}\n{title}"] = [cell(found[name]) for name in CORNERS]
+            metrics = part["metrics"][run["name"]]
+            table[f"{kind}\n{title}"] = [cell(metrics[name]) for name in CORNERS]
             text += f"\n{kind} {title}: {run['path']}"
         table[f"difference\n{title}"] = [tests.get(name, "-") for name in CORNERS]
     blocks = [pd.DataFrame(table), text]
@@ -704,7 +704,7 @@ def marks(row):
     """What a mail can be known by, case, punctuation and Re: aside; not by an empty text."""
     thread = REPLY_MARKS.sub("", row["subject"], count=1)
     texts = {"mail": row["mail"], "reply": row["reference"], "thread": thread}
-    return {(kind, *found) for kind, text in texts.items() if (found := words(text))}
+    return {(kind, *mark) for kind, text in texts.items() if (mark := words(text))}
 
 
 def measure(runs, first, title, selected):
@@ -712,11 +712,12 @@ def measure(runs, first, title, selected):
     against each other one, and a trend where one author's trainings differ in size."""
     terms, metrics, author = {}, {}, {}
     for run in runs:
-        found = {name: each[selected] for name, each in run["per_mail"].items()}
-        metrics[run["name"]] = {name: estimate(name, found.get(name)) for name in MEASURES}
-        terms[run["name"]] = {name: found[name] for name in found if metrics[run["name"]][name]}
-        own = run["reference_per_mail"].items()
-        author |= {name: estimate(name, each[selected]) for name, each in own}
+        per_mail = {name: rows[selected] for name, rows in run["per_mail"].items()}
+        values = {name: estimate(name, per_mail.get(name)) for name in MEASURES}
+        metrics[run["name"]] = values
+        terms[run["name"]] = {name: rows for name, rows in per_mail.items() if values[name]}
+        of_author = run["reference_per_mail"].items()
+        author |= {name: estimate(name, rows[selected]) for name, rows in of_author}
     pairs = {run: ([first["name"], run], [1, -1]) for run in terms if run != first["name"]}
     trained, slope = [run for run in runs if run["size"]], {}
     sizes = {run["name"]: run["size"] for run in trained}
@@ -779,7 +780,7 @@ def answer(first, twins, parts):
     """The question and, for each primary measure and part, one of three answers. Trainings that
     differ in the seed only are no rivals, nor are copying baselines, which have no perplexity."""
     kind = "trend" if parts[0]["trend"] else "tests"
-    models = [run for run, found in parts[0]["metrics"].items() if found["perplexity_char"]]
+    models = [run for run, values in parts[0]["metrics"].items() if values["perplexity_char"]]
     rivals = {DOUBLING, *models} - set(twins)
     lines = [QUESTIONS[kind].format(first=first)]
     for name, how in PRIMARY.items():
@@ -798,8 +799,8 @@ def answer(first, twins, parts):
 
 def report(runs, parts, verdict, notes, clean, args):
     """Print and write what people read of a comparison: text, Markdown, a picture and a page."""
-    found = parts[0]["metrics"].values()
-    names = [name for name in COLUMNS if any(metrics[name] for metrics in found)]
+    runs_metrics = parts[0]["metrics"].values()
+    names = [name for name in COLUMNS if any(metrics[name] for metrics in runs_metrics)]
     output, tests = args.output, tests_table(parts)
     tables = [score_table(part, names) for part in parts]
     head = [verdict] if tests.empty else [verdict, tests]
@@ -825,15 +826,15 @@ def score_table(part, names):
 
     table = {"run": [*part["metrics"], "the author"]}
     for name in names:
-        own = part["reference"].get(name)
-        found = [metrics[name] for metrics in part["metrics"].values()]
+        author = part["reference"].get(name)
+        values = [metrics[name] for metrics in part["metrics"].values()]
         # No measure of which more is better goes beyond 100.
-        goals = {"lower": 0, "higher": 100, "author's": own["value"] if own else 0}
+        goals = {"lower": 0, "higher": 100, "author's": author["value"] if author else 0}
         goal = goals[MEASURES[name][0]]
-        misses = [abs(each["value"] - goal) if each else np.inf for each in found]
+        misses = [abs(value["value"] - goal) if value else np.inf for value in values]
         best = min(misses)
-        cells = [cell(each, bold=miss == best) for each, miss in zip(found, misses, strict=True)]
-        table[name.replace("_", "\n")] = [*cells, cell(own)]
+        cells = [cell(value, bold=miss == best) for value, miss in zip(values, misses, strict=True)]
+        table[name.replace("_", "\n")] = [*cells, cell(author)]
     return pd.DataFrame(table)
 
 
@@ -874,9 +875,9 @@ def draw(parts, names):
         axes = figure.add_subplot(height, 3, number_of_axes)
         axes.set_title(f"{name}: {MEASURES[name][0]} is better", fontsize=10)
         for i, part in enumerate(parts):
-            found = [part["metrics"][run][name] or {} for run in runs]
+            bars = [part["metrics"][run][name] or {} for run in runs]
             ends = ("value", "low", "high")
-            value, low, high = np.array([[each.get(end, np.nan) for each in found] for end in ends])
+            value, low, high = np.array([[bar.get(end, np.nan) for bar in bars] for end in ends])
             style = {"yerr": np.abs([value - low, high - value]), "label": part["title"]}
             if sizes:
                 axes.errorbar(places, value, marker="o", capsize=3, **style)

@@ -433,10 +433,10 @@ def answer_all(tokenizer, model, examples, batch_size, file, answers):
     with tqdm(total=sum(map(len, batches)), unit="mail", disable=bool(RANK) or None) as bar:
         for batch in batches:
             if batch[-1] not in answers:
-                found = answer_in_halves(tokenizer, model, [examples[place] for place in batch])
-                found = dict(zip(batch, found, strict=True))
-                answers |= found
-                file.write(json.dumps(found).encode() + b"\n")
+                written = answer_in_halves(tokenizer, model, [examples[place] for place in batch])
+                written = dict(zip(batch, written, strict=True))
+                answers |= written
+                file.write(json.dumps(written).encode() + b"\n")
                 file.flush()
             bar.update(len(batch))
 
@@ -453,7 +453,7 @@ def answer_in_halves(tokenizer, model, examples):
     torch.cuda.empty_cache()
     half = len(examples) // 2
     parts = (examples[:half], examples[half:])
-    return [found for part in parts for found in answer_in_halves(tokenizer, model, part)]
+    return [reply for part in parts for reply in answer_in_halves(tokenizer, model, part)]
 
 
 def parameters(model):
@@ -572,9 +572,9 @@ def stream(tokenizer, model, example, room):
         print(f"generate.py: the mail lost its end: {room}", file=sys.stderr)
     ids = torch.tensor([example["prompt"]], device=model.device)
     streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
-    found = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), streamer=streamer)
-    if found[0, -1].item() not in model.generation_config.eos_token_id:
-        length = found.shape[1] - ids.shape[1]
+    whole = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), streamer=streamer)
+    if whole[0, -1].item() not in model.generation_config.eos_token_id:
+        length = whole.shape[1] - ids.shape[1]
         print(f"generate.py: stopped at {length} tokens: --max-new-tokens", file=sys.stderr)
 
 
@@ -589,10 +589,10 @@ def open_page(tokenizer, model, settings):
 
     def text_of(file):
         command = [sys.executable, Path(__file__).with_name("prepare_data.py"), "text", file]
-        found = subprocess.run(command, capture_output=True, text=True, encoding="utf-8")
-        if found.returncode:
-            raise gradio.Error(found.stderr, print_exception=False)
-        return found.stdout.strip()
+        process = subprocess.run(command, capture_output=True, text=True, encoding="utf-8")
+        if process.returncode:
+            raise gradio.Error(process.stderr, print_exception=False)
+        return process.stdout.strip()
 
     def draft(mail, notes):
         row = {"id": "mail", "prompt": [{"role": "user", "content": mail}], "notes": notes.strip()}

@@ -101,8 +101,8 @@ def parse_arguments(argv):
     several = {"nargs": "+", "action": "extend"}
     writer = "the addresses or names that the author writes by"
     add("--author", metavar="AUTHOR", required=True, **several, help=writer)
-    kept = "keep a signature, a device's line or a disclaimer below the own words"
-    add("--keep-signature", action="store_true", help=kept)
+    keep = "keep a signature, a device's line or a disclaimer below the own words"
+    add("--keep-signature", action="store_true", help=keep)
 
     add = add_command("own-words", print_own_words, "a mail's body in, its author's own words out")
     add("--keep-signature", action="store_true", help="cut quoted mail only")
@@ -1792,8 +1792,8 @@ def split_replies(args):
         stop(f"{args.source}: {len(rows)} rows in {len(order)} threads {empty}; {advice}")
     shuffled.shuffle(train)
     write_whole({args.train: rows.loc[train], args.test: rows[test]})
-    kept = f"kept {len(train)} rows in {args.train}, {test.sum()} in {args.test}"
-    print(f"{kept}; {len(order)} threads, none on both")
+    written = f"kept {len(train)} rows in {args.train}, {test.sum()} in {args.test}"
+    print(f"{written}; {len(order)} threads, none on both")
 
 
 # ---------------------------------------------------------------------------- inbox and drafts

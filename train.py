@@ -450,10 +450,10 @@ def encode(tokenizer, row, settings):
     *reply_ids, end = ids[len(prompt_ids) :]
     if ids[: len(prompt_ids)] != prompt_ids:  # a token across the border, unseen in generation
         *reply_ids, end = tokenize(tokenizer, reply)
-    kept = [*reply_ids[: settings["max_reply_length"] - 1], end]
-    cut = {"mail_cut": mail_cut, "reply_cut": len(kept) <= len(reply_ids)}
-    ids = prompt_ids + kept
-    return {"input_ids": ids, "length": len(ids), "reply": len(kept)} | cut
+    target = [*reply_ids[: settings["max_reply_length"] - 1], end]
+    cut = {"mail_cut": mail_cut, "reply_cut": len(target) <= len(reply_ids)}
+    ids = prompt_ids + target
+    return {"input_ids": ids, "length": len(ids), "reply": len(target)} | cut
 
 
 def split(examples, fraction):
