@@ -44,6 +44,7 @@ WORLD = int(os.environ.get("WORLD_SIZE", "1"))
 def main(argv=None):
     os.umask(0o077)  # replies to private mail are for their owner only
     sys.modules["kernels"] = None  # with this package the libraries would download code and run it
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)  # or it asks for it
     args = parse_args(argv)
     if RANK:  # only the first of several processes prints
         sys.stdout = open(os.devnull, "w", encoding="utf-8")
@@ -281,7 +282,6 @@ def quieten():
     transformers_logging.set_verbosity_error()
     if not sys.stderr.isatty():
         transformers_logging.disable_progress_bar()
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)  # misses `kernels`
     warnings.simplefilter("ignore", FutureWarning)
     warnings.filterwarnings("ignore", "You passed `quantization_config`")  # to a quantized model
 

@@ -63,6 +63,7 @@ WORLD = int(os.environ.get("WORLD_SIZE", "1"))
 def main(argv=None):
     os.umask(0o077)  # private mail, and a model made of it, are for their owner only
     sys.modules["kernels"] = None  # with this package the libraries would download code and run it
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)  # or it asks for it
     args = parse_args(argv)
     nowhere = open(os.devnull, "w", encoding="utf-8")
     if RANK:  # only the first of several processes prints
@@ -592,7 +593,6 @@ def quieten():
     transformers_logging.set_verbosity_error()
     if not sys.stderr.isatty():
         transformers_logging.disable_progress_bar()
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)  # misses `kernels`
     warnings.simplefilter("ignore", FutureWarning)
     warnings.filterwarnings("ignore", "You passed `quantization_config`")  # to a quantized model
 
