@@ -799,8 +799,8 @@ def answer(first, twins, parts):
 
 def report(runs, parts, verdict, notes, clean, args):
     """Print and write what people read of a comparison: text, Markdown, a picture and a page."""
-    runs_metrics = parts[0]["metrics"].values()
-    names = [name for name in COLUMNS if any(metrics[name] for metrics in runs_metrics)]
+    estimates = parts[0]["metrics"].values()
+    names = [name for name in COLUMNS if any(metrics[name] for metrics in estimates)]
     output, tests = args.output, tests_table(parts)
     tables = [score_table(part, names) for part in parts]
     head = [verdict] if tests.empty else [verdict, tests]
@@ -875,9 +875,9 @@ def draw(parts, names):
         axes = figure.add_subplot(height, 3, number_of_axes)
         axes.set_title(f"{name}: {MEASURES[name][0]} is better", fontsize=10)
         for i, part in enumerate(parts):
-            bars = [part["metrics"][run][name] or {} for run in runs]
+            estimates = [part["metrics"][run][name] or {} for run in runs]
             ends = ("value", "low", "high")
-            value, low, high = np.array([[bar.get(end, np.nan) for bar in bars] for end in ends])
+            value, low, high = (np.array([e.get(end, np.nan) for e in estimates]) for end in ends)
             style = {"yerr": np.abs([value - low, high - value]), "label": part["title"]}
             if sizes:
                 axes.errorbar(places, value, marker="o", capsize=3, **style)

@@ -43,8 +43,9 @@ WORLD = int(os.environ.get("WORLD_SIZE", "1"))
 
 def main(argv=None):
     os.umask(0o077)  # replies to private mail are for their owner only
-    sys.modules["kernels"] = None  # with this package the libraries would download code and run it
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)  # or it asks for it
+    # With the package kernels the libraries would download code and run it; bitsandbytes wants it.
+    sys.modules["kernels"] = None
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     args = parse_args(argv)
     if RANK:  # only the first of several processes prints
         sys.stdout = open(os.devnull, "w", encoding="utf-8")
@@ -433,8 +434,8 @@ def answer_all(tokenizer, model, examples, batch_size, file, answers):
     with tqdm(total=sum(map(len, batches)), unit="mail", disable=bool(RANK) or None) as bar:
         for batch in batches:
             if batch[-1] not in answers:
-                written = answer_in_halves(tokenizer, model, [examples[place] for place in batch])
-                written = dict(zip(batch, written, strict=True))
+                replies = answer_in_halves(tokenizer, model, [examples[place] for place in batch])
+                written = dict(zip(batch, replies, strict=True))
                 answers |= written
                 file.write(json.dumps(written).encode() + b"\n")
                 file.flush()

@@ -62,8 +62,9 @@ WORLD = int(os.environ.get("WORLD_SIZE", "1"))
 
 def main(argv=None):
     os.umask(0o077)  # private mail, and a model made of it, are for their owner only
-    sys.modules["kernels"] = None  # with this package the libraries would download code and run it
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)  # or it asks for it
+    # With the package kernels the libraries would download code and run it; bitsandbytes wants it.
+    sys.modules["kernels"] = None
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     args = parse_args(argv)
     nowhere = open(os.devnull, "w", encoding="utf-8")
     if RANK:  # only the first of several processes prints
