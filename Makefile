@@ -126,15 +126,15 @@ mine: runs/mine/results_summary.txt ## your own model: make mine MAILBOX=Sent.mb
 drafts: | .venv/installed ## for new mail: make drafts INBOX=in.mbox OUT=out.mbox AUTHOR=me@x.org
 	$(if $(value INBOX),,$(error say which: make drafts INBOX=in.mbox OUT=out.mbox AUTHOR=me@x.org))
 	$Qmkdir -m 700 -p data/mine
-	$Qpython prepare_data.py inbox $(call quote,INBOX) data/mine/inbox.jsonl \
+	$Qpython mail.py inbox $(call quote,INBOX) data/mine/inbox.jsonl \
 	    $(if $(AUTHOR),--author $(authors)) $(if $(value MAILBOX),--archive $(call quote,MAILBOX)) \
 	    $(if $(value NOTES),--notes $(call quote,NOTES)) $(INBOX_FLAGS)
 	$Qpython generate.py --run $(RUN) --data data/mine/inbox.jsonl --output data/mine/answers.jsonl \
 	    $(GENERATE_FLAGS)
-	$Qpython prepare_data.py drafts data/mine/answers.jsonl $(call quote,OUT)
+	$Qpython mail.py drafts data/mine/answers.jsonl $(call quote,OUT)
 reply: | .venv/installed ## the answer to one mail: make reply MAIL=x.eml NOTES="yes, tuesday at 10"
 	$(if $(value MAIL),,$(error say which mail: make reply MAIL=x.eml))
-	$Qmail=$$(python prepare_data.py text $(call quote,MAIL)) && printf '%s\n' "$$mail" | \
+	$Qmail=$$(python mail.py text $(call quote,MAIL)) && printf '%s\n' "$$mail" | \
 	    python generate.py --run $(RUN) --mail - --notes $(call quote,NOTES) $(GENERATE_FLAGS)
 page: $(RUN)/train.json | .venv/page ## write replies on a page in your browser
 	$Qpython generate.py --run $(RUN) --page $(GENERATE_FLAGS)
@@ -154,7 +154,7 @@ data/%/replies.csv: | .venv/installed
 	$(if $(and $(value MAILBOX),$(AUTHOR)),,\
 	    $(error say whose mail: make mine MAILBOX=Sent.mbox AUTHOR=me@x.org))
 	$Qmkdir -m 700 -p $(@D)
-	$Qpython prepare_data.py extract $(call quote,MAILBOX) $@ --author $(authors) $(EXTRACT_FLAGS)
+	$Qpython mail.py extract $(call quote,MAILBOX) $@ --author $(authors) $(EXTRACT_FLAGS)
 
 data/%/train.csv data/%/test.csv: data/%/replies.csv | .venv/installed
 	$Qpython prepare_data.py split $< --train data/$*/train.csv --test data/$*/test.csv
@@ -170,7 +170,7 @@ data/%/train.jsonl: data/%/train.csv data/%/test.csv | .venv/installed
 	$Q$(format) $(FLAGS) $(BRIEF) $(FORMAT_FLAGS)
 
 data/sample/inbox.jsonl: data/sample/inbox.mbox data/sample/notes.txt | .venv/installed
-	$Qpython prepare_data.py inbox $< $@ --author maud.okafor@ternandtallow.example \
+	$Qpython mail.py inbox $< $@ --author maud.okafor@ternandtallow.example \
 	    --notes data/sample/notes.txt
 
 BASE := $(if $(SMALL),$(EMBEDDED)/model.safetensors)

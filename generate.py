@@ -589,7 +589,7 @@ def open_page(tokenizer, model, settings):
     from transformers import TextIteratorStreamer
 
     def text_of(file):
-        command = [sys.executable, Path(__file__).with_name("prepare_data.py"), "text", file]
+        command = [sys.executable, Path(__file__).with_name("mail.py"), "text", file]
         process = subprocess.run(command, capture_output=True, text=True, encoding="utf-8")
         if process.returncode:
             raise gradio.Error(process.stderr, print_exception=False)

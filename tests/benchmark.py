@@ -566,7 +566,7 @@ def bench_extract(sizes=(20_000, 40_000)):
             archive = Path(folder) / "mail.tar.gz"
             write_archive(archive, size)
             command = [
-                "prepare_data.py",
+                "mail.py",
                 "extract",
                 archive,
                 Path(folder) / "replies.csv",
@@ -629,7 +629,7 @@ def bench_evaluate():
         "format_seconds": format_seconds,
         "start_seconds": max(
             script(name, "--help")
-            for name in ("prepare_data.py", "train.py", "generate.py", "evaluate.py")
+            for name in "prepare_data.py train.py generate.py evaluate.py mail.py".split()
         ),
     }
 

@@ -458,7 +458,7 @@ def test_mistakes_end_in_one_line(flags, says, run, capsys):
     assert stop.value.code == 2 and says in error and error.count("\n") == 1
 
 
-@pytest.mark.parametrize("script", ["prepare_data", "train", "generate", "evaluate"])
+@pytest.mark.parametrize("script", ["prepare_data", "train", "generate", "evaluate", "mail"])
 def test_help_needs_no_heavy_library(script):
     code = f"""import sys, {script}
 try: {script}.main(['--help'])

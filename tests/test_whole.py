@@ -40,6 +40,7 @@ from hypothesis import strategies as st
 
 import evaluate
 import generate
+import mail
 import prepare_data
 import train
 
@@ -244,10 +245,12 @@ def test_details_are_shown_when_asked_for(clone):
 def test_own_mail(clone):
     authors = "AUTHOR=me@a.example me@b.example"
     commands = method(clone, "mine", "MAILBOX=~/All mail.mbox", authors)
-    stages = [words[2] if words[1] == "prepare_data.py" else words[1] for words in commands]
+    stages = [
+        words[2] if words[1] in ("mail.py", "prepare_data.py") else words[1] for words in commands
+    ]
     expected = "extract split format train.py format generate.py evaluate.py".split()
     assert [stage for stage in stages if stage in expected] == expected
-    (extract, *_) = calls(commands, "prepare_data.py")
+    (extract,) = calls(commands, "mail.py")
     source = f"{os.environ['HOME']}/All mail.mbox"
     assert extract[""] == ["extract", source, "data/mine/replies.csv"]
     assert extract["--author"] == ["me@a.example", "me@b.example"]
@@ -259,7 +262,7 @@ def test_own_mail(clone):
 def test_a_name_reaches_the_script_as_it_was_given(clone, name):
     own = [f"MAILBOX={name}", f"INBOX={name}", f"OUT={name}", f"MODEL={name}", f"MAIL={name}"]
     commands = method(clone, "mine", "drafts", *own, "AUTHOR=Maud Okafor")
-    extract, *_, inbox, drafts = calls(commands, "prepare_data.py")
+    extract, inbox, drafts = calls(commands, "mail.py")
     assert extract[""][1] == inbox[""][1] == drafts[""][2] == inbox["--archive"][0] == name
     assert calls(commands, "train.py")[0]["--base-model"] == [name]
     assert extract["--author"] == inbox["--author"] == ["Maud Okafor"]
@@ -281,16 +284,16 @@ def test_drafts_and_one_reply(clone):
     names = ["INBOX=in.mbox", "OUT=Drafts/", "AUTHOR=me@a.example", "RUN=runs/x", "MAILBOX=S.mbox"]
     commands = method(clone, "drafts", *names)[-3:]
     assert commands == [
-        "python prepare_data.py inbox in.mbox data/mine/inbox.jsonl --author me@a.example "
+        "python mail.py inbox in.mbox data/mine/inbox.jsonl --author me@a.example "
         "--archive S.mbox".split(),
         "python generate.py --run runs/x --data data/mine/inbox.jsonl "
         "--output data/mine/answers.jsonl".split(),
-        "python prepare_data.py drafts data/mine/answers.jsonl Drafts/".split(),
+        "python mail.py drafts data/mine/answers.jsonl Drafts/".split(),
     ]
     (inbox, *_) = method(clone, "drafts", *names, "NOTES=my notes.txt")[-3:]
     assert inbox[inbox.index("--notes") + 1] == "my notes.txt"
     answer = make(clone, "--dry-run", "reply", "MAIL=x.eml", "NOTES=no, it's late").stdout
-    assert "prepare_data.py text 'x.eml')" in answer
+    assert "mail.py text 'x.eml')" in answer
     assert "python generate.py --run runs/mine --mail - --notes 'no, it'\\''s late'" in answer
     for target, said in (("drafts", "make drafts INBOX="), ("reply", "make reply MAIL=")):
         done = make(clone, "--dry-run", target)
@@ -478,7 +481,7 @@ def stages(tiny, mail, out):
     """The command lines from an archive of mail to a comparison, for runs in the folder `out`."""
     run = out / "run"
     return [
-        ["prepare_data.py", "extract", mail, out / "replies.csv", "--author", "maud@tern.example"],
+        ["mail.py", "extract", mail, out / "replies.csv", "--author", "maud@tern.example"],
         [
             "prepare_data.py",
             "split",
@@ -891,7 +894,7 @@ def test_a_loss_that_is_no_number_stops_the_training(prepared):
 def test_drafts_killed_anywhere_stand_there_once_and_whole(tmp_path):
     """Behind drafts that are there from before; no lock of the killed one keeps the next out."""
     source, out = tmp_path / "p.jsonl", tmp_path / "drafts.mbox"
-    command = ["prepare_data.py", "drafts", source, out]
+    command = ["mail.py", "drafts", source, out]
 
     def answered(count):
         fields = dict.fromkeys(("date", "Cc", "Reply-To", "References"), "") | {
@@ -1104,27 +1107,23 @@ BAD = {
         ["split", "a.csv", "--train", "b", "--test", "c"],
         "leave no t",
     ),
-    "prepare_data missing archive": (
+    "mail missing archive": (
         {},
         ["extract", "in", "b.csv", "--author", "a@x.org"],
         "in: No such file or directory",
     ),
-    "prepare_data empty archive": (
+    "mail empty archive": (
         {"in": ""},
         ["extract", "in", "b.csv", "--author", "a@x.org"],
         "in: no mail message",
     ),
-    "prepare_data no mail at all": (
+    "mail no mail at all": (
         {"in/x": b"\0\xff" * 99},
         ["extract", "in", "b.csv", "--author", "a@x.org"],
         "in: no mail message",
     ),
-    "prepare_data archive without author": (
-        {"in": ""},
-        ["extract", "in", "b.csv"],
-        "required: --author",
-    ),
-    "prepare_data CSV of something": (
+    "mail archive without author": ({"in": ""}, ["extract", "in", "b.csv"], "required: --author"),
+    "mail CSV of something": (
         {"in.csv": "a,b\n"},
         ["extract", "in.csv", "b.csv", "--author", "a"],
         "in.csv: no columns file, message",
@@ -1474,7 +1473,7 @@ def errors(out):
     return [
         text
         for text in (out / "log").read_text().splitlines()
-        if re.match(r"\w+\.py: error|prepare_data\.py: |Traceback", text)
+        if re.match(r"\w+\.py: error|(?:prepare_data|mail)\.py: |Traceback", text)
     ]
 
 
@@ -1596,7 +1595,7 @@ def test_a_folder_is_trained_in_once_at_a_time(prepared, undisturbed):
 @pytest.fixture
 def start_make(clone, tmp_path):
     """make(*arguments), started in a clone on this machine's libraries; its output as one text."""
-    more = "train.py generate.py prepare_data.py tests/benchmark.py data/mail_phrases.toml"
+    more = "train.py generate.py prepare_data.py mail.py tests/benchmark.py data/mail_phrases.toml"
     for name in more.split():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
@@ -1883,18 +1882,18 @@ BAD_MAKE = {  # case: files, what is made, the one line that is neither make's n
     "own mail that is missing": (
         {},
         "mine MAILBOX=Sent.mbox AUTHOR=a@x.org",
-        "prepare_data.py: Sent.mbox: No such file or directory",
+        "mail.py: Sent.mbox: No such file or directory",
     ),
     "own mail by nobody": (
         {"my mail.mbox": MAIL},
         "mine MAILBOX=my\\ mail.mbox AUTHOR=a@x.org",
-        "prepare_data.py: my mail.mbox: no message is by a@x.org",
+        "mail.py: my mail.mbox: no message is by a@x.org",
     ),
     "drafts without an inbox": ({}, "drafts", "say which: make drafts INBOX=in.mbox OUT="),
     "drafts of a missing inbox": (
         {},
         "drafts INBOX=in.mbox",
-        "prepare_data.py: in.mbox: No such file or directory",
+        "mail.py: in.mbox: No such file or directory",
     ),
     "drafts by no run": (
         {"in.mbox": MAIL},
@@ -1905,7 +1904,7 @@ BAD_MAKE = {  # case: files, what is made, the one line that is neither make's n
     "a reply to a missing mail": (
         {},
         "reply MAIL=x.eml",
-        "prepare_data.py: x.eml: No such file or directory",
+        "mail.py: x.eml: No such file or directory",
     ),
     "a reply to an empty mail": (
         {"x.eml": ""},
@@ -2216,7 +2215,7 @@ def test_a_planted_pickle_is_not_executed(prepared, undisturbed):
     assert start(generate_command, out)[0] == 0 and not exploded.exists()
     (run / ADAPTER).unlink()
     assert start(generate_command, out)[0] == 2 and not exploded.exists()
-    for script in "prepare_data.py", "train.py", "generate.py", "evaluate.py":
+    for script in "prepare_data.py train.py generate.py evaluate.py mail.py".split():
         assert not re.search(
             "trust_remote_code|pickle|wandb|trackio",
             (ROOT / script).read_text().replace("or PEFT would take a pickle", ""),
@@ -2314,7 +2313,7 @@ def scored(path):
 
 
 def extracted(path):
-    prepare_data.main(
+    mail.main(
         ["extract", str(path), str(path.with_suffix(".out")), "--author", "maud@tern.example"]
     )
 
@@ -2328,7 +2327,7 @@ READERS = {
         lambda path: prepare_data.read_replies(str(path)),
         COLUMNS + REPLY + REPLY.replace("1,", "2,", 1),
     ),
-    "prepare_data mail": (extracted, MAIL * 2),
+    "mail": (extracted, MAIL * 2),
 }
 
 

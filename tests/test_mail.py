@@ -1,0 +1,2415 @@
+"""mail.py in the order of its page: archives, own words, replies, inbox, drafts."""
+
+import base64
+import collections
+import csv
+import email
+import email.header
+import email.policy
+import email.utils
+import gzip
+import imaplib
+import io
+import json
+import mailbox
+import os
+import shutil
+import stat
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+import zipfile
+from email.message import EmailMessage
+from pathlib import Path
+
+import pandas
+import pytest
+from conftest import ROOT, serve_mail
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import mail
+import prepare_data
+
+# --------------------------------------------------------------------------- the mail of all tests
+
+MAUD, LEN = "maud@tern.example", "len@tern.example"
+OWN = "By six.\n\nMaud"
+BOTH = [(OWN, "When does it cool?")]
+LINE = "From - Wed Feb 06 13:12:05 2019\n"
+
+
+def message(number, sender, text, subject="kiln", date="Wed, 6 Feb 2019 13:12:05 -0800", **fields):
+    """One message; keyword arguments are header fields, with _ for -."""
+    mail = EmailMessage()
+    mail["Message-ID"], mail["From"], mail["To"] = (
+        f"<{number}@tern.example>",
+        sender,
+        "all@tern.example",
+    )
+    mail["Subject"] = subject
+    if date:
+        mail["Date"] = date
+    for name, value in fields.items():
+        mail[name.replace("_", "-")] = value
+    mail.set_content(text)
+    return mail
+
+
+def head(sender, number, *more):
+    """A header with some more lines."""
+    fields = [
+        f"From: {sender}",
+        "Subject: kiln",
+        "Date: Wed, 6 Feb 2019 13:12:05 +0100",
+        f"Message-ID: <{number}@tern.example>",
+    ]
+    return "\n".join([*fields, *more]) + "\n"
+
+
+def question(*more, text="When does it cool?\n"):
+    return f"{head(f'Len Corrigan <{LEN}>', 1, f'To: {MAUD}', *more)}\n{text}".encode()
+
+
+def answer(*more, text=f"{OWN}\n", sender=f"Maud Okafor <{MAUD}>", number=2):
+    lines = head(sender, number, f"To: {LEN}", "In-Reply-To: <1@tern.example>", *more)
+    return f"{lines}\n{text}".encode()
+
+
+def mbox(*messages, line=LINE):
+    """Raw messages as an mbox, with a line in front of each."""
+    return b"".join(line.encode() + raw + b"\n" for raw in messages)
+
+
+def read(path):
+    return [json.loads(line) for line in Path(path).read_bytes().splitlines()]
+
+
+def write_mbox(path, messages):
+    separator = "From 1234567890@xxx Wed Feb 06 13:12:05 +0000 2019\n"
+    raws = (mail.as_bytes().replace(b"\nFrom ", b"\n>From ") for mail in messages)
+    path.write_bytes(mbox(*raws, line=separator))
+
+
+def write_folder(folder, names, messages):
+    for name, each in zip(names, messages, strict=True):
+        os.makedirs(os.path.dirname(folder / name), exist_ok=True)
+        (folder / name).write_bytes(each.as_bytes())
+
+
+def write_archive(form, path, messages):
+    """The messages as an archive of that form; its path."""
+    if form == "mbox":
+        write_mbox(path, messages)
+    elif form == "maildir":
+        box = mailbox.Maildir(path)
+        for mail in messages:
+            box.add(mail)
+        (path / "dovecot").mkdir()
+    elif form == "eml":
+        write_folder(path, [f"{number}/x.eml" for number in range(len(messages))], messages)
+    elif form in ("tar", "tree"):
+        folders = ["all_documents" if mail["From"] == LEN else "_sent_mail" for mail in messages]
+        tree = path if form == "tree" else path.with_name("tree")
+        write_folder(
+            tree,
+            [f"maildir/okafor-m/{folder}/{number}." for number, folder in enumerate(folders, 1)],
+            messages,
+        )
+        if form == "tar":
+            path = path.with_name("mail.tar.gz")
+            with tarfile.open(path, "w:gz") as archive:
+                archive.add(tree / "maildir", "maildir")
+    elif form == "takeout":
+        write_mbox(path, messages)
+        path = path.with_name("takeout.tgz")
+        with tarfile.open(path, "w:gz") as archive:
+            archive.add(path.with_name("mail"), "Takeout/Mail/All mail.mbox")
+    elif form == "csv":
+        path = path.with_name("emails.csv")
+        with open(path, "w", newline="") as file:
+            csv.writer(file).writerows(
+                [
+                    ("file", "message"),
+                    *(
+                        (f"okafor-m/sent/{number}.", mail.as_string())
+                        for number, mail in enumerate(messages, 1)
+                    ),
+                ]
+            )
+    return str(path)
+
+
+THREAD = [
+    message(1, f"Len Corrigan <{LEN}>", "When does it cool?\nLen"),
+    message(
+        2, f"Maud Okafor <{MAUD}>", "By six.\n\nMaud\n", "Re: kiln", In_Reply_To="<1@tern.example>"
+    ),
+    message(
+        3,
+        LEN,
+        "And who opens it?",
+        "Re: kiln",
+        In_Reply_To="<2@tern.example>",
+        References="<1@tern.example> <2@tern.example>",
+    ),
+    message(
+        4,
+        MAUD,
+        "You do.\n\n-- \nMaud Okafor\n\nOn 6 Feb 2019, Len wrote:\n> And who opens it?\n",
+        "Re: kiln",
+        None,
+        References="<1@tern.example> <2@tern.example> <3@tern.example>",
+    ),
+    message(
+        5,
+        MAUD,
+        "Joss's mail is not in here.\n\nOn 7 Feb 2019, Joss wrote:\n> Is it?\n> J\n",
+        "Re: glass",
+    ),
+]
+
+
+REPLIES = [  # id, date, subject, From, To, response, mail
+    (
+        "1.1",
+        "06-02-2019 13:12:05",
+        "Re: kiln",
+        MAUD,
+        LEN,
+        "By six.\n\nMaud",
+        "When does it cool?\nLen",
+    ),
+    ("1.2", "", "Re: kiln", MAUD, LEN, "You do.", "And who opens it?"),
+    (
+        "3.3",
+        "06-02-2019 13:12:05",
+        "Re: glass",
+        MAUD,
+        "all@tern.example",
+        "Joss's mail is not in here.",
+        "On 7 Feb 2019, Joss wrote:\nIs it?\nJ",
+    ),
+]
+
+
+def extracted(path, out, *flags):
+    """The rows that extract finds."""
+    mail.main(["extract", str(path), str(out), "--author", MAUD, *flags])
+    return prepare_data.read_replies(str(out)).to_dict("records")
+
+
+def replies(tmp_path, data, *flags, name="mail"):
+    (tmp_path / name).write_bytes(data)
+    return [
+        (row["response"], row["mail"])
+        for row in extracted(tmp_path / name, tmp_path / "out.csv", *flags)
+    ]
+
+
+def inbox(tmp_path, source, *flags):
+    mail.main(["inbox", str(source), str(tmp_path / "inbox.jsonl"), *flags])
+    return read(tmp_path / "inbox.jsonl")
+
+
+# ------------------------------------------------------------------------------- extract: archives
+
+
+@pytest.mark.parametrize("form", ["mbox", "maildir", "eml", "tar", "tree", "takeout", "csv"])
+def test_every_form_of_archive_gives_the_same_replies(tmp_path, form, capsys):
+    rows = extracted(write_archive(form, tmp_path / "mail", THREAD), tmp_path / "out.csv")
+    got = {
+        tuple(row[name] for name in ("date", "subject", "From", "To", "response", "mail"))
+        for row in rows
+    }
+    assert got == {reply[1:] for reply in REPLIES}
+    assert len({row["id"].partition(".")[0] for row in rows}) == 2
+    assert all(int(row["length"]) == len(row["body"]) for row in rows)
+    assert "-- \nMaud Okafor" in next(row["body"] for row in rows if row["response"] == "You do.")
+    output = capsys.readouterr()
+    assert (
+        "read 5 messages" in output.out
+        and "3 of them are by maud@tern.example" in output.out
+        and output.err == ""
+    )
+    prepare_data.main(["format", str(tmp_path / "out.csv"), str(tmp_path / "out.jsonl")])
+    assert "cut quoted text off 0 replies" in capsys.readouterr().out
+    replies = [row["completion"][0]["content"] for row in read(tmp_path / "out.jsonl")]
+    assert sorted(replies) == sorted(reply[5] for reply in REPLIES)
+
+
+def test_rows_stand_in_the_order_of_the_archive(tmp_path):
+    rows = extracted(write_archive("mbox", tmp_path / "mail", THREAD), tmp_path / "out.csv")
+    assert [
+        tuple(row[name] for name in ("id", "date", "subject", "From", "To", "response", "mail"))
+        for row in rows
+    ] == REPLIES
+
+
+def test_blank_and_short_rows_of_a_csv_are_no_mail(tmp_path):
+    path = write_archive("csv", tmp_path / "mail", THREAD)
+    with open(path, "a", newline="") as file:
+        file.write("\r\nokafor-m/sent/6.\r\n")
+    assert len(extracted(path, tmp_path / "out.csv")) == len(REPLIES)
+
+
+def zipped(**members):
+    data = io.BytesIO()
+    with zipfile.ZipFile(data, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(name.replace("__", "/").replace("_dot_", "."), content)
+    return data.getvalue()
+
+
+def tarred(name, content):
+    data = io.BytesIO()
+    with tarfile.open(fileobj=data, mode="w:xz") as archive:
+        info = tarfile.TarInfo(name)
+        info.size = len(content)
+        archive.addfile(info, io.BytesIO(content))
+    return data.getvalue()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "takeout.zip",
+        "mail.mbox.gz",
+        "mail.tgz",
+        "mail.tar.xz",
+        "folder/a.zip",
+        "folder/b.mbox.gz",
+        "folder/c.tar.xz",
+    ],
+)
+def test_compressed_and_wrapped_archives(tmp_path, name):
+    data = mbox(question(), answer())
+    kinds = {
+        "zip": zipped(Takeout__Mail__All="")
+        and zipped(Takeout__Mail__All_dot_mbox=data, Takeout__x_dot_html="<p>"),
+        ".gz": gzip.compress(data),
+        "tgz": gzip.compress(tarred("Takeout/Mail/All.mbox", data)),
+        ".xz": tarred("All.mbox", data),
+    }
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(kinds[name[-3:]])
+    source = path.parent if path.parent != tmp_path else path
+    assert [
+        (row["response"], row["mail"]) for row in extracted(source, tmp_path / "out.csv")
+    ] == BOTH
+
+
+@pytest.mark.parametrize(
+    ("magic", "tool"),
+    [(b"!BDN", "readpst"), (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "msgconvert"), (b"Rar!", "unrar")],
+)
+def test_what_cannot_be_read_is_named_with_the_tool_that_converts_it(tmp_path, capsys, magic, tool):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "mail.mbox").write_bytes(mbox(question(), answer()))
+    (tmp_path / "in" / "x").write_bytes(magic + bytes(1000))
+    assert len(extracted(tmp_path / "in", tmp_path / "out.csv")) == 1
+    error = capsys.readouterr().err
+    assert tool in error and error.count("\n") == 1
+    with pytest.raises(SystemExit) as stopped:
+        extracted(tmp_path / "in" / "x", tmp_path / "out.csv")
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2 and tool in error and error.count("\n") == 1
+
+
+def test_archives_that_are_cut_off_or_hostile(tmp_path, capsys):
+    path = write_archive("mbox", tmp_path / "mail", THREAD)
+    data = (tmp_path / "mail").read_bytes()
+    (tmp_path / "mail").write_bytes(data[: data.index(b"Joss's mail") + 8])
+    assert [row["response"] for row in extracted(path, tmp_path / "out.csv")] == [
+        "By six.\n\nMaud",
+        "You do.",
+    ]
+    tar = write_archive("tar", tmp_path / "x", THREAD)
+    with tarfile.open(tar, "w") as archive:
+        for name in ("/etc/1.eml", "../2.eml", "3.eml"):
+            info = tarfile.TarInfo(name)
+            info.size = len(THREAD[4].as_bytes())
+            archive.addfile(info, io.BytesIO(THREAD[4].as_bytes()))
+    capsys.readouterr()
+    assert len(extracted(tar, tmp_path / "out.csv")) == 1
+    assert "left out      2: no mail message" in capsys.readouterr().out
+    noise = os.urandom(200_000)
+    with tarfile.open(tar, "w:gz") as archive:
+        for name, content in (("1.eml", THREAD[4].as_bytes()), ("2.eml", noise)):
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    with open(tar, "r+b") as file:
+        file.truncate(100_000)
+    assert len(extracted(tar, tmp_path / "out.csv")) == 1
+    assert "ends early" in capsys.readouterr().err
+
+
+def test_damaged_messages_are_named_and_counted(tmp_path, capsys):
+    write_folder(tmp_path / "in", [f"{number}.eml" for number in range(5)], THREAD)
+    (tmp_path / "in" / "empty.eml").write_bytes(b"")
+    (tmp_path / "in" / "picture.eml").write_bytes(bytes(range(256)) * 9)
+    for number, data in enumerate(
+        [
+            b"Content-Type: multipart/mixed; boundary=x\n\n--x\n",
+            b"Content-Type: ;;;==\n\n\xff",
+            b"Content-Transfer-Encoding: base64\n\n%%%",
+            b"Date: 99 Foo 0000\nSubject: =?x?q?=ff?=\n\nA",
+        ]
+    ):
+        (tmp_path / "in" / f"x{number}.eml").write_bytes(
+            b"From: maud@tern.example\nIn-Reply-To: <1@tern.example>\n" + data
+        )
+    rows = extracted(tmp_path / "in", tmp_path / "out.csv")
+    assert [row["response"] for row in rows][3:] == ["\u00ff", "A"]
+    output = capsys.readouterr()
+    assert "left out      2: no mail message" in output.out
+    assert [line.split(": ")[1:] for line in output.err.splitlines()] == [
+        ["empty.eml", "no mail message"],
+        ["picture.eml", "no mail message"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "error"),
+    [
+        ("out.csv", b"From: x", "out.csv: is the input;"),
+        ("none", None, "none: No such file or directory"),
+        ("x.csv", b"id,mail\n1,2\n", "x.csv: no columns file, message;"),
+        ("x.csv", b"", "x.csv: no columns file, message;"),
+        ("x.mbox", b"", "x.mbox: no mail message"),
+    ],
+)
+def test_wrong_sources_are_refused_in_one_line(tmp_path, monkeypatch, capsys, name, data, error):
+    monkeypatch.chdir(tmp_path)
+    if data is not None:
+        (tmp_path / name).write_bytes(data)
+    with pytest.raises(SystemExit) as stopped:
+        mail.main(["extract", name, "out.csv", "--author", MAUD])
+    shown = capsys.readouterr().err.splitlines()
+    assert stopped.value.code == 2 and shown[-1].startswith(f"mail.py: {error}")
+    assert os.listdir() == ([] if data is None else [name])
+
+
+def test_nothing_but_plain_members_of_a_bounded_size_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(mail, "LARGEST", 100_000)
+    secret = tmp_path / "secret.eml"
+    secret.write_bytes(message(9, LEN, "secret").as_bytes())
+    big = message(1, LEN, "first words\n" + "x" * 70 + "\n").as_bytes()
+    path = tmp_path / "mail.tar.gz"
+
+    def add(archive, name, data=b"", kind=tarfile.REGTYPE, target="", size=None):
+        info = tarfile.TarInfo(name)
+        info.type, info.linkname, info.size = kind, target, len(data) if size is None else size
+        archive.addfile(info, io.BytesIO(data))
+
+    with tarfile.open(path, "w:gz") as archive:
+        add(archive, "1.eml", big + b"y" * 5_000_000)
+        add(archive, "2.eml", kind=tarfile.SYMTYPE, target=str(secret))
+        add(archive, "3.eml", kind=tarfile.LNKTYPE, target=str(secret))
+        add(archive, "4.eml", kind=tarfile.FIFOTYPE)
+        add(
+            archive,
+            "mbox",
+            b"From x Wed Feb 06 13:12:05 2019\n"
+            + big
+            + b"y" * 5_000_000
+            + b"\n\nFrom x Wed Feb 06 13:12:05 2019\n"
+            + message(2, LEN, "after").as_bytes(),
+        )
+    rows = inbox(tmp_path, path)
+    assert [(row["Message-ID"], row["prompt"][0]["content"][:5]) for row in rows] == [
+        ("<1@tern.example>", "first"),
+        ("<2@tern.example>", "after"),
+    ]
+    assert len(rows[0]["prompt"][0]["content"]) < 110_000
+    assert sorted(os.listdir(tmp_path)) == ["inbox.jsonl", "mail.tar.gz", "secret.eml"]
+
+
+def test_a_header_of_a_gigabyte_is_not_unpacked(tmp_path):
+    path = tmp_path / "bomb.tgz"
+    info = tarfile.TarInfo("././@LongLink")
+    info.type, info.size = tarfile.GNUTYPE_LONGNAME, 2_000_000_000
+    with gzip.open(path, "wb", compresslevel=1) as file:
+        file.write(tarfile.TarInfo("0.eml").tobuf() + info.tobuf())
+        for _ in range(300):
+            file.write(bytes(1_000_000))
+    code = (
+        "import mail, resource, sys; resource.setrlimit(resource.RLIMIT_AS, "
+        "(600_000_000,) * 2); "
+        "mail.main(['inbox', sys.argv[1], sys.argv[1] + '.jsonl'])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert (
+        done.returncode == 2
+        and "ends early: a header of 2000000000 bytes" in done.stderr
+        and "Traceback" not in done.stderr
+    )
+
+
+SEPARATORS = [
+    "From \n",
+    "From -\n",
+    "From len@tern.example\n",
+    "From - Wed Feb 06 13:12:05 2019\n",
+    "From ???@??? Wed Feb 06 13:12:05 2019\r\n",
+    "From len@tern.example Wed, 6 Feb 2019 13:12:05 +0100\n",
+    "From len@tern.example 2019-02-06 13:12:05\n",
+    "From len@tern.example 2019-02-06T13:12:05Z\n",
+    "From 1234@xxx Wed Feb 06 13:12:05 +0000 2019\n",
+    "From - 6 Feb 2019 13:12:05 CET\n",
+    'From "MAILER-DAEMON" Wed Feb  6 13:12:05 2019\n',
+    "From Len Corrigan Wed Feb  6 13:12 CET 2019\n",
+    "From uucp Wed Feb 6 13:12:05 2019 remote from tern\n",
+]
+
+
+@pytest.mark.parametrize("line", SEPARATORS)
+@pytest.mark.parametrize("blank", [b"", b"\n"])
+def test_messages_are_told_apart_by_the_form_of_their_separator(tmp_path, line, blank):
+    data = b"".join(
+        line.encode() + raw + blank for raw in (question(), answer(), question(), answer(number=3))
+    )
+    assert replies(tmp_path, data) == BOTH
+    assert replies(tmp_path, b"\xef\xbb\xbf\n" + data.replace(b"\n", b"\r\n")) == BOTH
+
+
+@pytest.mark.parametrize(
+    "paragraph",
+    [
+        "From Monday 12:00 to Friday 2019 it is closed.",
+        "From \nnow on: nothing.",
+        "From here:\nSubject to change: all of it.",
+        "From Feb 2019 on, at 13:12:\nNote: it is hot",
+        "From - to -: six to seven",
+        "From len@tern.example\nI have nothing.",
+    ],
+)
+def test_a_paragraph_that_begins_with_from_stays(tmp_path, paragraph):
+    text = f"By six.\n\n{paragraph}\n\nMaud"
+    assert replies(tmp_path, mbox(question(), answer(text=text + "\n")))[0][0] == text
+
+
+def test_a_from_that_the_mbox_escaped_is_read_as_it_was_written(tmp_path):
+    body = "From here on it cools.\n\nFrom six to seven: 12:00 in 2019, Joss.\n\nMaud"
+    path = tmp_path / "mail"
+    path.write_bytes(b"From - Wed Feb 06 13:12:05 2019\n" + THREAD[0].as_bytes() + b"\n")
+    with open(path, "ab") as file:
+        file.write(
+            b"From - Wed Feb 06 13:12:05 2019\n"
+            + message(
+                2,
+                MAUD,
+                body.replace("From six", ">From six"),
+                "Re: kiln",
+                In_Reply_To="<1@tern.example>",
+            ).as_bytes()
+        )
+    assert [row["response"] for row in extracted(path, tmp_path / "out.csv")] == [body]
+
+
+# ------------------------------------------------------------------------------- extract: messages
+
+
+def test_what_is_wrong_with_a_messages_start_is_mended(tmp_path):
+    plist = '<?xml version="1.0"?>\n<plist><dict/></plist>\n'
+    reply = answer()
+    for number, raw in enumerate(
+        [
+            b"\xef\xbb\xbf" + reply,
+            reply.decode().encode("utf-16"),
+            f"{len(reply)}\n".encode() + reply + plist.encode(),
+            b"\n\n" + reply,
+            reply.replace(b"Subject: ", b"Microsoft Mail Internet Headers Version 2.0\nSubject: "),
+            reply.replace(b"Subject: ", b">From len@tern.example Wed Feb\nSubject: "),
+            b"X-Mozilla-Status: 0001\n\n" + reply,
+            reply.replace(b"\n", b"\r\n"),
+            reply.replace(b"Subject:", b"Subject :"),
+            reply.replace(b"\n\nBy", b"\nBy"),
+        ]
+    ):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        (folder / "1.eml").write_bytes(question())
+        (folder / "2.eml").write_bytes(raw)
+        rows = extracted(folder, tmp_path / "out.csv")
+        assert [(row["response"], row["mail"], row["subject"]) for row in rows] == [
+            (OWN, "When does it cool?", "kiln")
+        ], number
+
+
+CHARSETS = [  # the name that a program writes, the codec that it means, a text
+    ("gb2312", "gb18030", "朱镕基和李喆：㐀"),
+    ("GBK", "gb18030", "€ 窑"),
+    ("x-gbk", "gbk", "窑炉"),
+    ("ks_c_5601-1987", "cp949", "똠방각하 펲시콜라"),
+    ("ks_c_5601", "cp949", "똠"),
+    ("euc-kr", "cp949", "햏"),
+    ("shift_jis", "cp932", "①髙﨑㈱"),
+    ("x-sjis", "cp932", "①"),
+    ("windows-31j", "cp932", "髙㈱"),
+    ("big5", "big5hkscs", "窯爐嘅"),
+    ("iso-8859-1", "cp1252", "“six” — 5 €…"),
+    ("us-ascii", "cp1252", "it’s"),
+    ("us-ascii", "utf-8", "Größe"),
+    ("iso-8859-1", "utf-8", "Größe"),
+    ("iso-8859-9", "cp1254", "“ğ”"),
+    ("iso-8859-8-i", "iso8859-8", "הכבשן"),
+    ("tis-620", "cp874", "เตา…"),
+    ("windows-874", "cp874", "เตา"),
+    ("iso-8859-11", "cp874", "เตา"),
+    ("koi8-r", "koi8-r", "печь"),
+    ("windows-1251", "cp1251", "печь"),
+    ("x-mac-cyrillic", "mac-cyrillic", "печь"),
+    ("macintosh", "mac-roman", "Größe"),
+    ("utf8", "utf-8", "Größe"),
+    ("unicode-1-1-utf-7", "utf-7", "Größe"),
+    ("utf-7", "utf-7", "Größe"),
+    ("utf-16", "utf-16", "Größe"),
+    ("hz-gb-2312", "hz", "窑炉"),
+    ("iso-2022-kr", "iso2022_kr", "가마"),
+    ("euc-jp", "euc_jis_2004", "①窯"),
+    ("x-unknown", "utf-8", "Größe"),
+    ("x-unknown", "cp1252", "Größe"),
+    ("base64", "utf-8", "Größe"),
+    ("cp850", "cp850", "Größe"),
+]
+
+
+@pytest.mark.parametrize(("name", "codec", "text"), CHARSETS)
+def test_charsets_are_what_mail_programs_mean(tmp_path, name, codec, text):
+    data = text.encode(codec)
+    assert mail.decode(data, name).removeprefix("\ufeff") == text
+    body = base64.encodebytes(data).decode()
+    raw = answer(
+        f'Content-Type: text/plain; charset="{name}"',
+        "Content-Transfer-Encoding: base64",
+        text=body,
+    )
+    assert replies(tmp_path, mbox(question(), raw)) == [(text, "When does it cool?")]
+    word = f"=?{name}?b?{base64.b64encode(data).decode()}?="
+    assert mail.decode_words(f"Re: {word}".encode()).replace("\ufeff", "") == f"Re: {text}"
+
+
+def test_iso_2022_jp_with_letters_of_nec_and_ibm():
+    data = b"\x1b$B-!;~\x1b(B at \x1b$B-j\x1b(B \x1b(I1\x1b(J!"
+    assert mail.decode(data, "iso-2022-jp") == "①時 at ㈱ ｱ!"
+
+
+@pytest.mark.parametrize("data", ["Größe — 7".encode() + b"\xff", b"\xe9" + "Größe — 7".encode()])
+def test_one_bad_byte_costs_one_letter(data):
+    assert "Größe — 7" in mail.decode(data, "utf-8") and len(mail.decode(data, "utf-8")) == 10
+
+
+@pytest.mark.parametrize(
+    ("field", "text"),
+    [
+        (b"=?utf-8?q?Gr=C3?= =?utf-8?q?=B6=C3=9Fe?=", "Größe"),
+        (b"=?UTF-8?B?R3LDtg==?=\n =?UTF-8?B?w59l?= 7", "Größe 7"),
+        (b"=?utf-8*de?q?Gr=C3=B6=C3=9Fe?=", "Größe"),
+        ("Größe".encode(), "Größe"),
+        ("Größe".encode("cp1252"), "Größe"),
+        (b"=?iso-8859-1?Q?It=92s_six?=", "It’s six"),
+        (b"=?utf-8?b?R3LDtsOfZ?=", "Größ"),
+        (b"=?x?q?six?=", "six"),
+        (b"=?utf-8?q?six = 6?=", "six = 6"),
+        (b'"=?utf-8?q?a?="', '"a"'),
+        (b"=?utf-8?q??= six", "six"),
+        (b"2 =? 3", "2 =? 3"),
+    ],
+)
+def test_encoded_words_are_decoded(field, text):
+    assert mail.decode_words(field) == text
+
+
+@pytest.mark.parametrize(
+    ("field", "pairs"),
+    [
+        ("Len <len@tern.example>", [("Len", LEN)]),
+        ("len@tern.example (Len)", [("Len", LEN)]),
+        ("<len@tern.example>", [("", LEN)]),
+        ('"Corrigan, Len" <len@tern.example>, Joss', [("Corrigan, Len", LEN), ("Joss", "")]),
+        ("Corrigan, Len <len@tern.example>", [("Corrigan, Len", LEN)]),
+        ("len@tern.example <len@tern.example>", [("", LEN)]),
+        ("'len@tern.example' <len@tern.example>", [("", LEN)]),
+        ("Len <MAILER-DAEMON>", [("Len", "")]),
+        ("=?utf-8?q?M=C3=BC=2C_Len?= <len@tern.example>", [("Mü, Len", LEN)]),
+        (
+            "Kilns: len@tern.example, Joss <joss@tern.example>;",
+            [("", LEN), ("Joss", "joss@tern.example")],
+        ),
+        ("Maud </O=TERN/OU=X Y/CN=MAUD>", [("Maud", "/O=TERN/OU=X Y/CN=MAUD")]),
+        ('"Len \\"C\\" Corrigan" <len@tern.example>', [('Len "C" Corrigan', LEN)]),
+        ("a@b.example;c@d.example", [("", "a@b.example"), ("", "c@d.example")]),
+        ("undisclosed-recipients:;", []),
+        ("", []),
+    ],
+)
+def test_addresses_however_they_are_written(field, pairs):
+    assert mail.addresses_of(field.encode()) == pairs
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        "<1@tern.example>",
+        "1@tern.example",
+        "=?utf-8?q?=3C1=40tern=2Eexample=3E?=",
+        "=?us-ascii?Q?=3C1=40tern=2E?=\n =?us-ascii?Q?example=3E?=",
+        "<1@tern.\n example>",
+        '<1@tern.example> (Len\'s message of "Wed, 6 Feb" <x@y.example>)',
+        'Your message of "Wed, 6 Feb 2019" <1@tern.example>',
+        "(kiln) <1@tern.example>",
+        "< 1@tern.example >",
+        "\n\t<1@tern.example>",
+    ],
+)
+def test_message_ids_however_they_are_written(tmp_path, field):
+    reply = answer().replace(b"<1@tern.example>", field.encode())
+    assert replies(tmp_path, mbox(question(), reply)) == BOTH
+    asked = question().replace(b"<1@tern.example>", field.encode())
+    assert replies(tmp_path, mbox(asked, answer())) == BOTH
+
+
+def multipart(*parts, kind="mixed"):
+    body = "".join(f"--b\n{part}\n" for part in parts)
+    return answer(f'Content-Type: multipart/{kind}; boundary="b"', text=f"{body}--b--\n")
+
+
+HTML = "Content-Type: text/html\n\n<p>By six.</p><p>Maud</p>"
+PLAIN = f"Content-Type: text/plain\n\n{OWN}"
+ALTERNATIVE = (
+    f'Content-Type: multipart/alternative; boundary="c"\n\n--c\n{PLAIN}\n--c\n{HTML}\n--c--'
+)
+
+
+PARTS = [
+    multipart(HTML),
+    multipart(PLAIN, HTML, kind="alternative"),
+    multipart(ALTERNATIVE),
+    multipart(PLAIN, HTML),
+    multipart(
+        "Content-Type: text/plain\n\nYour program cannot show this mail. View it in a browser: "
+        "https://tern.example",
+        HTML,
+        kind="alternative",
+    ),
+    multipart(
+        "Content-Type: text/plain\n\nDiese Nachricht ist nur als HTML lesbar.",
+        f'Content-Type: multipart/related; boundary="c"\n\n--c\n{HTML}\n--c--',
+        kind="alternative",
+    ),
+    multipart("Content-Type: text/plain\n\n", HTML, kind="alternative"),
+    multipart(PLAIN, 'Content-Type: text/plain; name="x.txt"\n\nno'),
+    multipart(PLAIN, "Content-Type: text/plain\nContent-Disposition: attachment\n\nno"),
+    multipart(HTML, "Content-Type: image/png\n\nno", kind="related"),
+    multipart('Content-Type: text/plain; name="body.txt"\n\n' + OWN),
+    multipart(f'Content-Type: text/html; name="ATT1.htm"\n\n{HTML.partition(chr(10) * 2)[2]}'),
+    multipart(PLAIN, "Content-Type: application/pgp-signature\n\nno", kind="signed"),
+    multipart(PLAIN, "Content-Type: message/rfc822\n\nSubject: x\n\nno"),
+    multipart(f'Content-Type: multipart/related; boundary="d"\n\n--d\n{ALTERNATIVE}\n--d--'),
+    answer(
+        'Content-Type: text/plain; name="untitled"\nContent-Disposition: inline; '
+        'filename="untitled"'
+    ),
+    answer("Content-Type: text"),
+]
+
+
+@pytest.mark.parametrize("raw", PARTS)
+def test_the_text_is_found_among_the_parts(tmp_path, raw):
+    assert replies(tmp_path, mbox(question(), raw)) == BOTH
+
+
+def test_a_footer_beside_the_body_replaces_nothing(tmp_path):
+    raw = multipart(
+        HTML, "Content-Type: text/plain\nContent-Disposition: inline\n\nTern & Tallow Ltd"
+    )
+    assert replies(tmp_path, mbox(question(), raw))[0][0] == f"{OWN}\n\nTern & Tallow Ltd"
+
+
+def test_encoded_html_and_attached_mail_is_read(tmp_path):
+    body = "<p>Gr\u00f6\u00dfe&nbsp;7 &amp; mehr</p><p>Maud<br>Ofen</p><style>p{}</style>"
+    html = message(2, MAUD, "x", "Re: =?utf-8?q?Gl=C3=BChen?=", In_Reply_To="<1@tern.example>")
+    html.set_content(
+        f"{body}<blockquote><p>Wann?</p></blockquote>",
+        subtype="html",
+        charset="iso-8859-1",
+        cte="base64",
+    )
+    both = message(3, MAUD, "Gr\u00fc\u00dfe", "Re: b", In_Reply_To="<1@tern.example>")
+    both.add_alternative("<p>Gr\u00fc\u00dfe, not this</p>", subtype="html")
+    both.add_attachment("not this either", filename="x.txt")
+    liar = (
+        message(4, MAUD, "x", "Re: c", In_Reply_To="<1@tern.example>")
+        .as_bytes()
+        .replace(b"utf-8", b"x-unknown")
+        .replace(b"\n\nx", "\n\nna\u00efve \x00caf\u00e9".encode("cp1252"))
+    )
+    half = b"\n\nBy six, and =\nthen =3D seven.=20\nMaud=20\n=09Okafor"
+    raw = (
+        message(5, MAUD, "x", "Re: d", In_Reply_To="<1@tern.example>")
+        .as_bytes()
+        .replace(b"\n\nx", half)
+    )
+    for number, data in enumerate(
+        [THREAD[0].as_bytes(), html.as_bytes(), both.as_bytes(), liar, raw]
+    ):
+        (tmp_path / f"{number}.eml").write_bytes(data.replace(b"\n", b"\r\n"))
+    os.makedirs(tmp_path / "out")
+    rows = extracted(tmp_path, tmp_path / "out" / "out.csv")
+    assert [row["response"] for row in rows] == [
+        "Gr\u00f6\u00dfe\xa07 & mehr\n\nMaud\nOfen",
+        "Gr\u00fc\u00dfe",
+        "na\u00efve caf\u00e9",
+        "By six, and then = seven. \nMaud \n\tOkafor",
+    ]
+    assert rows[0]["subject"] == "Re: Gl\u00fchen"
+
+
+@pytest.mark.parametrize(
+    ("text", "own"),
+    [
+        ("It cools by \nsix.\n\nMaud", "It cools by six.\n\nMaud"),
+        ("One\ntwo \nthree\n-- \nMaud", "One\ntwo three"),
+        (" From six on \nit cools.", "From six on it cools."),
+        (" >5 hours", ">5 hours"),
+        ("a \n> b\nc", "a \n\nc"),
+        ("> Is it hot \n> now?\nYes", "Yes"),
+    ],
+)
+def test_flowed_text_is_joined(tmp_path, text, own):
+    raw = answer("Content-Type: text/plain; charset=utf-8; Format=Flowed", text=text + "\n")
+    assert replies(tmp_path, mbox(question(), raw))[0][0] == own
+
+
+def test_flowed_text_without_its_spaces(tmp_path):
+    raw = answer(
+        "Content-Type: text/plain; charset=utf-8; format=flowed; delsp=yes",
+        text="窯は六時に \n冷めます。\n> 窯は \n> いつ\n",
+    )
+    assert replies(tmp_path, mbox(question(), raw))[0][0] == "窯は六時に冷めます。"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "https://tern.example/?y=2026&m=09&d=20",
+        "a=3D, b=09",
+        "x=20\ny=30 and z = 4",
+        "https://tern.example/?q=\nand",
+        "=E2=82=AC",
+    ],
+)
+def test_nothing_is_decoded_twice(tmp_path, text):
+    for encoding in ("8bit", "quoted-printable"):
+        encoded = text if encoding == "8bit" else text.replace("=", "=3D")
+        raw = answer(
+            "Content-Type: text/plain",
+            f"Content-Transfer-Encoding: {encoding}",
+            text=encoded + "\n",
+        )
+        assert replies(tmp_path, mbox(question(), raw))[0][0] == text
+
+
+def test_html_becomes_text_with_its_quotes_marked():
+    html = """<html><head><title>x</title></head><body><div>By <b>six</b>,  I
+    think.</div><div><br></div><div>Maud</div><ul><li>one</li><li>two</li></ul><table><tr><td>1</td><td>2</td></tr></table>
+    <pre>a  b\nc</pre><div>On 6 Feb 2019, Len wrote:<br></div>
+    <blockquote><p>When?</p><blockquote>Now?</blockquote>Yes</blockquote><p>Bye</p></body></html>"""
+    text = mail.clean(mail.html_to_text(html))
+    assert text == (
+        "By six, I think.\n\nMaud\none\ntwo\n1 2\na b\nc\nOn 6 Feb 2019, Len wrote:\n\n> When?\n"
+        "> > Now?\n> Yes\n\nBye"
+    )
+    assert mail.html_to_text("<b>a</b> " * 500_000).startswith("a a a")
+
+
+CITED = '<blockquote type="cite">When does it cool?</blockquote>'
+PAGES = [
+    (f"<html><head><title>x</title><body><p>By six.</p><p>Maud</p>{CITED}", OWN),
+    (f"<head><style>p{{}}</style><p>By six.<p>Maud{CITED}", OWN),
+    (
+        f"<!--[if mso]><p>no</p><![endif]--><p>By six.</p><![if !mso]><p>Maud</p><![endif]>{CITED}",
+        OWN,
+    ),
+    (f"<!--[if !mso]><!--><p>By six.</p><!--<![endif]--><p>Maud</p>{CITED}", OWN),
+    (f"<?xml version='1.0'?><p>By six.</p><o:p>Maud</o:p>{CITED}", "By six.\nMaud"),
+    (
+        f'<div>By six.</div><blockquote style="margin: 0 0 0 40px; border: none; padding: '
+        f'0px;"><div>Maud</div></blockquote>{CITED}',
+        "By six.\nMaud",
+    ),
+    (f"<div>By six.</div><blockquote>Maud</blockquote>{CITED}", "By six.\nMaud"),
+    (f'<div title="a > b">By six.</div><p>Maud</p>{CITED}', OWN),
+    (f"<p>By six.</p><script>if (a < b) {{}}</script><p>Maud</p>{CITED}", OWN),
+    ("<p>By six.</p><p>Maud</p><blockquote>When?</blockquote>", OWN),
+    (
+        '<p>By six.</p><p>Maud</p><hr><div id="divRplyFwdMsg"><b>From:</b> Len '
+        "&lt;len@tern.example&gt;<br><b>Sent:</b> Monday<br><b>To:</b> Maud<br><b>Subject:</b> "
+        "kiln</div>When?",
+        OWN,
+    ),
+    ("<p>5 &lt; 6 &amp; a<b<p>Maud", "5 < 6 & a"),
+    ("<p>By six.</p><!-- open <p>Maud</p>", "By six.\nopen\n\nMaud"),
+    ("<P>By six.</P>\n<P>Maud</P>" + CITED.upper(), OWN),
+]
+
+
+@pytest.mark.parametrize(("page", "own"), PAGES)
+def test_html_is_read_as_it_comes(tmp_path, page, own):
+    raw = answer("Content-Type: text/html; charset=utf-8", text=page)
+    response = replies(tmp_path, mbox(question(), raw))[0][0]
+    assert response == own or own.endswith("a") and response.startswith(own)
+
+
+def test_pgp_armour_of_a_signed_mail_is_no_word():
+    text = (
+        f"-----BEGIN PGP SIGNED MESSAGE-----\nHash: SHA512\n\n{OWN}\n\n- - one\n\n-----BEGIN "
+        "PGP SIGNATURE-----\n\nabc\n-----END PGP SIGNATURE-----\n"
+    )
+    assert mail.clean(text) == f"{OWN}\n\n- one"
+    assert (
+        mail.clean("-----BEGIN PGP MESSAGE-----\n\nhQEMA\n=ab\n-----END PGP MESSAGE-----\n") == ""
+    )
+    assert mail.clean("-----BEGIN PGP PUBLIC KEY BLOCK-----\n\nhQEMA") == ""
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"From \n",
+        b">",
+        b"From - Wed Feb 06 13:12:05 2019\n",
+        b"<!--",
+        b"<a ",
+        b'<a "',
+        b"</",
+        b"<!",
+        b"&",
+        b"=20\n",
+        b"=\n",
+        b"02/06/2019 ",
+        b"-----BEGIN PGP MESSAGE-----\n",
+        b"begin 644 x\n",
+        b"M" * 60 + b"\n",
+        b"(",
+        b'"',
+        b"=?utf-8?q?a?= ",
+        b"--b\n",
+        b"Sent from my ",
+        b"2019 <a@b.c>:\n",
+    ],
+)
+def test_many_of_anything_are_read_in_time(tmp_path, data):
+    text = (data * (150_000 // len(data))).decode()
+    start = time.process_time()
+    for raw in (
+        answer("Content-Type: text/html", text=text),
+        answer("Content-Type: text/plain; format=flowed", text=text),
+        answer(f"Cc: {text[:100_000]}", text=text),
+    ):
+        (tmp_path / "mail").write_bytes(mbox(raw))
+        for _, raw in mail.messages(str(tmp_path / "mail")):
+            fields, body = mail.open_message(raw)
+            mail.addresses_of(fields.get("cc", b""))
+            mail.own_words(mail.text_of(fields, body))
+    assert time.process_time() - start < 20
+
+
+# ------------------------------------------------------------- own words: what mail programs write
+
+PHRASES = prepare_data.PHRASES
+LANGUAGES = [language for language in PHRASES if language != "any"]
+
+
+def cut(quoted):
+    return mail.own_words(f"{OWN}\n\n{quoted}\n")[0]
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_the_example_of_each_language_is_cut(language):
+    example = PHRASES[language]["example"]
+    assert cut(f"{example}\n\n> When does it cool?") == OWN
+    assert cut(f"{example}\n\nWhen does it cool?") == OWN
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_every_phrase_of_a_language_is_used(language):
+    table = PHRASES[language]
+    first = {
+        name: table.get(name, PHRASES["english"][name])[0]
+        for name in ("from", "sent", "to", "subject")
+    }
+
+    def header(**names):
+        names = first | names
+        values = zip(
+            names.values(),
+            ("Len <len@tern.example>", "6 2 2019 13:12", "Maud", "kiln"),
+            strict=True,
+        )
+        return "".join(f"{name}: {value}\n" for name, value in values)
+
+    for name in ("from", "sent", "to", "subject"):
+        for phrase in table.get(name, []):
+            assert cut(header(**{name: phrase})) == OWN, phrase
+    for phrase in table.get("date", []):
+        assert cut(header(sent=phrase)) == OWN, phrase
+    for phrase in table.get("cc", []):
+        assert cut(header() + f"{phrase}: Joss\n\nWhen?") == OWN and mail.HEADER.match(
+            f"{phrase}: x"
+        ), phrase
+    for phrase in table.get("original", []) + table.get("forwarded", []):
+        assert cut(f"-------- {phrase} --------\nWhen does it cool?") == OWN, phrase
+    for phrase in table.get("forwarded", []):
+        assert mail.is_marked_forward({}, "kiln", f"---- {phrase} ----\n\nWhen?"), phrase
+    for phrase in table.get("wrote", []):
+        assert cut(f"Len Corrigan {phrase}:\n> When does it cool?") == OWN, phrase
+    for phrase in table.get("on", []):
+        assert mail.INTRODUCTION.fullmatch(f"{phrase} 6 2 2019 Len wrote:"), phrase
+    for phrase in table.get("quoting", []):
+        assert cut(f"{phrase} Len Corrigan:\n> When does it cool?") == OWN, phrase
+    for phrase in table.get("added", []):
+        assert cut(phrase.replace("…", "iPhone").replace("*", "my desk")) == OWN, phrase
+    for kind in ("drafts", "trash", "spam"):
+        for phrase in table.get(kind, []):
+            label = {"x-gmail-labels": email.header.Header(phrase, "utf-8").encode().encode()}
+            assert mail.place_of("mail", label), phrase
+    for phrase in table.get("automatic", []):
+        assert mail.is_automatic({}, f"{phrase}: kiln"), phrase
+    for phrase in table.get("reply", []) + table.get("forward", []):
+        assert mail.REPLY_SUBJECT.sub("", f"{phrase}: kiln").strip() == "kiln", phrase
+    for phrase in table.get("forward", []):
+        marked = mail.is_marked_forward({}, f"{phrase}: kiln", "")
+        assert marked != (phrase in mail.AMBIGUOUS), phrase
+    for phrase in table.get("self", []):
+        assert mail.SELF.search(f"x {phrase} x"), phrase
+    for phrase in table.get("mail", []):
+        for legal, other in zip(
+            table["legal"], table["legal"][1:] + table["legal"][:1], strict=True
+        ):
+            assert cut(f"{phrase} … {legal} … {other}.") == OWN, (phrase, legal, other)
+    for phrase in table.get("notice", []):
+        assert cut(f"{phrase}: …") == OWN, phrase
+    for phrase in table.get("list", []):
+        assert cut(f"______________________\n{phrase} http://lists.tern.example") == OWN, phrase
+    for phrase in table.get("virus", []):
+        assert cut(f"{phrase} www.avast.com") == OWN, phrase
+    for phrase in table.get("sign_off", []):
+        own = f"By six. {phrase}"
+        folded = f"{own} Joss Whitfield 02/06/2019 01:49 PM To: Maud"
+        assert prepare_data.split_quoted(folded)[0] == own, phrase
+    for phrase in table.get("advertisement", []):
+        assert cut(f"________\n{phrase.replace('…', 'mail at')}!") == OWN, phrase
+    for phrase in PHRASES["any"]["no_reply"]:
+        assert mail.NO_REPLY.match(f"{phrase}@tern.example"), phrase
+        assert mail.NO_REPLY.match(f"kiln.{phrase.replace('-', '')}+7@tern.example"), phrase
+    for phrase in PHRASES["any"]["program"]:
+        assert cut(f"Sent from {phrase} or any of the others") == OWN, phrase
+    for phrase in PHRASES["any"]["scanner"]:
+        assert cut(f"Free of virus, says {phrase}") == OWN, phrase
+
+
+def test_the_tables_have_only_known_keys():
+    tests = set(
+        "example on wrote quoting self from sent date to cc subject original forwarded added "
+        "reply forward".split()
+    )
+    tests |= set(
+        "drafts trash spam automatic mail legal notice list virus sign_off advertisement".split()
+    )
+    assert all(set(PHRASES[language]) <= tests for language in LANGUAGES) and set(
+        PHRASES["any"]
+    ) == {"program", "scanner", "no_reply"}
+
+
+# ---------------------------------------------------------------- own words in mail with its lines
+
+OUTLOOK = (
+    "From: Corrigan, Len\nSent: Monday, March 4, 2019 8:03 AM\nTo: Okafor, Maud\nSubject: "
+    "RE: kiln\n\nWhen?"
+)
+LOTUS = "To: Maud Okafor/Ops/TT@TT\ncc: \nSubject: Re: kiln\n\nWhen does it cool?"
+QUOTED = [  # what stands behind "By six.\n\nMaud\n\n"
+    f" -----Original Message-----\n{OUTLOOK}",
+    f" -----Original Message-----=20\n{OUTLOOK}".replace("Sent:", "Sent:=09"),
+    f"=09-----Original Message-----\n=09{OUTLOOK}",
+    OUTLOOK,
+    f"________________________________\n{OUTLOOK}",
+    "From: Len <len@tern.example>\nDate: Mon, 4 Mar 2019\n\nWhen?",
+    "*From:* Len <len@tern.example>\n*Sent:* Monday\n*To:* Maud\n*Subject:* kiln\n\nWhen?",
+    "**From:** Len <len@tern.example>\n**Sent:** Monday\n**To:** Maud\n**Subject:** kiln\n\nWhen?",
+    "Von: Len [mailto:len@tern.example]\nGesendet: Montag, 4. März 2019 08:03\nAn: Maud\n"
+    "Betreff: AW: Ofen\n\nWann?",
+    "De : Len\nEnvoyé : lundi 4 mars 2019 08:03\nÀ : Maud\nObjet : RE: four\n\nQuand ?",
+    "De: Len\nEnviado el: lunes, 4 de marzo de 2019\nPara: Maud\nAsunto: RE: horno\n\n¿Cuándo?",
+    "Da: Len\nInviato: lunedì 4 marzo 2019\nA: Maud\nOggetto: R: forno\n\nQuando?",
+    "Från: Len\nSkickat: den 4 mars 2019\nTill: Maud\nÄmne: SV: ugn\n\nNär?",
+    "Od: Len\nWysłano: 4 marca 2019\nDo: Maud\nTemat: piec\n\nKiedy?",
+    "发件人：len@tern.example\n发送时间：2019年3月4日\n收件人：Maud\n主题：窑\n\n什么时候？",
+    f"Joss Whitfield@TT\n02/06/2019 01:49 PM\n{LOTUS}",
+    f"\tJoss Whitfield\n\t02/06/2019 01:49 PM\n\t\t \n\t\t {LOTUS}",
+    f"Joss Whitfield@TT\n\n02/06/2019 01:49 PM\n\n{LOTUS}",
+    f"Joss Whitfield\nSent by: Ana Brandt\n02/06/2019 01:49 PM\n{LOTUS}",
+    f"Joss Whitfield 02/06/2019 01:49 PM\n{LOTUS}",
+    '"Whitfield, Joss" <joss@tern.example> on 02/06/2019 01:49:03 PM\nPlease respond to '
+    f"joss@home.example\n{LOTUS}",
+    '"Whitfield, Joss" <joss.whitfield.the.third@tern.example> on 02/06/2019 \n01:49:03 PM\n'
+    f"{LOTUS}",
+    f"From:\tJoss Whitfield/TT@ttXgate on 02/06/2019 01:49 PM\n{LOTUS}",
+    f"Enron North America Corp.\n\t\n\tFrom:  Joss Whitfield                  02/06/2019 01:49 "
+    f"PM\n\t\n\n{LOTUS}",
+    f"----- Forwarded by Maud Okafor/Ops/TT on 02/06/2019 01:49 PM -----\n\n{LOTUS}",
+    f"---------------------- Forwarded by Maud Okafor/Ops/TT on 02/06/2019 \n01:49 PM ----------\n"
+    f"\n{LOTUS}",
+    "Joss Whitfield 02/06/2019 01:49 PM\tTo: Maud Okafor/Ops/TT@TT\n\tcc: \n\tSubject: Re: kiln\n"
+    "\nWhen?",
+    f'{" " * 20}"Whitfield, Joss"   \n{" " * 20}<joss@tern.ex        To:     <maud@tern.example>\n'
+    f"{' ' * 20}ample>               cc:\n{' ' * 41}Subject:     Re: kiln\n{' ' * 20}02/06/2019\n"
+    f"\nWhen?",
+    LOTUS,
+    "In a message dated 2/6/2019 1:49:03 PM Central Standard Time, \nlen@tern.example writes:\n\n"
+    "<< When? >>",
+    "on 2/6/19 1:49 PM, Len Corrigan at len@tern.example wrote:\n\n> When?",
+    "======= At 2019-02-06, 13:49:00 Len wrote: =======\n\n>When?",
+    "?    -----Original Message-----\n?    From: Len\n\nWhen?",
+    "----- Begin Included Message -----\n\nFrom: Len\n\nWhen?",
+    "---------------( Forwarded letter 1 follows )---------------\nWhen?",
+    "____________________Reply Separator____________________\nSubject: Re: kiln\nAuthor: Joss\n\n"
+    "When?",
+    '>>> "Len Corrigan" <len@tern.example> 02/06/19 03:50PM >>>\nWhen does it cool?',
+    '>>> "Len Corrigan" <len.corrigan.of.the.kilns@tern.example> 02/06/19 \n03:50PM >>>\n'
+    "When does it cool?",
+    "Inline attachment follows.\n\nFrom: Joss\nTo: Maud\nDate: Monday\n\nWhen?",
+    "------------------ Inline attachment follows ------------------\n\nWhen?",
+    "> From: Joss",
+    "> When does it\n> cool?\n>\n> Joss",
+    "> When does it cool, and who opens it for the glass people, or is\nit you?\n> Joss",
+    "On Wed, 6 Feb 2019 at 13:12, Len Corrigan <len@tern.example> wrote:\n> When?",
+    "On Wed, Feb 6, 2019 at 1:12 PM Len Corrigan of the Kilns <\nlen@tern.example> wrote:\n\n> "
+    "When?",
+    "On Feb 6, 2019, at 1:12 PM, Len Corrigan <len.corrigan@tern.example>\nwrote:\n\nWhen?",
+    "> On Feb 6, 2019, at 1:12 PM, Len <len@tern.example> wrote:\n> \n> When?",
+    "--- Len Corrigan <len@tern.example> wrote:\n> When?",
+    "Len Corrigan wrote:\n\n> When?",
+    "---- On Wed, 06 Feb 2019 13:12:05 +0000 Len <len@tern.example> wrote ----\n\nWhen?",
+    "Am 06.02.2019 um 13:12 schrieb Len Corrigan:\n> Wann?",
+    "Am Mi., 6. Feb. 2019 um 13:12 Uhr schrieb Len Corrigan <\nlen@tern.example>:\n\nWann?",
+    "Le mer. 6 févr. 2019 à 13:12, Len Corrigan <len@tern.example> a\nécrit :\n\n> Quand ?",
+    "El mié, 6 feb 2019 a las 13:12, Len (<len@tern.example>) escribió:\n\n> ¿Cuándo?",
+    "Il giorno mer 6 feb 2019 alle ore 13:12 Len <len@tern.example> ha\nscritto:\n\n> Quando?",
+    "Em qua., 6 de fev. de 2019 às 13:12, Len <len@tern.example> escreveu:\n\n> Quando?",
+    "Op 6 feb. 2019 om 13:12 heeft Len <len@tern.example> het volgende geschreven:\n\n> Wanneer?",
+    "Den ons 6 feb. 2019 kl 13:12 skrev Len <len@tern.example>:\n\n> När?",
+    "ons. 6. feb. 2019 kl. 13:12 skrev Len <len@tern.example>:\n\n> Når?",
+    "W dniu 06.02.2019 o 13:12, Len pisze:\n> Kiedy?",
+    "Dne st 6. 2. 2019 v 13:12 Len <len@tern.example> napsal(a):\n\n> Kdy?",
+    "Len <len@tern.example> ezt írta (időpont: 2019. febr. 6., Sze, 13:12):\n\n> Mikor?",
+    "ср, 6 февр. 2019 г. в 13:12, Len <len@tern.example>:\n\n> Когда?",
+    "在 2019年2月6日，Len <len@tern.example> 写道：\n\n什么时候？",
+    "2019年2月6日(水) 13:12 Len <len@tern.example>:\n\n> いつ？",
+    "---------- Forwarded message ---------\nFrom: Len <len@tern.example>\nDate: Wed\nSubject: "
+    "kiln\n\nWhen?",
+    "Begin forwarded message:\n\n> From: Len <len@tern.example>\n> Subject: kiln\n> \n> When?",
+    "-------- Weitergeleitete Nachricht --------\nBetreff: Ofen\nDatum: Mi\nVon: Len\n\nWann?",
+    "----- Mensaje original -----\nDe: Len\nPara: Maud\n\n¿Cuándo?",
+    "‐‐‐‐‐‐‐ Original Message ‐‐‐‐‐‐‐\nOn Wednesday, February 6th, 2019, Len wrote:\n\n> When?",
+]
+
+
+@pytest.mark.parametrize("quoted", QUOTED)
+def test_quoted_text_is_cut_at_its_first_line(quoted):
+    own = "By six.\n\nMaud"
+    cut, rest = mail.split_own_words(f"{own}\n\n{quoted}\n")
+    assert cut == own and rest.split() == quoted.split()
+
+
+INTRODUCTIONS = [
+    # in languages that no table holds
+    "Dydd Mer, 6 Chwef 2019 am 13:12 Len Corrigan <len@tern.example> a ysgrifennodd:\n\n> When?",
+    "2019-02-06 13:12 Len Corrigan ysgrifennodd:\n> When?",
+    "Noong Miy, Peb 6, 2019 nang 1:12 PM, isinulat ni Len Corrigan <len@tern.example> ang:\n\n"
+    "When?",
+    "Len Corrigan <len@tern.example>, 2019(e)ko otsailaren 6(a), asteazkena (13:12), egileak "
+    "idatzi du:\n\n> When?",
+    "Siku ya Jumatano, 6 Februari 2019 saa 13:12, Len Corrigan\n<len@tern.example> aliandika:\n\n"
+    "> When?",
+    # web mail
+    "On Wednesday, February 6, 2019, 1:12 PM, Len Corrigan <len@tern.example> wrote:\n\nWhen?",
+    "Среда, 6 февраля 2019, 13:12 +03:00 от Len Corrigan <len@tern.example>:\n\nWhen?",
+    '06.02.2019, 13:12, "Len Corrigan" <len@tern.example>:\n> When?',
+    '------------------ 原始邮件 ------------------\n发件人: "Len"<len@tern.example>;\n'
+    "发送时间: 2019年2月6日\n\nWhen?",
+    '------------------ Original ------------------\nFrom: "Len"<len@tern.example>;\nDate: '
+    "Wed, Feb 6, 2019\n\nWhen?",
+    'At 2019-02-06 13:12:05, "Len Corrigan" <len@tern.example> wrote:\n>When?',
+    '在 2019-02-06 13:12:05，"Len Corrigan" <len@tern.example> 写道：\nWhen?',
+    'Gesendet: Mittwoch, 06. Februar 2019 um 13:12 Uhr\nVon: "Len" <len@tern.example>\nAn: '
+    "Maud\nBetreff: Ofen\n\nWann?",
+    "--------- 원본 메일 ---------\n보낸사람: Len <len@tern.example>\n받는사람 : Maud\n"
+    "날짜: 2019\n제목: x\n\n"
+    "When?",
+    'De: "Len" <len@tern.example>\nÀ: "Maud" <maud@tern.example>\nEnvoyé: Mercredi 6 '
+    "Février 2019 13:12:05\nObjet: four\n\nQuand ?",
+    # telephones
+    "-------- Original message --------\nFrom: Len <len@tern.example>\nDate: 06/02/2019 13:12 "
+    "(GMT+01:00)\nTo: Maud\n\nWhen?",
+    "-------- Messaggio originale --------\nDa: Len <len@tern.example>\nData: 06/02/19 13:12 "
+    "(GMT+01:00)\nA: Maud\n\nQuando?",
+    "Le 6 févr. 2019 à 13:12, Len Corrigan <len@tern.example> a écrit :\n\n> Quand ?",
+    "> Am 06.02.2019 um 13:12 schrieb Len Corrigan <len@tern.example>:\n> \n> Wann?",
+    "> Den 6. feb. 2019 kl. 13.12 skrev Len Corrigan <len@tern.example>:\n> \n> Når?",
+    "2019/02/06 13:12、Len Corrigan <len@tern.example>のメール:\n\nWhen?",
+    "在 2019年2月6日，13:12，Len Corrigan <len@tern.example> 写道：\n\nWhen?",
+    "---- Len Corrigan wrote ----\n\nWhen?",
+    "_____________________________\nFrom: Len <len@tern.example>\nSent: Wednesday, 6 February "
+    "2019 13:12\nSubject: kiln\nTo: Maud\n\nWhen?",
+    # desktop programs
+    "Am Mittwoch, den 06.02.2019, 13:12 +0100 schrieb Len Corrigan:\n> Wann?",
+    "On Wednesday 06 February 2019 13:12:05 Len Corrigan wrote:\n> When?",
+    "On Wed, Feb 06, 2019 at 01:12:05PM +0100, Len Corrigan wrote:\n> When?",
+    "Len Corrigan <len@tern.example> writes:\n\n> When?",
+    "* Len Corrigan [2019-02-06 13:12]:\n> When?",
+    "Excerpts from Len Corrigan's message of Wed Feb 06 13:12:05 +0100 2019:\n> When?",
+    "At Wed, 6 Feb 2019 13:12:05 +0100,\nLen Corrigan wrote:\n> When?",
+    "Citando Len Corrigan <len@tern.example>:\n\n> ¿Cuándo?",
+    "Le 06-02-2019 13:12, Len Corrigan a écrit :\n> Quand ?",
+    "W dniu 2019-02-06 13:12, Len Corrigan napisał(a):\n> Kiedy?",
+    "2019-02-06 13:12 időpontban Len Corrigan ezt írta:\n> Mikor?",
+    "Den 2019-02-06 13:12, skrev Len Corrigan:\n> När?",
+    "Op 06-02-19 om 13:12 schreef Len Corrigan:\n> Wanneer?",
+    "El 06/02/19 a las 13:12, Len Corrigan escribió:\n> ¿Cuándo?",
+    "Il 06/02/19 13:12, Len Corrigan ha scritto:\n> Quando?",
+    "Dne 6.2.2019 v 13:12 Len Corrigan napsal(a):\n> Kdy?",
+    "Am 06.02.19 um 13:12 schrieb\nLen Corrigan:\n> Wann?",
+    "Em 06/02/2019 13:12, Len Corrigan escreveu:\n> Quando?",
+    "Len Corrigan kirjoitti 6.2.2019 klo 13.12:\n> Milloin?",
+    "06.02.2019 13:12, Len Corrigan написав:\n> Коли?",
+    "Στις 6/2/2019 1:12 μ.μ., ο Len Corrigan έγραψε:\n> Πότε;",
+    "De : Len Corrigan [mailto:len@tern.example]\nEnvoyé : mercredi 6 février 2019 13:12\nÀ : "
+    "Maud\nObjet : RE: four\n\nQuand ?",
+    "Kimden: Len\nGönderildi: 6 Şubat 2019 Çarşamba 13:12\nKime: Maud\nKonu: fırın\n\nNe zaman?",
+    "差出人: Len <len@tern.example>\n送信日時: 2019年2月6日 13:12\n宛先: Maud\n件名: RE: "
+    "窯\n\nWhen?",
+    "寄件者: Len <len@tern.example>\n寄件日期: 2019年2月6日 下午 01:12\n收件者: Maud\n主旨: "
+    "RE: 窯\n\nWhen?",
+    "من: Len <len@tern.example>\nتم الإرسال: الأربعاء 6 فبراير 2019\nإلى: Maud\nالموضوع: kiln\n\n"
+    "When?",
+    "จาก: Len <len@tern.example>\nส่ง: 6 กุมภาพันธ์ 2019\nถึง: Maud\nเรื่อง: kiln\n\nWhen?",
+    "Od: Len <len@tern.example>\nOdesláno: středa 6. února 2019 13:12\nKomu: Maud\nPředmět: pec\n"
+    "\nKdy?",
+    "> From: Len\n> Sent: Wednesday\n> To: Maud\n>\n> When?",
+    "| De | Len<len@tern.example> |\n| Fecha | 2019-02-06 13:12 |\n| Para | Maud |\n| Asunto | "
+    "kiln |\n\n¿Cuándo?",
+    "* * *\n\n**Von:** Len <len@tern.example>\n**Gesendet:** Mittwoch\n**An:** Maud\n"
+    "**Betreff:** Ofen\n\nWann?",
+    "————————————\nFrom: Len <len@tern.example>\nTo: Maud\nSubject: kiln\n\nWhen?",
+]
+
+
+@pytest.mark.parametrize("quoted", INTRODUCTIONS)
+def test_introductions_and_headers_are_cut(quoted):
+    own, rest = mail.split_own_words(f"{OWN}\n\n{quoted}\n")
+    assert own == OWN and "".join(rest.split()) in "".join(quoted.split())
+
+
+@pytest.mark.parametrize(
+    "quoted",
+    [
+        "On Wed, Feb 6, 2019 at 1:12 PM, Len wrote:\n> When?",
+        "--- On Wed, 2/6/2019, Len wrote:\n> When?",
+        "-----Original Message-----\nFrom: Len\nSent: now\n\nWhen?",
+    ],
+)
+def test_quoted_text_may_begin_within_a_line(quoted):
+    assert mail.split_own_words(f"Maud\nBy six. {quoted}")[0] == "Maud\nBy six."
+
+
+def test_own_words_between_and_below_quoted_lines_stay():
+    text = (
+        "On 6 Feb 2019, Len wrote:\n> When?\n\nBy six.\n\n> Who opens it?\nLen does.\n> "
+        "Where?\n\nHere.\n\nMaud"
+    )
+    assert mail.split_own_words(text)[0] == "By six.\n\n\nLen does.\n\n\nHere.\n\nMaud"
+
+
+CLEAN = [
+    "By six.\n\nMaud",
+    "To: everybody\nFrom: Maud\nDate: today\nSubject: the kiln\n\nIt cools by six.",
+    "Date: Wednesday, 6 February\nTime: 7:00am\nPlace: the kiln\n\nBring a coat.",
+    "On Monday I wrote 3 letters.\nOn Tuesday: none.",
+    "On the one hand it is hot: 900 degrees.\n\nOn the other hand we wait.",
+    "Press here >>> >>> http://tern.example <<<",
+    "Kiln  1   2\n---------------\nHeat  9   8\n---------------\nSum   17",
+    "The original message is lost, and Joss forwarded by noon what Len wrote:\n\nnothing.",
+    "Meeting on 02/06/2019 01:49 PM\nRoom: 3\nTo be confirmed.",
+    "5 > 3, and a -> b",
+    ">From six on it is cool.\n\nMaud",
+    "By six.\n\n> Maud Okafor\n> Tern & Tallow\n> 555-0100\n> Fax: 555-0101\n>",
+    "",
+]
+
+
+@pytest.mark.parametrize("text", CLEAN)
+def test_own_words_without_a_quote_stay_whole(text):
+    assert mail.split_own_words(text) == (text, "")
+
+
+STAY = [
+    "Le train :\n\nDe: Lyon\nA: Paris\nDate: lundi 11 février 2019, 10:00\n\nTu viens ?",
+    "Viaje:\n\nDe: León\nPara: Vigo\nFecha: 11/02/2019 10:00\n\n¿Vienes?",
+    "Hours:\n\nFrom: 9:00\nTo: 18:00\nDate: 6 February 2019\n\nMaud",
+    "Fra: Oslo\nTil: Bergen\n\nMaud",
+    "Od: Krakowa\nDo: Gdyni\n\nMaud",
+    "Dari: Bogor\nKe: Depok\n\nMaud",
+    "On 3 March 2019 I wrote:\n\n- to the bank\n- to Len",
+    "On 3 March 2019 at 10:00 we sent:\n\n1. the contract",
+    "Le 3 mars 2019 j'ai envoyé :\n\n- le contrat",
+    "El 3 de marzo de 2019 he enviado:\n\n- el contrato",
+    "Il 3 marzo 2019 ho scritto:\n\n- alla banca",
+    "W dniu 3 marca 2019 wysłałem:\n\n- umowę",
+    "3 марта я написал:\n\n- в банк",
+    "Subject to approval: yes.\nDate: Friday\nPlace: here",
+    "To: the kiln\nFrom: the shelf\n\nis how it goes.",
+    "The agenda for 6 February 2019:\n\n1. glass\n2. wax",
+    "At 13:12 on 6 February 2019 the kiln reads:\n\n900 degrees",
+    "Write to Len <len@tern.example>:\n\nhe knows.",
+    "A: yes\nB: no",
+    "Re: the kiln, it is hot.",
+]
+
+
+@pytest.mark.parametrize("text", STAY)
+def test_own_words_that_look_like_an_introduction_or_a_header_stay(text):
+    assert mail.own_words(f"Hello Len,\n\n{text}")[0] == f"Hello Len,\n\n{text}"
+
+
+@pytest.mark.parametrize(
+    "boilerplate",
+    [
+        "-- \nMaud Okafor\nTern & Tallow",
+        "--\nMaud",
+        "Sent from my iPhone",
+        "Von meinem iPhone gesendet",
+        "Envoyé de mon iPhone",
+        "Get Outlook for iOS<https://aka.example>",
+        "Sent from Yahoo Mail on Android",
+        "__________________________________\nDo You Yahoo!?\nGet mail at tern.example",
+        "_____________________\nGet your FREE download of MSN Explorer at http://tern.example",
+        "This e-mail and any attachments are confidential and may\nbe privileged. If you are not "
+        "Maud, delete it.",
+        "*******************\nThis e-mail is the property of Tern & Tallow and\nmay be "
+        "confidential.",
+        "CONFIDENTIALITY NOTICE: for Maud alone.",
+        "(See attached file: kiln.doc)",
+        " - kiln 7.xls\n - glass.doc",
+    ],
+)
+def test_trailing_boilerplate_is_dropped_unless_kept(boilerplate):
+    body = f"By six.\n\nBest,\nMaud\n\n{boilerplate}\n\nOn 6 Feb 2019, Len wrote:\n> When?"
+    assert mail.own_words(body)[0] == "By six.\n\nBest,\nMaud"
+    assert (
+        mail.own_words(body, keep_signature=True)[0] == f"By six.\n\nBest,\nMaud\n\n{boilerplate}"
+    )
+
+
+ADDED = [
+    "Sent from my Verizon Wireless 4G LTE smartphone",
+    "Sent from my T-Mobile 4G LTE Device",
+    "Sent from Samsung tablet.",
+    "Sent from my Galaxy",
+    "Sent from Outlook for Android<https://aka.ms/AAb9ysg>",
+    "Sent from Mail for Windows 10",
+    "Sent from [ProtonMail](https://protonmail.com), encrypted email",
+    "Sent from my Huawei phone",
+    "-- Sent from my Palm Pre",
+    "Inviato da Libero Mail per Android",
+    "Enviado desde mi Samsung Mobile de Claro",
+    "Enviado do meu smartphone Samsung Galaxy.",
+    "Verzonden vanaf mijn Samsung-apparaat",
+    "Von meinem Samsung Galaxy Smartphone gesendet.",
+    "Gesendet mit der GMX Mail App",
+    "Envoyé depuis l'application Mail Orange",
+    "Envoyé de mon iPad",
+    "Skickat från min Samsung Galaxy-telefon",
+    "Sendt fra min iPad",
+    "Wysłano z iPhone’a",
+    "Отправлено с iPhone",
+    "Отправлено из мобильной Почты Mail.ru",
+    "Trimis de pe iPhone-ul meu",
+    "Изпратено от моя iPhone",
+    "أرسلت من iPhone الخاص بي",
+    "נשלח מה-iPhone שלי",
+    "ส่งจาก iPhone ของฉัน",
+    "Đã gửi từ iPhone của tôi",
+    "Dikirim dari iPhone saya",
+    "Poslano s mojeg iPhonea",
+    "Enviat des del meu iPhone",
+    "Obter o Outlook para Android",
+    "Download Outlook for Mac",
+    "Hämta Outlook för Android<https://aka.ms/ghei36>",
+    "获取 Outlook for iOS",
+    "This email has been checked for viruses by Avast antivirus software.\nwww.avast.com",
+    "Virus-free. www.avast.com",
+    "Diese E-Mail wurde von Avast Antivirus-Software auf Viren geprüft.\nwww.avast.com",
+    "Garanti sans virus. www.avast.com",
+    "Libre de virus. www.avg.com",
+    "No virus found in this message.\nChecked by AVG - www.avg.com\nVersion: 2013.0.1",
+    "Проверено на вирусы. www.avast.com",
+    "ウイルスなし。 www.avast.com",
+    "This message has been scanned for viruses and\ndangerous content by MailScanner",
+    "_______________________________________________\nkilns mailing list\nkilns@tern.example\n"
+    "https://lists.tern.example/listinfo/kilns",
+    "_______________________________________________\nkilns mailing list -- kilns@tern.example\n"
+    "To unsubscribe send an email to kilns-leave@tern.example",
+    '-- \nYou received this message because you are subscribed to the Google Groups "kilns" group.',
+    "---------------------------------------------------------------------\nTo unsubscribe, "
+    "e-mail: kilns-unsubscribe@tern.example\nFor additional commands, e-mail: "
+    "kilns-help@tern.example",
+    "########################################################################\n\nTo unsubscribe "
+    "from the KILNS list, click here:\nhttps://lists.tern.example/x",
+    "-----BEGIN PGP SIGNATURE-----\nVersion: GnuPG v2\n\niQEzBAEBCAAdFiEE\n=AbCd\n-----END PGP "
+    "SIGNATURE-----",
+    "begin 644 kiln.txt\n#0V%T\n`\nend",
+    "Diese Nachricht ist vertraulich. Falls Sie nicht der Empfänger sind,\nlöschen Sie sie bitte.",
+    "Ce message est confidentiel. Si vous n'en êtes pas le destinataire,\nmerci de le détruire.",
+]
+
+
+@pytest.mark.parametrize("line", ADDED)
+def test_lines_that_programs_add_are_dropped(line):
+    body = mail.clean(f"{OWN}\n\n{line}\n\n> When does it cool?\n")
+    assert mail.own_words(body)[0] == OWN
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Sent from my desk, is much easier than my telephone.",
+        "Get well soon",
+        "The message is confidential\nto Joss, I hear.",
+        "One\n--- two\n-- three",
+        "The e-mail you sent was lost.",
+        "I sent it from my iPhone yesterday, look there.",
+        "Bitte Outlook neu installieren, dann geht es.",
+        "Do you use Outlook for Android, too?",
+        "Sent to Len, with a virus scanner's blessing.",
+        "The list is long:\nwax\nwick",
+        "begin 2019 with wax\nend it with glass",
+        "Is the virus gone? My boy still coughs.",
+        "Send me the message and the attachment.",
+    ],
+)
+def test_own_words_like_such_lines_stay(text):
+    body = mail.clean(f"{OWN}\n\n{text}")
+    assert mail.own_words(body)[0] == f"{OWN}\n\n{text}"
+
+
+def test_own_words_command(monkeypatch, capsys):
+    for flags, shown in ([], "Größe?\n"), (["--keep-signature"], "Größe?\n\n-- \nMaud\n"):
+        body = "Größe?\r\n\r\n-- \r\nMaud\r\n\r\n> When?\r\n".encode("cp1252")
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(body)))
+        mail.main(["own-words", *flags])
+        assert capsys.readouterr().out == shown
+
+
+PIECES = st.sampled_from(
+    [
+        "By six.",
+        "Maud",
+        "Joss Whitfield@TT",
+        "Joss <j@tern.example>",
+        "02/06/2019 01:49 PM",
+        "On 2 May 2019, Joss",
+        "wrote:",
+        "To: Maud",
+        "cc:",
+        "Subject: x",
+        "From: Joss",
+        "From:",
+        "Sent: now",
+        "Sent by: Ana",
+        "> a",
+        ">",
+        "<",
+        "12:00 >>>",
+        ">>> a",
+        "-----Original Message-----",
+        "_____",
+        "---- Forwarded by",
+        "-- ",
+        "Sent from my iPhone",
+        "=20",
+        "\t",
+        "",
+        "Am 3.",
+        "schrieb",
+        "Enron Corp.",
+        "(http://tern.example",
+    ]
+)
+
+
+@settings(deadline=None)
+@given(
+    st.lists(
+        st.tuples(PIECES | st.text(max_size=6), st.sampled_from(["\n", "\n", "\n\n", " ", "\r\n"])),
+        max_size=18,
+    ).map(lambda pieces: "".join(map("".join, pieces)))
+)
+def test_any_mail_splits_without_loss_and_only_once(text):
+    own, quoted = mail.split_own_words(text)
+    assert collections.Counter("".join((own + quoted).split())) == collections.Counter(
+        "".join(text.split())
+    )
+    assert mail.split_own_words(own) == (own, "")
+    words, _ = mail.own_words(text)
+    assert mail.own_words(words)[0] == words
+    row = {"response": words, "From": "maud@tern.example", "mail": ""}
+    assert prepare_data.cut_quotes(pandas.DataFrame([row]), {"joss whitfield"}).to_dict(
+        "records"
+    ) == [row]
+
+
+@pytest.mark.parametrize(
+    "piece",
+    [
+        "> a\n",
+        "a\n> b\n",
+        "On 3 May\n",
+        "From: a\n",
+        "\n",
+        "_____\n",
+        "a wrote:\n",
+        ">",
+        "On 3 ",
+        "To: a\ncc: b\n",
+        "02/06/2019 01:49 PM\n",
+        "--\n",
+        "a@b.c ",
+    ],
+)
+def test_cutting_takes_time_in_proportion_to_the_text(piece):
+
+    times = []
+    for size in (10_000, 80_000):
+        start = time.process_time()
+        mail.own_words(piece * (size // len(piece)))
+        times.append(time.process_time() - start)
+    assert times[1] < 40 * max(times[0], 0.01)
+
+
+def test_hand_marked_own_words_of_real_mail():
+    """Of the marked bodies at least 97 % are cut exactly, and none that quotes nothing is cut at
+    all.
+
+    mail_boundaries.csv gives the characters of own words, white space apart. Its marks were made by
+    reading what the
+    cut took and left of each body, and mending that where it was wrong: in the half "unseen" twice.
+    """
+    folder = os.environ.get("ENRON_DIR")
+    if not folder:
+        pytest.skip("ENRON_DIR does not name a folder with arnold-j.tar.gz")
+    with open(Path(__file__).with_name("mail_boundaries.csv"), encoding="utf-8") as file:
+        marks = {mark["member"]: mark for mark in csv.DictReader(file)}
+    exact, harmed = collections.Counter(), []
+    with tarfile.open(Path(folder, "arnold-j.tar.gz")) as archive:
+        for member in archive:
+            if member.name in marks:
+                text = (
+                    email.message_from_bytes(archive.extractfile(member).read())
+                    .get_payload(decode=True)
+                    .decode("latin-1")
+                )
+                own, quoted = mail.split_own_words(text)
+                mark = int(marks[member.name]["characters"])
+                exact[len("".join(own.split())) == mark] += 1
+                harmed += [member.name] * bool(quoted and mark == len("".join(text.split())))
+    assert exact.total() == len(marks) == 120 and exact[True] >= 0.97 * len(marks) and not harmed
+
+
+# ------------------------------------------------------------------ extract: which mail is a reply
+
+
+def test_what_is_no_reply_is_left_out_and_counted(tmp_path, capsys):
+    invitation = message(20, MAUD, "Come.", "Re: party", In_Reply_To="<1@tern.example>")
+    invitation.add_alternative("BEGIN:VCALENDAR", subtype="calendar")
+    archive = [
+        *THREAD,
+        THREAD[1],
+        message(6, MAUD, "A new thing", "glass"),
+        message(
+            7,
+            MAUD,
+            "Look:\n\n---------- Forwarded message ---------\nFrom: Len\nDate: Wed\n\nx",
+            "Fwd: kiln",
+        ),
+        message(13, MAUD, "For Joss.", "Fwd: kiln", In_Reply_To="<1@tern.example>"),
+        message(8, MAUD, "> When?\n", "Re: kiln", In_Reply_To="<1@tern.example>"),
+        message(9, MAUD, "I am away", "Automatic reply: kiln", In_Reply_To="<1@tern.example>"),
+        message(
+            10,
+            MAUD,
+            "I am away",
+            "Away",
+            In_Reply_To="<1@tern.example>",
+            Auto_Submitted="auto-replied",
+        ),
+        message(11, MAUD, "And another thing", "Re: kiln", In_Reply_To="<2@tern.example>"),
+        message(
+            12,
+            MAUD,
+            "Not yet sent",
+            "Re: kiln",
+            In_Reply_To="<1@tern.example>",
+            X_Gmail_Labels="Drafts",
+        ),
+        invitation,
+    ]
+    rows = extracted(write_archive("mbox", tmp_path / "mail", archive), tmp_path / "out.csv")
+    assert len(rows) == 3
+    lines = [line for line in capsys.readouterr().out.splitlines() if "left out" in line]
+    left_out = {line.split(": ")[1]: int(line.split()[2][:-1]) for line in lines}
+    assert left_out == {
+        "an automatic reply": 2,
+        "a copy of an earlier message": 1,
+        "a draft": 1,
+        "a forward": 2,
+        "an invitation or an answer to one": 1,
+        "answers a mail of the author's own": 1,
+        "answers no mail": 1,
+        "no word of the author's own": 1,
+    }
+
+
+def test_only_folders_of_sent_mail_count_in_the_enron_corpus(tmp_path):
+    names = [
+        f"okafor-m/{folder}/{i}."
+        for i, folder in enumerate(
+            ["inbox", "sent", "sent_items", "_sent_mail", "sent_mail", "all_documents"]
+        )
+    ]
+    quoted = "\n\nOn 6 Feb 2019, Len wrote:\n> When?"
+    write_folder(
+        tmp_path / "maildir",
+        names,
+        [message(i, MAUD, f"{i} hours{quoted}", f"Re: {i}") for i in range(6)],
+    )
+    rows = extracted(tmp_path / "maildir", tmp_path / "out.csv")
+    assert sorted(row["response"] for row in rows) == ["1 hours", "2 hours", "3 hours", "4 hours"]
+
+
+def test_drafts_of_a_maildir_are_left_out(tmp_path, capsys):
+    quoted = "\n\nOn 6 Feb 2019, Len wrote:\n> When?"
+    write_folder(
+        tmp_path / "in",
+        ["cur/1.x:2,RS", "cur/2.x:2,DS", "new/3.x"],
+        [message(i, MAUD, f"{i} hours{quoted}", f"Re: {i}") for i in range(3)],
+    )
+    assert [row["response"] for row in extracted(tmp_path / "in", tmp_path / "out.csv")] == [
+        "0 hours",
+        "2 hours",
+    ]
+    assert "left out      1: a draft" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "label",
+    [
+        "Drafts",
+        "Entwürfe",
+        "Brouillons,Ouvert",
+        "下書き",
+        'Inbox,"Rascunhos"',
+        "[Gmail]/Borradores",
+        "Чернетки",
+    ],
+)
+def test_gmails_drafts_are_not_learned(tmp_path, label):
+    raw = message(
+        3, MAUD, "Not yet", "Re: kiln", In_Reply_To="<1@tern.example>", X_Gmail_Labels=label
+    )
+    assert replies(tmp_path, mbox(question(), answer(), raw.as_bytes())) == BOTH
+
+
+@pytest.mark.parametrize(
+    "label", ["Sent,Drafting committee", "Sent,Trash talk", "Wichtig,Entwurf der Satzung"]
+)
+def test_labels_count_whole(tmp_path, label):
+    raw = message(2, MAUD, OWN, "Re: kiln", In_Reply_To="<1@tern.example>", X_Gmail_Labels=label)
+    assert replies(tmp_path, mbox(question(), raw.as_bytes())) == BOTH
+
+
+def test_two_short_replies_to_two_people_are_two_and_a_copy_is_none(tmp_path):
+    second = question(text="And the other?\n").replace(b"<1@", b"<7@").replace(b"len@", b"joss@")
+    thanks = answer(text="Thanks!\n")
+    other = (
+        thanks.replace(b"<1@", b"<7@").replace(b"<2@", b"<8@").replace(b"To: len@", b"To: joss@")
+    )
+    assert len(replies(tmp_path, mbox(question(), second, thanks, other, thanks))) == 2
+
+
+def test_an_author_has_several_addresses_in_any_case(tmp_path):
+    other = message(6, "MAUD@HOME.example", "At home.", "Re: kiln", In_Reply_To="<1@tern.example>")
+    path = write_archive("mbox", tmp_path / "mail", [*THREAD, other])
+    rows = extracted(path, tmp_path / "out.csv", "Maud@home.example")
+    assert [row["From"] for row in rows] == [MAUD, MAUD, MAUD, "maud@home.example"]
+
+
+@pytest.mark.parametrize(
+    ("sender", "author"),
+    [
+        ('"Maud Okafor" <MAILER-DAEMON>', "maud okafor"),
+        ('"Okafor, Maud" <MAILER-DAEMON>', "Maud Okafor"),
+        ("Maud Okafor", "Maud Okafor"),
+        ("Maud </O=TERN/CN=RECIPIENTS/CN=MAUD>", "/o=tern/cn=recipients/cn=maud"),
+        ("maud@home.example (Maud Okafor)", "Maud Okafor"),
+        ("MAUD@Home.example", "Maud Okafor <maud@home.example>"),
+    ],
+)
+def test_an_author_may_be_a_name(tmp_path, sender, author):
+    (tmp_path / "mail").write_bytes(mbox(question(), answer(text=OWN + BELOW, sender=sender)))
+    mail.main(["extract", str(tmp_path / "mail"), str(tmp_path / "out.csv"), "--author", author])
+    assert list(prepare_data.read_replies(str(tmp_path / "out.csv"))["response"]) == [OWN]
+
+
+def test_the_error_says_who_writes_in_an_archive(tmp_path, capsys):
+    path = write_archive("mbox", tmp_path / "mail", THREAD)
+    with pytest.raises(SystemExit) as stopped:
+        mail.main(["extract", path, str(tmp_path / "out.csv"), "--author", "joss@tern.example"])
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2 and error.count("\n") == 1 and os.listdir(tmp_path) == ["mail"]
+    assert error.endswith(
+        "no message is by joss@tern.example; most are by Maud Okafor <maud@tern.example> (3), "
+        "Len Corrigan <len@tern.example> (2)\n"
+    )
+
+
+def test_the_error_names_authors_without_an_address(tmp_path, capsys):
+    (tmp_path / "mail").write_bytes(
+        mbox(answer(sender='"Maud Okafor" <MAILER-DAEMON>'), question())
+    )
+    with pytest.raises(SystemExit):
+        mail.main(
+            [
+                "extract",
+                str(tmp_path / "mail"),
+                str(tmp_path / "out.csv"),
+                "--author",
+                "x@tern.example",
+            ]
+        )
+    assert capsys.readouterr().err.endswith(
+        "most are by Maud Okafor (1), Len Corrigan <len@tern.example> (1)\n"
+    )
+
+
+FORWARDS = [
+    ("VS: ovn", "Fra: Len\nSendt: mandag\nTil: Maud\nEmne: ovn"),
+    ("Fwd: kiln", "---------- Forwarded message ---------\nFrom: Len <len@tern.example>"),
+    ("TR: four", "De : Len\nEnvoyé : lundi\nÀ : Maud\nObjet : four"),
+    ("RV: horno", "De: Len\nEnviado el: lunes\nPara: Maud\nAsunto: horno"),
+    ("I: forno", "Da: Len\nInviato: lunedì\nA: Maud\nOggetto: forno"),
+    ("WG: Ofen", "Von: Len\nGesendet: Montag\nAn: Maud\nBetreff: Ofen"),
+    ("ENC: forno", "De: Len\nEnviado: segunda\nPara: Maud\nAssunto: forno"),
+    ("Doorst: oven", "Van: Len\nVerzonden: maandag\nAan: Maud\nOnderwerp: oven"),
+    ("İLT: fırın", "Kimden: Len\nGönderildi: Pazartesi\nKime: Maud\nKonu: fırın"),
+    ("ΠΡΘ: φούρνος", "Από: Len\nΣτάλθηκε: Δευτέρα\nΠρος: Maud\nΘέμα: x"),
+    ("転送: 窯", "差出人: Len\n送信日時: 月\n宛先: Maud\n件名: 窯"),
+    ("Fw: Re: kiln", "-----Original Message-----\nFrom: Len\nTo: Maud"),
+    (
+        "Re: kiln",
+        "-------- Weitergeleitete Nachricht --------\nBetreff: Ofen\nDatum: Mi\nVon: Len "
+        "Corrigan <len@tern.example>\nAn: Maud",
+    ),
+    ("kiln", "Begin forwarded message:\n\n> From: Len <len@tern.example>\n> Subject: kiln"),
+    ("kiln", "Début du message réexpédié :\n\nDe: Len <len@tern.example>\nObjet: four"),
+    (
+        "kiln",
+        "---------------------- Forwarded by Maud Okafor/Ops/TT on 02/06/2019 01:49 PM ---\n\n"
+        "Len Corrigan@TT\n02/06/2019 01:40 PM\nTo: Maud Okafor/Ops/TT@TT\ncc: \nSubject: kiln",
+    ),
+]
+
+
+@pytest.mark.parametrize(("subject", "quoted"), FORWARDS)
+def test_a_forward_is_no_reply_and_answers_no_mail(tmp_path, subject, quoted):
+    forward = message(
+        3,
+        MAUD,
+        f"Can you take this?\n\n{quoted}\n\nWhen?\n",
+        subject,
+        In_Reply_To="<1@tern.example>",
+    )
+    forward.replace_header("To", "Joss Whitfield <joss@home.example>")
+    assert replies(tmp_path, mbox(question(), answer(), forward.as_bytes())) == BOTH
+    (tmp_path / "new").write_bytes(mbox(question(), forward.as_bytes()))
+    assert len(inbox(tmp_path, tmp_path / "new", "--author", MAUD)) == 1
+
+
+BELOW = "\n\nOn 6 Feb 2019, Len wrote:\n> When does it cool?"
+BACK = [  # the recipient, the sender as the quote names him
+    ("len.corrigan@tern.example", "Len Corrigan@TT\n02/06/2019 01:40 PM"),
+    ("Len Corrigan/Ops/TT@TT", "Len M Corrigan\n02/06/2019 01:40 PM"),
+    ('"Corrigan, Len" <lc@tern.example>', "Len Corrigan\n02/06/2019 01:40 PM"),
+    ("lcorrigan@home.example", "Len Corrigan\n02/06/2019 01:40 PM"),
+    ("len@home.example", '"Corrigan, Len" <len@home.example> on 02/06/2019 01:40:12 PM'),
+    ("len.corrigan@tern.example", "From: Len Corrigan/TT@ttXgate on 02/06/2019 01:40 PM"),
+    (
+        "Len Corrigan </O=TT/OU=NA/CN=RECIPIENTS/CN=LCORRIG>",
+        "Len Corrigan\nSent by: Ana Brandt\n02/06/2019 01:40 PM",
+    ),
+    (
+        "len.corrigan@tern.example",
+        "Tern North America Corp.\n\n\tFrom:  Len Corrigan                  02/06/2019 01:40 PM\n",
+    ),
+]
+
+
+@pytest.mark.parametrize(("to", "sender"), BACK)
+def test_a_mail_that_goes_back_is_a_reply_whatever_is_above_the_quote(tmp_path, to, sender):
+    title = (
+        "---------------------- Forwarded by Maud Okafor/Ops/TT on 02/06/2019 01:49 PM "
+        "----------------\n\n\n"
+    )
+    for recipient, kept in (
+        (to, 1),
+        ("ana.brandt@x.example" if "Ana" not in sender else "joss@x.example", 0),
+    ):
+        reply = message(2, MAUD, f"{OWN}\n\n{title}{sender}\n{LOTUS}\n", "Re: kiln")
+        other = message(3, MAUD, f"{OWN}\n\n{BELOW}", "Re: glass")
+        reply.replace_header("To", recipient) if "/" not in recipient else reply.add_header(
+            "X-To", recipient
+        )
+        assert len(replies(tmp_path, mbox(reply.as_bytes(), other.as_bytes()))) == 1 + kept
+
+
+def test_a_finnish_reply_is_no_danish_forward(tmp_path):
+    quoted = "Lähettäjä: Len <len@tern.example>\nLähetetty: ke\nVastaanottaja: Maud\nAihe: uuni"
+    reply = message(2, MAUD, f"{OWN}\n\n{quoted}\n\nMilloin?\n", "VS: uuni")
+    reply.replace_header("To", LEN)
+    assert len(replies(tmp_path, mbox(reply.as_bytes()))) == 1
+
+
+def test_pandas_reads_what_extract_wrote(tmp_path):
+    replies(tmp_path, mbox(question(), answer()))
+    rows = pandas.read_csv(tmp_path / "out.csv", dtype=str)
+    assert list(rows.columns) == mail.COLUMNS and len(rows) == 1
+
+
+# ------------------------------------------------------------------------------------------- inbox
+
+QUESTION = message(
+    1,
+    f'"Corrigan, Len" <{LEN}>',
+    "When does it cool?\n> soon\n\nLen",
+    "AW: Re[2]: RE: kiln two",
+    Cc=f"Joss <joss@home.example>, {MAUD.upper()}",
+    References="<a@x.example> <b@x.example>",
+)
+
+
+@pytest.mark.parametrize("form", ["mbox", "maildir", "eml", "tar"])
+def test_a_mail_becomes_the_prompt_that_training_saw(tmp_path, form):
+    reply = message(2, MAUD, "By six.", "Re: kiln two", In_Reply_To="<1@tern.example>")
+    archive = write_archive(form, tmp_path / "mail", [QUESTION, reply])
+    mail.main(["extract", archive, str(tmp_path / "out.csv"), "--author", MAUD])
+    (trained,) = prepare_data.read_replies(str(tmp_path / "out.csv")).to_dict("records")
+    (tmp_path / "new").mkdir()
+    (row,) = inbox(tmp_path, write_archive(form, tmp_path / "new" / "mail", [QUESTION]))
+    assert (
+        row["prompt"] == [{"role": "user", "content": trained["mail"]}]
+        and trained["mail"] == "When does it cool?\n> soon\n\nLen"
+    )
+    assert {name: row[name] for name in row if name not in ("prompt", "author")} == {
+        "id": "1",
+        "date": "06-02-2019 13:12:05",
+        "subject": "AW: Re[2]: RE: kiln two",
+        "From": f'"Corrigan, Len" <{LEN}>',
+        "To": "all@tern.example",
+        "Cc": f'"Joss" <joss@home.example>, {MAUD.upper()}',
+        "Reply-To": "",
+        "Message-ID": "<1@tern.example>",
+        "References": "<a@x.example> <b@x.example>",
+    }
+    assert stat.S_IMODE((tmp_path / "inbox.jsonl").stat().st_mode) == 0o600
+
+
+UNWANTED = [
+    ("bulk or list mail", LEN, {"List_Id": "<kilns.tern.example>"}),
+    ("bulk or list mail", LEN, {"List_Unsubscribe": "<mailto:x@tern.example>"}),
+    ("bulk or list mail", LEN, {"List_Post": "<mailto:kilns@tern.example>"}),
+    ("bulk or list mail", LEN, {"Precedence": "Bulk"}),
+    ("an automatic mail", LEN, {"Auto_Submitted": "auto-generated"}),
+    ("an automatic mail", LEN, {"X_Autoreply": "yes"}),
+    ("an automatic mail", LEN, {"subject": "Out of office: kiln"}),
+    ("an automatic mail", LEN, {"subject": "Automatiskt svar: kiln"}),
+    ("an automatic mail", LEN, {"Return_Path": "<>"}),
+    ("from an address that reads no replies", "Tern <no-reply@tern.example>", {}),
+    ("from an address that reads no replies", "order-donotreply+7@tern.example", {}),
+    ("from an address that reads no replies", "MAILER-DAEMON@tern.example", {}),
+    ("by the author", f"Maud <{MAUD}>", {}),
+    ("already answered", LEN, {"X_Status": "A"}),
+    ("already answered", LEN, {"X_Mozilla_Status": "0003"}),
+    ("deleted, a draft or spam", LEN, {"X_Mozilla_Status": "0009"}),
+    ("deleted, a draft or spam", LEN, {"X_Spam_Flag": "YES"}),
+    ("deleted, a draft or spam", LEN, {"X_Gmail_Labels": "Unread,Spam"}),
+    ("no address to answer", "Len", {}),
+]
+
+
+@pytest.mark.parametrize(("reason", "sender", "fields"), UNWANTED)
+def test_mail_that_wants_no_reply_is_left_out(tmp_path, capsys, reason, sender, fields):
+    write_mbox(tmp_path / "mail", [message(7, sender, "Hello", **fields), QUESTION])
+    assert [row["Message-ID"] for row in inbox(tmp_path, tmp_path / "mail", "--author", MAUD)] == [
+        "<1@tern.example>"
+    ]
+    assert f"left out      1: {reason}\n" in capsys.readouterr().out
+
+
+def test_mail_that_does_want_one_is_kept(tmp_path):
+    kept = [
+        message(1, "no-reply@form.example", "Hello", Reply_To="joss@home.example"),
+        message(2, "nora.reply@tern.example", "a"),
+        message(3, LEN, "b", Precedence="first-class", Auto_Submitted="no"),
+        message(4, LEN, "c", X_Mozilla_Status="0001"),
+        message(
+            5,
+            LEN,
+            "d",
+            Return_Path=f"<{LEN}>",
+            X_Spam_Flag="NO",
+            X_Gmail_Labels="Inbox,Spam fighters",
+        ),
+    ]
+    write_mbox(tmp_path / "mail", kept)
+    assert len(inbox(tmp_path, tmp_path / "mail", "--author", MAUD)) == 5
+
+
+def test_a_receipt_and_a_bounce_want_no_reply(tmp_path, capsys):
+    report = message(7, LEN, "Your message was read.")
+    report.replace_header(
+        "Content-Type", 'multipart/report; report-type=disposition-notification; boundary="b"'
+    )
+    write_mbox(tmp_path / "mail", [report, QUESTION])
+    assert (
+        len(inbox(tmp_path, tmp_path / "mail")) == 1
+        and "1: an automatic mail" in capsys.readouterr().out
+    )
+
+
+def test_what_was_answered_is_left_out(tmp_path, capsys):
+    mails = [
+        message(
+            number, LEN, f"Question {number}", str(number), f"Wed, {number} Feb 2019 13:12:05 +0000"
+        )
+        for number in range(1, 7)
+    ]
+    sent = [
+        message(11, MAUD, "Yes", References="<1@tern.example> <2@tern.example>"),
+        message(12, "joss@tern.example", "I say no", In_Reply_To="<3@tern.example>"),
+        message(13, MAUD, "I am away", "Automatic reply: x", In_Reply_To="<4@tern.example>"),
+    ]
+    write_mbox(
+        tmp_path / "mail",
+        [*mails, mails[4], message(14, MAUD, "ok", In_Reply_To="<5@tern.example>")],
+    )
+    write_mbox(tmp_path / "sent", sent)
+
+    def left(*flags):
+        return [
+            row["subject"]
+            for row in inbox(tmp_path, tmp_path / "mail", *flags)
+            if "maud" not in row["From"]
+        ]
+
+    assert left() == ["6", "5", "4", "3", "2", "1"]
+    assert "left out      1: a copy of an earlier message" in capsys.readouterr().out
+    assert left("--author", MAUD) == ["6", "4", "3", "2", "1"]
+    assert left("--author", MAUD, "--archive", str(tmp_path / "sent")) == ["6", "4", "3"]
+    assert left("--archive", str(tmp_path / "sent")) == ["6", "5", "4"]
+    assert [row["id"] for row in read(tmp_path / "inbox.jsonl")] == ["1", "2", "3", "4"]
+
+
+def test_a_maildirs_flags_and_other_folders(tmp_path):
+    names = [
+        "cur/1.x:2,S",
+        "cur/2.x:2,RS",
+        "cur/3.x:2,T",
+        "cur/4.x:2,D",
+        "new/5.x",
+        ".Junk/cur/6.x:2,",
+    ]
+    for number, name in enumerate(names, 1):
+        (tmp_path / "mail" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "mail" / name).write_bytes(message(number, LEN, str(number)).as_bytes())
+    os.symlink(tmp_path / "mail" / "new" / "5.x", tmp_path / "mail" / "new" / "link")
+    assert [row["Message-ID"][1] for row in inbox(tmp_path, tmp_path / "mail")] == ["1", "5"]
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "Trash/cur/1.x:2,S",
+        "Spam/new/1.x",
+        ".Drafts/cur/1.x:2,S",
+        ".INBOX.Trash/cur/1.x:2,S",
+        "INBOX/tmp/1.x",
+        "Papierkorb/cur/1.x",
+        "cur/1.x:2,ST",
+        ".Entw&APw-rfe/cur/1.x:2,S",
+        "Deleted Items/cur/1.x",
+        "INBOX.Junk/cur/1.x",
+        "Corbeille/1.eml",
+        "Mail.sbd/Trash",
+        "Junk",
+        "Drafts.mbox",
+        "INBOX.msf",
+    ],
+)
+def test_trash_spam_drafts_and_unfinished_mail_are_left_alone(tmp_path, place):
+    mail = tmp_path / "mail"
+    (mail / "INBOX" / "cur").mkdir(parents=True)
+    (mail / "INBOX" / "cur" / "1.y:2,S").write_bytes(question())
+    (mail / place).parent.mkdir(parents=True, exist_ok=True)
+    other = question().replace(b"<1@", b"<9@")
+    single = "/" in place and place != "Mail.sbd/Trash"
+    (mail / place).write_bytes(other if single else mbox(other))
+    assert [row["Message-ID"] for row in inbox(tmp_path, mail, "--author", MAUD)] == [
+        "<1@tern.example>"
+    ]
+
+
+def test_nothing_to_answer_and_wrong_flags_end_in_one_line(tmp_path, capsys):
+    write_mbox(tmp_path / "mail", [message(1, MAUD, "x")])
+    for flags, error in (
+        (["--author", MAUD], "mail: no mail wants a reply"),
+        (["--archive", "none"], "none: No such file"),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            inbox(tmp_path, tmp_path / "mail", *flags)
+        shown = capsys.readouterr().err
+        assert stopped.value.code == 2 and error in shown and shown.count("\n") == 1
+    assert not (tmp_path / "inbox.jsonl").exists()
+
+
+def test_text_prints_one_mail(tmp_path, capsys):
+    (tmp_path / "x.eml").write_bytes(QUESTION.as_bytes())
+    mail.main(["text", str(tmp_path / "x.eml")])
+    assert capsys.readouterr().out == "When does it cool?\n> soon\n\nLen\n"
+    write_mbox(tmp_path / "mail", [QUESTION, QUESTION])
+    with pytest.raises(SystemExit):
+        mail.main(["text", str(tmp_path / "mail")])
+
+
+def from_people(tmp_path, *people):
+    mails = [
+        message(number, sender, "Is it cold?", subject)
+        for number, (sender, subject) in enumerate(people, 1)
+    ]
+    write_mbox(tmp_path / "mail", mails)
+    return tmp_path / "mail", tmp_path / "notes.txt"
+
+
+ANA, JOSS = "Ana Brandt <ana@tern.example>", "joss@tern.example"
+
+
+def test_notes_reach_the_mail_that_their_line_names(tmp_path, capsys):
+    people = [(ANA, "kiln: two"), (JOSS, "lamps"), (ANA, "lamps: 12"), (JOSS, "lamps"), (ANA, "")]
+    source, notes = from_people(tmp_path, *people)
+    with pytest.raises(SystemExit) as stopped:
+        inbox(tmp_path, source, "--author", MAUD, "--notes", str(notes))
+    assert stopped.value.code == 2 and "has a line for each mail" in capsys.readouterr().err
+    assert not (tmp_path / "inbox.jsonl").exists()
+    lines = notes.read_text().splitlines()
+    assert sorted(lines) == [
+        "Ana Brandt, : ",
+        "Ana Brandt, kiln: two: ",
+        "Ana Brandt, lamps: 12: ",
+        "joss@tern.example, lamps: ",
+        "joss@tern.example, lamps: ",
+    ]
+    rows = inbox(tmp_path, source, "--author", MAUD, "--notes", str(notes))
+    assert not any("notes" in row for row in rows)  # as it was begun
+    filled = [line + (f"no, {n}: late" if n % 2 else "") for n, line in enumerate(lines)]
+    notes.write_text("\ufeff" + "\n\n".join(filled), encoding="utf-8")
+    rows = inbox(tmp_path, source, "--author", MAUD, "--notes", str(notes))
+    assert [row.get("notes") for row in rows] == [None, "no, 1: late", None, "no, 3: late", None]
+    notes.write_text("KILN: TWO: yes: at 10\nana brandt, : no\n")  # subject or sender is enough
+    rows = inbox(tmp_path, source, "--author", MAUD, "--notes", str(notes))
+    assert {row["subject"]: row["notes"] for row in rows if "notes" in row} == {
+        "kiln: two": "yes: at 10",
+        "": "no",
+    }
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("lamp: no", "line 2: no other mail has this sender or subject: lamp: no"),
+        ("Ana Brandt: no", "line 2: 2 mails have this sender or subject: Ana Brandt: no"),
+        ("joss@tern.example: no", "line 2: no other mail has this sender or subject: joss"),
+    ],
+)
+def test_a_line_of_notes_that_fits_no_one_mail_is_refused(tmp_path, capsys, line, says):
+    source, notes = from_people(tmp_path, (ANA, "kiln"), (ANA, "lamps"), (JOSS, "wax"))
+    notes.write_text(f"wax: yes\n{line}\n")
+    with pytest.raises(SystemExit) as stopped:
+        inbox(tmp_path, source, "--author", MAUD, "--notes", str(notes))
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2 and f"{notes}, {says}" in error and error.count("\n") == 1
+
+
+# ------------------------------------------------------------------------------------------ drafts
+
+
+def answered(tmp_path, rows, reply="By six.\n\nMaud"):
+    """The rows as generate.py writes them to predictions.jsonl."""
+    path = tmp_path / "answers.jsonl"
+    lines = [
+        {name: value for name, value in row.items() if name != "prompt"}
+        | {"mail": row["prompt"][-1]["content"], "reference": None, "prediction": reply}
+        for row in rows
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return str(path)
+
+
+def drafts(tmp_path, rows, out="drafts.mbox", **kwargs):
+    mail.main(["drafts", answered(tmp_path, rows, **kwargs), f"{tmp_path}/{out}"])
+    box = mailbox.Maildir(tmp_path / out) if out.endswith("/") else mailbox.mbox(tmp_path / out)
+    return [email.message_from_bytes(bytes(draft), policy=email.policy.default) for draft in box]
+
+
+def test_a_draft_answers_all_who_were_asked(tmp_path):
+    write_mbox(tmp_path / "mail", [QUESTION])
+    rows = inbox(tmp_path, tmp_path / "mail", "--author", "other@home.example", MAUD)
+    (draft,) = drafts(tmp_path, rows)
+    got = {
+        name: draft[name] for name in ("From", "To", "Cc", "Subject", "In-Reply-To", "References")
+    }
+    assert got == {
+        "From": MAUD,
+        "To": f'"Corrigan, Len" <{LEN}>',
+        "Cc": "all@tern.example, Joss <joss@home.example>",
+        "Subject": "Re: kiln two",
+        "In-Reply-To": "<1@tern.example>",
+        "References": "<a@x.example> <b@x.example> <1@tern.example>",
+    }
+    assert draft["Message-ID"].endswith("@tern.example>") and os.uname().nodename not in str(draft)
+    assert abs(email.utils.parsedate_to_datetime(draft["Date"]).timestamp() - time.time()) < 60
+    text = draft.get_content()
+    assert (
+        draft.get_content_type() == "text/plain"
+        and draft["Content-Transfer-Encoding"] == "quoted-printable"
+    )
+    assert text == (
+        "By six.\n\nMaud\n\nOn 2019-02-06 at 13:12, Corrigan, Len wrote:\n"
+        "> When does it cool?\n>> soon\n>\n> Len\n"
+    )
+    assert mail.own_words(text)[0] == "By six.\n\nMaud"
+    assert stat.S_IMODE((tmp_path / "drafts.mbox").stat().st_mode) == 0o600
+
+
+def test_without_an_author_nobody_else_is_addressed(tmp_path):
+    mail = message(
+        1, LEN, "When?", Reply_To="Joss <joss@home.example>", Cc="ana@tern.example", date=None
+    )
+    del mail["Message-ID"]
+    write_mbox(tmp_path / "mail", [mail])
+    (draft,) = drafts(tmp_path, inbox(tmp_path, tmp_path / "mail"))
+    assert draft["To"] == "Joss <joss@home.example>" and draft["Message-ID"].endswith(
+        "@draft.invalid>"
+    )
+    assert not {"From", "Cc", "In-Reply-To", "References"} & set(draft.keys())
+    assert f"\n{LEN} wrote:\n> When?" in draft.get_content()
+
+
+@pytest.mark.parametrize(
+    ("fields", "to", "copied"),
+    [
+        ((f"Reply-To: Maud <{MAUD}>",), f"Len Corrigan <{LEN}>", ""),
+        (("Reply-To: len@tern.example, LEN@tern.example",), LEN, ""),
+        (
+            ("Cc: Len <len@tern.example>, joss@home.example, Joss <JOSS@home.example>",),
+            f"Len Corrigan <{LEN}>",
+            "joss@home.example",
+        ),
+        ((f"Cc: {MAUD} <{MAUD}>",), f"Len Corrigan <{LEN}>", ""),
+        (("Reply-To: list@tern.example", "Cc: list@tern.example"), "list@tern.example", ""),
+        ((f"Reply-To: {MAUD}, joss@home.example",), "joss@home.example", ""),
+    ],
+)
+def test_a_draft_goes_to_nobody_twice_and_never_to_the_author(tmp_path, fields, to, copied):
+    (tmp_path / "new").write_bytes(mbox(question(*fields)))
+    (row,) = inbox(tmp_path, tmp_path / "new", "--author", MAUD)
+    draft = mail.write_draft(row | {"mail": "When?", "prediction": OWN})
+    assert (draft["To"], draft["Cc"] or "") == (to, copied)
+
+
+@pytest.mark.parametrize(
+    "subject",
+    [
+        "kiln",
+        "Re: kiln",
+        "RE: Re: kiln",
+        "AW: kiln",
+        "Sv: SV: kiln",
+        "R: kiln",
+        "Re[3]: kiln",
+        "Antw: Fwd: kiln",
+        "回复：kiln",
+        "re : re:kiln",
+        "Réf. : kiln",
+        "Отв: kiln",
+        "ΣΧΕΤ: kiln",
+        "Antwort: kiln",
+        "Re^2: kiln",
+    ],
+)
+def test_re_stands_once(tmp_path, subject):
+    write_mbox(tmp_path / "mail", [message(1, LEN, "When?", subject)])
+    assert [draft["Subject"] for draft in drafts(tmp_path, inbox(tmp_path, tmp_path / "mail"))] == [
+        "Re: kiln"
+    ]
+
+
+def test_a_word_that_ends_like_a_mark_stays(tmp_path):
+    write_mbox(
+        tmp_path / "mail",
+        [
+            message(1, LEN, "When?", "Re: Dinner: Friday"),
+            message(2, LEN, "Who?", "Reminder: res: kiln"),
+        ],
+    )
+    assert [draft["Subject"] for draft in drafts(tmp_path, inbox(tmp_path, tmp_path / "mail"))] == [
+        "Re: Dinner: Friday",
+        "Re: Reminder: res: kiln",
+    ]
+
+
+def test_many_recipients_and_a_long_thread_keep_to_short_lines(tmp_path):
+    others = [f"person{number}@tern.example" for number in range(90)]
+    thread = [f"<{'i' * 60}{number}@tern.example>" for number in range(20)]
+    write_mbox(
+        tmp_path / "mail",
+        [
+            message(
+                1,
+                LEN,
+                "When?",
+                "kiln \u00fc " * 40,
+                Cc=", ".join(others),
+                References=" ".join(thread),
+            )
+        ],
+    )
+    (draft,) = drafts(tmp_path, inbox(tmp_path, tmp_path / "mail", "--author", MAUD))
+    assert [address.addr_spec for address in draft["Cc"].addresses] == ["all@tern.example", *others]
+    assert draft["References"].split() == [*thread, "<1@tern.example>"] and draft[
+        "Subject"
+    ].startswith("Re: kiln \u00fc kiln")
+    assert max(map(len, (tmp_path / "drafts.mbox").read_bytes().splitlines())) < 100
+
+
+def test_hostile_headers_stay_within_their_field(tmp_path):
+    raw = (
+        "From: =?utf-8?q?Len=0ABcc=3A_eve=40x.example=2C?= <len@tern.example>\nTo: "
+        "maud@tern.example, =?utf-8?q?eve=40x.example=2C?= <a@b.example>\n"
+        "Subject: =?utf-8?b?"
+        + "a2lsbg0KQmNjOiBldmVAeC5leGFtcGxl"
+        + "?=\nMessage-ID: <"
+        + "i" * 200
+        + "@x.example>\n"
+        "References: <a@x.example>\u2028Bcc:eve@x.example <"
+        + "b" * 150
+        + "@x.example> bad <no\u00e9@x>\n\nWhen?\n\u2028From me\nFrom you\n"
+    )
+    (tmp_path / "x.eml").write_text(raw, encoding="utf-8")
+    (row,) = inbox(tmp_path, tmp_path / "x.eml", "--author", MAUD)
+    row |= {"subject": "kiln\r\nBcc: eve@x.example", "Cc": f"{row['Cc']}\r\nBcc:"}
+    (draft,) = drafts(tmp_path, [row], reply="From here on:\r\n.\r\nGr\u00fc\u00dfe \u2014 \ud800")
+    data = (tmp_path / "drafts.mbox").read_bytes()
+    assert draft["Bcc"] is None and b"\nBcc" not in data and data.count(b"\nFrom ") == 0
+    assert [address.addr_spec for address in draft["To"].addresses] == [LEN]
+    assert [address.addr_spec for address in draft["Cc"].addresses] == ["a@b.example"]
+    assert draft["In-Reply-To"].strip() == "<" + "i" * 200 + "@x.example>"
+    assert draft["References"].split() == [
+        "<a@x.example>",
+        "<" + "b" * 150 + "@x.example>",
+        draft["In-Reply-To"].strip(),
+    ]
+    assert (
+        draft.get_content().startswith("From here on:\n.\nGr\u00fc\u00dfe \u2014\n\n")
+        and max(map(len, data.splitlines())) < 998
+    )
+    assert "> From you\n" in draft.get_content()
+
+
+def test_drafts_are_added_once_and_marked(tmp_path, capsys):
+    write_mbox(tmp_path / "mail", [QUESTION, message(2, LEN, "And?")])
+    rows = inbox(tmp_path, tmp_path / "mail", "--author", MAUD)
+    for out in ("drafts.mbox", "Drafts/"):
+        assert len(drafts(tmp_path, rows[1:], out)) == 1
+        assert len(drafts(tmp_path, rows, out)) == 2
+        before = {
+            path: path.read_bytes()
+            for path in tmp_path.rglob("*")
+            if path.is_file() and path.name != "answers.jsonl"
+        }
+        assert len(drafts(tmp_path, rows, out, reply="By seven.")) == 2
+        assert before == {
+            path: path.read_bytes()
+            for path in tmp_path.rglob("*")
+            if path.is_file() and path.name != "answers.jsonl"
+        }
+        assert "left out      2: is there already" in capsys.readouterr().out
+        drafts(tmp_path, rows, out, reply=" ")
+        assert "left out      2: no word of a reply" in capsys.readouterr().out
+    first = mailbox.mbox(tmp_path / "drafts.mbox")[0]
+    assert (first["X-Status"], first["X-Mozilla-Draft-Info"][:14]) == (
+        "T",
+        "internal/draft",
+    ) and first["X-Mozilla-Status"] == "0001"
+    files = list((tmp_path / "Drafts" / "cur").iterdir())
+    assert len(files) == 2 and all(path.name.endswith(":2,DS") for path in files)
+    assert {stat.S_IMODE(path.stat().st_mode) for path in files} == {0o600}
+    assert [
+        name
+        for name in mailbox.Maildir(tmp_path / "Drafts")[files[0].name.partition(":")[0]].keys()
+        if name[:2] == "X-"
+    ] == []
+
+
+def test_drafts_of_this_program_are_neither_learned_nor_answers(tmp_path):
+    (tmp_path / "new").write_bytes(mbox(question()))
+    rows = inbox(tmp_path, tmp_path / "new", "--author", MAUD)
+    answers = tmp_path / "answers.jsonl"
+    answers.write_text(
+        "".join(
+            json.dumps(row | {"mail": "When?", "prediction": OWN, "prompt": None}) + "\n"
+            for row in rows
+        )
+    )
+    box = tmp_path / "mail"
+    box.mkdir()
+    mail.main(["drafts", str(answers), f"{box}/box/"])
+    for path in (box / "box" / "cur").iterdir():
+        path.rename(box / "1.eml")  # whatever program moved it, and lost its flags
+    (box / "INBOX").write_bytes(mbox(question()))
+    assert len(inbox(tmp_path, box, "--author", MAUD)) == 1
+    with pytest.raises(SystemExit):
+        extracted(box, tmp_path / "out.csv")
+
+
+def test_drafts_refuse_in_one_line(tmp_path, capsys):
+    write_mbox(tmp_path / "mail", [QUESTION])
+    good = answered(tmp_path, inbox(tmp_path, tmp_path / "mail"))
+    (tmp_path / "test.jsonl").write_text('{"id": "1", "mail": "x", "prediction": "y"}\n')
+    (tmp_path / "notes.txt").write_text("notes\n")
+    (tmp_path / "locked.mbox.lock").write_text("")
+    (tmp_path / "locked.mbox").write_text("")
+    before = sorted(os.listdir(tmp_path))
+    for source, out, error in (
+        (tmp_path / "test.jsonl", "d.mbox", "line 1 is no row with"),
+        (good, "notes.txt", "is no mbox"),
+        (good, "", "is a folder but no Maildir"),
+        (good, "none/d.mbox", "No such file"),
+        (good, "locked.mbox", "another program has it open"),
+        (tmp_path / "none", "d", "No such file"),
+    ):
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stopped:
+            mail.main(["drafts", str(source), str(tmp_path / out)])
+        shown = capsys.readouterr().err
+        assert stopped.value.code == 2 and error in shown and shown.count("\n") == 1, (shown, error)
+    assert (
+        sorted(os.listdir(tmp_path)) == before and (tmp_path / "notes.txt").read_text() == "notes\n"
+    )
+
+
+@pytest.mark.slow
+def test_mutt_lists_and_recalls_the_draft(tmp_path):
+    for tool in ("mutt", "tmux"):
+        if not shutil.which(tool):
+            pytest.skip(f"{tool} is not installed")
+    write_mbox(tmp_path / "mail", [QUESTION])
+    rows = inbox(tmp_path, tmp_path / "mail", "--author", MAUD)
+    drafts(tmp_path, rows)
+    drafts(tmp_path, rows, "Drafts/")
+    (tmp_path / "editor").write_text(f'#!/bin/sh\ncp "$1" {tmp_path}/seen\n')
+    (tmp_path / "editor").chmod(0o700)
+    server = ["tmux", "-L", f"drafts{os.getpid()}"]
+
+    def screen(words):
+        for _ in range(100):
+            shown = subprocess.run(
+                [*server, "capture-pane", "-p"], capture_output=True, text=True
+            ).stdout
+            if words in shown:
+                return shown
+            time.sleep(0.1)
+        raise AssertionError(shown)
+
+    for box in ("drafts.mbox", "Drafts"):
+        (tmp_path / "muttrc").write_text(
+            f"set postponed={tmp_path}/{box}\nset folder={tmp_path}\nset "
+            f"spoolfile={tmp_path}/mail\n"
+            f"set editor={tmp_path}/editor\nset edit_headers=yes\nset sendmail=/bin/false\n"
+        )
+        try:
+            subprocess.run(
+                [
+                    *server,
+                    "new-session",
+                    "-d",
+                    "-x",
+                    "120",
+                    "-y",
+                    "40",
+                    f"HOME={tmp_path} mutt -F {tmp_path}/muttrc -p",
+                ],
+                check=True,
+            )
+            shown = screen("kiln two")
+            if "Subject:" not in shown:  # the list of drafts: take the first
+                subprocess.run([*server, "send-keys", "Enter"], check=True)
+            shown = screen("Subject: Re: kiln two")
+            assert LEN in shown and "joss@home.example" in shown
+        finally:
+            subprocess.run([*server, "kill-server"], capture_output=True)
+        seen = (tmp_path / "seen").read_text()
+        assert (
+            "In-Reply-To: <1@tern.example>" in seen
+            and "By six.\n\nMaud" in seen
+            and "> When does it cool?" in seen
+        )
+        (tmp_path / "seen").unlink()
+
+
+@pytest.mark.slow
+def test_an_imap_server_shows_the_maildir_as_drafts(tmp_path):
+    write_mbox(tmp_path / "mail", [QUESTION])
+    drafts(tmp_path, inbox(tmp_path, tmp_path / "mail", "--author", MAUD), "Drafts/")
+    with tempfile.TemporaryDirectory() as home:
+        shutil.copytree(tmp_path / "Drafts", f"{home}/Drafts")
+        client = imaplib.IMAP4_stream(serve_mail(home, "Drafts"))
+        assert client.state == "AUTH" and client.select("INBOX")[0] == "OK"
+        shown = repr(
+            [
+                client.fetch("1", what)[1]
+                for what in ("(FLAGS)", "(BODY[HEADER.FIELDS (SUBJECT IN-REPLY-TO)])")
+            ]
+        )
+        client.logout()
+    assert all(words in shown for words in ("Draft", "Re: kiln two", "<1@tern.example>"))
