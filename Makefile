@@ -255,7 +255,7 @@ model: $(EMBEDDED)/model.safetensors ## make the embedded base model
 $(EMBEDDED)/model.safetensors: | .venv/installed
 	$Q$(ALONE) python tests/embedded_model.py $(@D)
 clean-private: ## delete all mail but the sample's and the study's, and all models made of it
-	$Qfind -H $(wildcard data runs) -mindepth 1 -maxdepth 1 $(addprefix ! -name ,sample SHA256SUMS \
+	$Qfind -H $(wildcard data runs) -mindepth 1 -maxdepth 1 $(addprefix ! -name ,sample notes SHA256SUMS \
 	    mail_phrases.toml experience1 experience2 small_dataset demo sizes small) \
 	    -print -exec rm -r {} +
 test: .venv/installed $(EMBEDDED)/model.safetensors ## all tests but the slow ones
