@@ -34,6 +34,7 @@ import warnings
 from pathlib import Path
 
 CHUNK = 16  # tokens that a batch writes before the rows that have ended leave it
+NO_MODEL = "{}, the run's base model, is not there: say where it is by --base-model"
 FULL_DISK = ("No space left", "inline_container")  # in the errors of several libraries
 FULL_MEMORY = ("out of memory", "can't allocate memory")
 RANK = int(os.environ.get("RANK", "0"))  # of several processes, by torchrun or accelerate
@@ -58,9 +59,9 @@ def main(argv=None):
     if args.export:
         return export(folder, settings, args.run, args.export)
     if args.page:
-        return open_page(*load_model(folder, settings, args.run, args.untuned), settings)
+        return open_page(*load_run(folder, settings, args.run, args.untuned), settings)
     rows = [read_mail(args.mail, args.notes)] if args.mail else read_jsonl(args.data)[: args.limit]
-    tokenizer, model = load_model(folder, settings, args.run, args.untuned)
+    tokenizer, model = load_run(folder, settings, args.run, args.untuned)
     examples = [encode(tokenizer, row, settings) for row in rows]
     if args.mail:
         return stream(tokenizer, model, examples[0], settings["max_prompt"])
@@ -69,7 +70,8 @@ def main(argv=None):
         answers = gather(answers)
         if not RANK:
             cut = sum(example["cut"] for example in examples)
-            write(args.output, rows, [answers[place] for place in range(len(rows))], cut)
+            found = [answers[place] for place in range(len(rows))]
+            write_predictions(args.output, rows, found, cut)
 
 
 def parse_args(argv):
@@ -116,12 +118,16 @@ def positive(text):
 
 def die(message):
     """End on a user's mistake: one line on standard error, exit status 2."""
-    print(f"generate.py: error: {message}", file=sys.stderr)
+    print(f"{Path(__file__).name}: error: {message}", file=sys.stderr)
     sys.exit(2)
 
 
-def read_jsonl(path):
-    """The rows of a file, as train.py takes them; a mail to be answered has no completion."""
+def read_jsonl(path, answered=False):
+    """The rows of a file: {"id": str, "prompt": [turn, ...], "completion": [turn]}.
+
+    A turn is {"role": "system" or "user" or "assistant", "content": str}. A mail to be answered
+    has no completion; `answered` refuses it.
+    """
     if not path.is_file():
         die(f"{path}: no such file; `prepare_data.py format` makes it")
     rows = {}
@@ -129,14 +135,15 @@ def read_jsonl(path):
         try:
             row = json.loads(line)
             turns = row["prompt"] + row.get("completion", [])
-            "".join(turn["content"].strip() for turn in turns).encode()  # half a pair is no text
+            "".join(turn["content"] for turn in turns).encode()  # half a surrogate pair is no text
             roles = [turn["role"] for turn in turns]  # a template writes them as they are
             known = {*roles} <= {"system", "user", "assistant"} and isinstance(row["id"], str)
-            answered = "completion" in row
             if not known or row["prompt"][-1]["role"] != "user":
                 raise ValueError
-            if answered and (roles[-1] != "assistant" or len(turns) == len(row["prompt"])):
-                raise ValueError
+            if answered or "completion" in row:
+                (reply,) = row["completion"]
+                if reply["role"] != "assistant" or not reply["content"].strip():
+                    raise ValueError
         except (ValueError, KeyError, TypeError, AttributeError, IndexError):
             die(f"{path}, line {number}: not a row of `prepare_data.py format`")
         if row["id"] in rows:
@@ -207,9 +214,8 @@ def find_model(name):
     when, and may get another model.
     """
     if not Path(name).is_dir():
-        failure = f"{name}, the run's base model, is not there: say where it is by --base-model"
         if Path(name).is_absolute():  # no name on the hub
-            die(failure)
+            die(NO_MODEL.format(name))
         from huggingface_hub import snapshot_download
 
         unused = ["*/*", "*.bin", "*.pth", "*.gguf", "consolidated*"]  # other formats
@@ -217,7 +223,9 @@ def find_model(name):
         try:
             name = fetch(local_files_only=True)
         except Exception:  # not there, or not whole: the next call says why if it fails, too
-            name = attempt(failure, fetch)
+            name = attempt(NO_MODEL.format(name), fetch)
+    if Path(name, "adapter_config.json").is_file():
+        die(f"{name} is an adapter: name its base model, or the folder of `generate.py --export`")
     return str(Path(name).resolve())
 
 
@@ -231,49 +239,54 @@ def attempt(failure, function, *args, **how):
         die(f"{failure} ({next(iter(str(error).strip().splitlines()), type(error).__name__)})")
 
 
-def load_model(folder, settings, run, untuned=False, merged=False):
+def load_run(folder, settings, run, untuned=False, merged=False):
     """(tokenizer with the run's template, base model as in training with the run's adapter).
 
     `merged`: unrounded, in the precision of its files, and merged with the adapter.
     """
     import psutil
-    import torch
-    import transformers
     from peft import PeftModel
+    from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
     quieten()
     adapter, nf4 = run / "adapter", settings["quantization"] == "4bit" and not merged
     if not (adapter / "adapter_model.safetensors").is_file():  # or PEFT would take a pickle
         die(f"{adapter}: no adapter_model.safetensors; delete {run / 'train.json'} and train again")
     damaged = f"cannot load {adapter}: it is damaged, or was trained on another model than {folder}"
-    tokenizer = attempt(damaged, transformers.AutoTokenizer.from_pretrained, adapter)
-    config = attempt(f"cannot load {folder}", transformers.AutoConfig.from_pretrained, folder)
+    tokenizer = attempt(damaged, AutoTokenizer.from_pretrained, adapter)
+    config = attempt(f"cannot load {folder}", AutoConfig.from_pretrained, folder)
     if merged and getattr(config, "quantization_config", None):
         die(f"{folder} is held in 4 bits: name the model that it was made of by --base-model")
-    dtype, device = torch.float32, "cpu"
-    if torch.cuda.is_available():  # T4 and V100 only emulate bf16
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
-        dtype, device = torch.bfloat16 if native else torch.float16, LOCAL_RANK
-    rounding = transformers.BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=dtype,
-    )
-    how = {"dtype": "auto" if merged else dtype, "device_map": {"": device}}
-    how |= {"use_safetensors": True, "quantization_config": rounding if nf4 else None}
-    load = transformers.AutoModelForCausalLM.from_pretrained
-    model = attempt(f"cannot load {folder}", load, folder, **how)
-    if nf4 and device == "cpu" and 16 * model.num_parameters() < psutil.virtual_memory().available:
+    model = load_weights(folder, nf4, "auto" if merged else None)
+    free = psutil.virtual_memory().available
+    if nf4 and model.device.type == "cpu" and 16 * model.num_parameters() < free:
         model, nf4 = model.dequantize(), False  # the same rounded weights, faster on a CPU
     if not untuned:
         model = attempt(damaged, PeftModel.from_pretrained, model, adapter)
         model = model if nf4 else model.merge_and_unload()
-    model.generation_config = attempt(
-        damaged, transformers.GenerationConfig.from_pretrained, adapter
-    )
+    model.generation_config = attempt(damaged, GenerationConfig.from_pretrained, adapter)
     model.generation_config.max_new_tokens = settings["max_reply_length"]
     return tokenizer, model.eval()
+
+
+def load_weights(folder, nf4, dtype=None):
+    """The model of a folder on this process's device: in NF4, or in a precision."""
+    import torch
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    native, device = torch.float32, "cpu"
+    if torch.cuda.is_available():  # T4 and V100 only emulate bf16
+        bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+        native, device = torch.bfloat16 if bf16 else torch.float16, LOCAL_RANK
+    rounding = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=native,
+    )
+    how = {"dtype": dtype or native, "device_map": {"": device}, "use_safetensors": True}
+    how["quantization_config"] = rounding if nf4 else None
+    return attempt(f"cannot load {folder}", AutoModelForCausalLM.from_pretrained, folder, **how)
 
 
 def quieten():
@@ -288,12 +301,13 @@ def quieten():
 
 
 def render(tokenizer, turns):
-    """The text of a conversation that ends with the user's turn, and the head of a reply to it.
+    """The text of a conversation, and the head of a reply to it where the last turn is the user's.
 
     Empty where the template refuses it.
     """
+    asked = turns[-1]["role"] == "user"
     try:
-        return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=asked)
     except Exception:  # a template is a program of the model's makers, and may raise anything
         return ""
 
@@ -342,16 +356,23 @@ def encode_prompt(tokenizer, row, room):
             die(f"row {row['id']}: the chat template of {tokenizer.name_or_path} refuses its turns")
         return rendered, tokenize(tokenizer, rendered)
 
-    def size(length):
-        return len(prompt(length)[1])
-
     rendered, ids = prompt(len(text))
     if len(ids) <= room:
         return rendered, ids, False
-    length = bisect.bisect_right(range(len(text)), room, key=size) - 1
+    length = bisect.bisect_right(range(len(text)), room, key=lambda n: len(prompt(n)[1])) - 1
     if length < 1:
         die(f"row {row['id']}: no room for the mail in {room} tokens: raise --max-length")
     return *prompt(length), True
+
+
+def encode_reply(tokenizer, row, prompt, prompt_ids, settings):
+    """The ids of a row's reply with its end of turn, behind a prompt's text and ids."""
+    reply = neutralise(tokenizer, row["completion"][-1]["content"])
+    reply = settings["reply_start"] + reply + settings["reply_end"]
+    ids = tokenize(tokenizer, prompt + reply)
+    if ids[: len(prompt_ids)] != prompt_ids:  # a token across the border, unseen in generation
+        return tokenize(tokenizer, reply)
+    return ids[len(prompt_ids) :]
 
 
 def encode(tokenizer, row, settings):
@@ -361,16 +382,10 @@ def encode(tokenizer, row, settings):
         told += "" if told[-1:] in ".!?。！？" else "."
         said = f"{told} In the reply: {row['notes']}".lstrip()
         row = row | {"prompt": [{"role": "system", "content": said}, *row["prompt"]]}
-    prompt, prompt_ids, cut = encode_prompt(tokenizer, row, settings["max_prompt"])
-    reply_ids = []
-    if row.get("completion"):
-        reply = neutralise(tokenizer, row["completion"][-1]["content"])
-        reply = settings["reply_start"] + reply + settings["reply_end"]
-        ids = tokenize(tokenizer, prompt + reply)
-        reply_ids = ids[len(prompt_ids) :]
-        if ids[: len(prompt_ids)] != prompt_ids:  # a token across the border, unseen in generation
-            reply_ids = tokenize(tokenizer, reply)
-    return {"prompt": prompt_ids, "reply": reply_ids, "cut": cut}
+    prompt, ids, cut = encode_prompt(tokenizer, row, settings["max_prompt"])
+    known = row.get("completion")
+    reply = encode_reply(tokenizer, row, prompt, ids, settings) if known else []
+    return {"prompt": ids, "reply": reply, "cut": cut}
 
 
 @contextlib.contextmanager
@@ -469,8 +484,8 @@ def answer(tokenizer, model, examples):
 
     stop = set(model.generation_config.eos_token_id)
     with torch.inference_mode():
-        inputs, cache, nats = read(model, examples)
-        replies = write_replies(model, inputs, cache, stop)
+        cache, nats = read(model, examples)
+        replies = write_replies(model, examples, cache, stop)
     answers = []
     for reply, example, nll in zip(replies, examples, nats, strict=True):
         stopped = reply[-1] in stop
@@ -488,66 +503,84 @@ def answer(tokenizer, model, examples):
 
 
 def read(model, examples):
-    """(prompts padded on the left with their mask, their cache, NLL of each reply in nats).
+    """(cache of the prompts, NLL of each reply in nats).
 
-    Each prompt is read once and alone, its reply behind it: without padding it needs no mask, and
-    that is fastest. Its cache goes back to the last token but one, since `generate` wants a token
-    to begin with. Where a cache holds more than keys and values, or only those of a window, it is
-    left to `generate`; rows cannot leave one of recurrent states: None.
+    Where a cache holds the keys and values of every token, each prompt is read once and alone, its
+    reply behind it: without padding it needs no mask, and that is fastest. The cache then goes back
+    to the prompt's last token but one, since `generate` wants a token to begin with. Any other
+    cache, such as one of a window, is left empty for `generate` to fill.
     """
-    import torch
-    from torch.nn.utils.rnn import pad_sequence
     from transformers import DynamicCache
     from transformers.cache_utils import DynamicLayer
 
-    takes, caches, nats = parameters(model), [], []
-    joint = DynamicCache(config=model.config) if "past_key_values" in takes else None
-    if joint is not None and any(joint.is_linear):
-        joint = None
-    plain = joint is not None and all(type(layer) is DynamicLayer for layer in joint.layers)
-    pad = functools.partial(pad_sequence, batch_first=True, padding_side="left")
+    cache = new_cache(model)
+    if cache is None or any(type(layer) is not DynamicLayer for layer in cache.layers):
+        return cache, [score(model, example) if example["reply"] else 0.0 for example in examples]
 
-    def join(parts):  # (1, heads, length, size), each of another length
-        return pad([part[0].transpose(0, 1) for part in parts]).transpose(1, 2)
+    def join(parts):  # each of shape (1, heads, length, size), with another length
+        return pad_left([part[0].transpose(0, 1) for part in parts]).transpose(1, 2)
 
+    caches, nats = [], []
     for example in examples:
-        if not plain and not example["reply"]:
-            nats.append(0.0)  # nothing to score, and `generate` reads the prompt
-            continue
-        ids = torch.tensor([example["prompt"] + example["reply"]], device=model.device)
-        start, n = len(example["prompt"]), len(example["reply"])
-        cache = DynamicCache(config=model.config) if plain else None
-        options = {"past_key_values": cache, "use_cache": plain, "logits_to_keep": n + 1}
-        options = {name: value for name, value in options.items() if name in takes}
-        scores = model(input_ids=ids, **options).logits[0, -n - 1 : -1].float()
-        nll = torch.nn.functional.cross_entropy(scores, ids[0, start:], reduction="sum")
-        nats.append(nll.item())
-        if plain:
-            cache.crop(-n - 1)
-            caches.append(cache.layers)
-    if plain:
-        joined = [
-            [join([getattr(row, part) for row in rows]) for part in ("keys", "values")]
-            for rows in zip(*caches, strict=True)
-        ]
-        joint = DynamicCache(ddp_cache_data=joined, config=model.config)
-    prompts = [torch.tensor(example["prompt"], device=model.device) for example in examples]
-    mask = pad([torch.ones_like(ids) for ids in prompts])
-    return {"input_ids": pad(prompts), "attention_mask": mask}, joint, nats
+        cache = DynamicCache(config=model.config)
+        nats.append(score(model, example, cache))
+        cache.crop(-len(example["reply"]) - 1)
+        caches.append(cache.layers)
+    layers = [
+        (join([row.keys for row in rows]), join([row.values for row in rows]))
+        for rows in zip(*caches, strict=True)
+    ]
+    return DynamicCache(ddp_cache_data=layers, config=model.config), nats
 
 
-def write_replies(model, inputs, cache, stop):
+def new_cache(model):
+    """An empty cache for a batch; None where a row that has ended cannot leave it.
+
+    That is so of recurrent states.
+    """
+    from transformers import DynamicCache
+
+    if "past_key_values" not in parameters(model):
+        return None
+    cache = DynamicCache(config=model.config)
+    return None if any(cache.is_linear) else cache
+
+
+def score(model, example, cache=None):
+    """The NLL of a reply in nats. The cache then holds the prompt and the reply."""
+    import torch
+
+    start, n = len(example["prompt"]), len(example["reply"])
+    ids = torch.tensor([example["prompt"] + example["reply"]], device=model.device)
+    options = {"past_key_values": cache, "use_cache": cache is not None, "logits_to_keep": n + 1}
+    takes = parameters(model)
+    options = {name: value for name, value in options.items() if name in takes}
+    logits = model(input_ids=ids, **options).logits[0, -n - 1 : -1].float()
+    return torch.nn.functional.cross_entropy(logits, ids[0, start:], reduction="sum").item()
+
+
+def pad_left(rows):
+    """Tensors of various lengths as one, each at the end of the longest length."""
+    from torch.nn.utils.rnn import pad_sequence
+
+    return pad_sequence(rows, batch_first=True, padding_side="left")
+
+
+def write_replies(model, examples, cache, stop):
     """The ids of each row's reply with the one that ends it; rows that have ended leave."""
     import torch
 
+    prompts = [torch.tensor(example["prompt"], device=model.device) for example in examples]
+    ids, mask = pad_left(prompts), pad_left([torch.ones_like(prompt) for prompt in prompts])
+    rows, replies = list(range(len(examples))), [[] for _ in examples]
     left = model.generation_config.max_new_tokens
-    rows, replies = list(range(len(inputs["input_ids"]))), [[] for _ in inputs["input_ids"]]
     while rows and left:
-        new = min(left, CHUNK) if cache is not None else left
-        ids = model.generate(**inputs, past_key_values=cache, max_new_tokens=new)
+        new, width = left if cache is None else min(left, CHUNK), ids.shape[1]
+        inputs = {"input_ids": ids, "attention_mask": mask, "past_key_values": cache}
+        ids = model.generate(**inputs, max_new_tokens=new)
         going = []
         for place, row in enumerate(rows):
-            for token in ids[place, inputs["input_ids"].shape[1] :].tolist():
+            for token in ids[place, width:].tolist():
                 replies[row].append(token)
                 if token in stop:
                     break
@@ -558,8 +591,8 @@ def write_replies(model, inputs, cache, stop):
         if rows and left:
             going = torch.tensor(going, device=ids.device)
             cache.batch_select_indices(going)
-            mask = torch.nn.functional.pad(inputs["attention_mask"], (0, new), value=1)
-            inputs = {"input_ids": ids[going], "attention_mask": mask[going]}
+            ids = ids[going]
+            mask = torch.nn.functional.pad(mask[going], (0, new), value=1)
     return replies
 
 
@@ -648,18 +681,17 @@ def write_baseline(args):
         copied = (asked @ known.T).toarray().argmax(1)
     unknown = {"finish_reason": None, "reference_nll": None, "reference_tokens": None}
     digest = hashlib.sha256(args.train_data.read_bytes()).hexdigest()
-    facts = {
-        "baseline": args.baseline,
-        "train_data": str(args.train_data),
-        "train_data_sha256": digest,
-    }
+    facts = {"baseline": args.baseline, "train_data": str(args.train_data)}
+    facts |= {"train_data_sha256": digest}
     args.output.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(facts, indent=1)
     args.output.with_name("baseline.json").write_text(text, encoding="utf-8")
-    write(args.output, rows, [{"prediction": replies[i].strip()} | unknown for i in copied])
+    write_predictions(
+        args.output, rows, [{"prediction": replies[i].strip()} | unknown for i in copied]
+    )
 
 
-def write(path, rows, answers, cut=0):
+def write_predictions(path, rows, answers, cut=0):
     """predictions.jsonl in the order of the rows, whole or not at all, and the headline."""
     side = path.with_name(path.name + ".part")
     with side.open("w", encoding="utf-8") as file:
@@ -689,7 +721,7 @@ def export(folder, settings, run, output):
     """The adapter merged into the unrounded base model, whole or not at all."""
     if output.exists() and not (output / "Modelfile").is_file():
         die(f"{output} is there and no export: name another folder")
-    tokenizer, model = load_model(folder, settings, run, merged=True)
+    tokenizer, model = load_run(folder, settings, run, merged=True)
     side = output.with_name(output.name + ".part")
     shutil.rmtree(side, ignore_errors=True)
     model.save_pretrained(side)
@@ -714,10 +746,8 @@ def export(folder, settings, run, output):
     (side / "Modelfile").write_text("\n".join(lines) + "\n", encoding="utf-8")
     shutil.rmtree(output, ignore_errors=True)
     os.replace(side, output)
-    print(
-        f"{output}: the merged model in {str(model.dtype).removeprefix('torch.')}, with a model "
-        "card and a Modelfile for Ollama"
-    )
+    precision = str(model.dtype).removeprefix("torch.")
+    print(f"{output}: the merged model in {precision}, a model card and a Modelfile for Ollama")
 
 
 def fits(tokenizer, template):

@@ -52,6 +52,7 @@ DEFAULTS = {  # GPU, CPU
 }
 # These leave the result as it is; of the data its hash decides, not its name.
 FREE_TO_CHANGE = {"train_data", "micro_batch_size", "gradient_checkpointing"}
+NO_MODEL = "cannot load {}: it needs `make model`, or a network and, if gated, `hf auth login`"
 FULL_DISK = ("No space left", "inline_container")  # in the errors of several libraries
 FULL_MEMORY = ("out of memory", "can't allocate memory")
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch in pages of 2 MB: faster on a CPU
@@ -69,13 +70,15 @@ def main(argv=None):
     nowhere = open(os.devnull, "w", encoding="utf-8")
     if RANK:  # only the first of several processes prints
         sys.stdout = nowhere
-    rows = read_jsonl(args.train_data)[: args.limit]
+    rows = read_jsonl(args.train_data, answered=True)[: args.limit]
     settings = fill_defaults(args, rows)
     with lock(args.output_dir):
-        if is_done(args.output_dir, settings):
-            return
+        refuse_another(args.output_dir, settings)
+        if (args.output_dir / "train.json").exists():
+            return confirm(args.output_dir)
+        begin(args.output_dir, settings)
         tokenizer, stop = load_tokenizer(find_model(args.base_model), settings)
-        examples = [encode(tokenizer, row, settings) for row in rows]
+        examples = [make_example(tokenizer, row, settings) for row in rows]
         train_set, validation_set = split(examples, settings["validation_fraction"])
         with contextlib.redirect_stdout(nowhere if args.brief else sys.stdout):
             show(settings, tokenizer, train_set, validation_set)
@@ -123,14 +126,15 @@ def parse_args(argv):
 
 def die(message):
     """End on a user's mistake: one line on standard error, exit status 2."""
-    print(f"train.py: error: {message}", file=sys.stderr)
+    print(f"{Path(__file__).name}: error: {message}", file=sys.stderr)
     sys.exit(2)
 
 
-def read_jsonl(path):
+def read_jsonl(path, answered=False):
     """The rows of a file: {"id": str, "prompt": [turn, ...], "completion": [turn]}.
 
-    A turn is {"role": "system" or "user" or "assistant", "content": str}.
+    A turn is {"role": "system" or "user" or "assistant", "content": str}. A mail to be answered
+    has no completion; `answered` refuses it.
     """
     if not path.is_file():
         die(f"{path}: no such file; `prepare_data.py format` makes it")
@@ -138,14 +142,17 @@ def read_jsonl(path):
     for number, line in enumerate(path.read_bytes().splitlines(), 1):
         try:
             row = json.loads(line)
-            turns = row["prompt"] + row["completion"]
-            texts = [turn["content"].strip() for turn in turns]
-            "".join(texts).encode()  # half a surrogate pair is no text
+            turns = row["prompt"] + row.get("completion", [])
+            "".join(turn["content"] for turn in turns).encode()  # half a surrogate pair is no text
             roles = [turn["role"] for turn in turns]  # a template writes them as they are
             known = {*roles} <= {"system", "user", "assistant"} and isinstance(row["id"], str)
-            if not known or roles[-2:] != ["user", "assistant"] or not texts[-1]:
+            if not known or row["prompt"][-1]["role"] != "user":
                 raise ValueError
-        except (ValueError, KeyError, TypeError, AttributeError):
+            if answered or "completion" in row:
+                (reply,) = row["completion"]
+                if reply["role"] != "assistant" or not reply["content"].strip():
+                    raise ValueError
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError):
             die(f"{path}, line {number}: not a row of `prepare_data.py format`")
         if row["id"] in rows:
             die(f"{path}, line {number}: the id {row['id']} is there twice")
@@ -159,10 +166,11 @@ def fill_defaults(args, rows):
     """All that decides the result in one dict: flags, the hardware's defaults, the data's hash."""
     import torch
 
-    gpu = torch.cuda.is_available()
-    unset = {"output_dir", "brief"}
-    settings = {name: value for name, value in vars(args).items() if name not in unset}
-    settings |= {n: pair[not gpu] for n, pair in DEFAULTS.items() if settings[n] is None}
+    settings = dict(vars(args))
+    del settings["output_dir"], settings["brief"]
+    for name, (with_gpu, without) in DEFAULTS.items():
+        if settings[name] is None:
+            settings[name] = with_gpu if torch.cuda.is_available() else without
     limits = {"seed": (0, 2**31 - 1), "dropout": (0, 0.99), "validation_fraction": (0, 0.5)}
     for name, value in settings.items():
         low, high = limits.get(name, (1 if isinstance(value, int) else 1e-12, 1e12))
@@ -202,32 +210,38 @@ def lock(run):
         os.close(folder)
 
 
-def is_done(run, settings):
-    """True where this very training is finished; dies where the folder holds another one."""
-    done, checkpoints = run / "train.json", run / "checkpoints"
-    if done.exists() or checkpoints.exists():  # a start that failed claims nothing
-        file = done if done.exists() else run / "settings.json"
-        try:
-            old = {} | json.loads(file.read_bytes())
-        except (ValueError, TypeError):
-            die(f"{file}: not JSON; choose another folder")
-        changes = [
-            f"{name} {old.get(name)!r} -> {settings[name]!r}"
-            for name in settings
-            if name not in FREE_TO_CHANGE and old.get(name) != settings[name]
-        ]
-        if changes:
-            die(f"{run} holds another training ({', '.join(changes)}): choose another folder")
-    if done.exists():
-        tidy(run)  # a kill may have come before
-        os.utime(done)  # newer than its data again, for make
-        print(f"{done} is there with these settings: nothing to be done")
-        return True
+def refuse_another(run, settings):
+    """Die where the run folder holds another training; a start that failed claims nothing."""
+    done = (run / "train.json").exists()
+    if not done and not (run / "checkpoints").exists():
+        return
+    file = run / ("train.json" if done else "settings.json")
+    try:
+        old = {} | json.loads(file.read_bytes())
+    except (ValueError, TypeError):
+        die(f"{file}: not JSON; choose another folder")
+    changes = [
+        f"{name} {old.get(name)!r} -> {settings[name]!r}"
+        for name in settings
+        if name not in FREE_TO_CHANGE and old.get(name) != settings[name]
+    ]
+    if changes:
+        die(f"{run} holds another training ({', '.join(changes)}): choose another folder")
+
+
+def confirm(run):
+    """Leave a finished training as it is, but newer than its data again, for make."""
+    tidy(run)  # a kill may have come before
+    os.utime(run / "train.json")
+    print(f"{run / 'train.json'} is there with these settings: nothing to be done")
+
+
+def begin(run, settings):
+    """Write down whose checkpoints will be here."""
     if not RANK:
-        if not checkpoints.exists():  # that of a start that failed
+        if not (run / "checkpoints").exists():  # that of a start that failed
             (run / "training_duration.txt").unlink(missing_ok=True)
         write(run / "settings.json", json.dumps(settings, indent=1))
-    return False
 
 
 def tidy(run):
@@ -249,22 +263,20 @@ def find_model(name):
     The hub is asked only for what is not in its cache: who asks at every start tells it who works
     when, and may get another model.
     """
-    folder = name
     if not Path(name).is_dir():
+        if Path(name).is_absolute():  # no name on the hub
+            die(NO_MODEL.format(name))
         from huggingface_hub import snapshot_download
 
         unused = ["*/*", "*.bin", "*.pth", "*.gguf", "consolidated*"]  # other formats
         fetch = functools.partial(snapshot_download, name, ignore_patterns=unused)
         try:
-            folder = fetch(local_files_only=True)
+            name = fetch(local_files_only=True)
         except Exception:  # not there, or not whole: the next call says why if it fails, too
-            way = "`make model` makes the embedded model; a gated one wants `hf auth login`"
-            folder = attempt(f"cannot load {name}: {way}; any other a network once", fetch)
-    if (Path(folder) / "adapter_config.json").is_file():
+            name = attempt(NO_MODEL.format(name), fetch)
+    if Path(name, "adapter_config.json").is_file():
         die(f"{name} is an adapter: name its base model, or the folder of `generate.py --export`")
-    if not (Path(folder) / "config.json").is_file():
-        die(f"cannot load {name}: it has no config.json")
-    return str(Path(folder).resolve())
+    return str(Path(name).resolve())
 
 
 def attempt(failure, function, *args, **how):
@@ -305,6 +317,21 @@ def load_tokenizer(folder, settings):
     return tokenizer, sorted(eos | {tokenize(tokenizer, end)[-1]})
 
 
+# Jinja in front of a base model's chat template: no thoughts, and one date on every day; where the
+# template refuses or loses a system message, its text in the first mail.
+DAY = datetime.date(2024, 7, 26)
+DATE = "".join(f"|replace('%{code}', '{DAY:%{code}}')" for code in "aAbBdmyYHIMSpj")
+FIXED = (
+    "{% set enable_thinking = false %}{% set thinking = false %}"
+    "{% set date_string = '26 Jul 2024' %}"
+    "{% macro strftime_now(format) %}{{ format" + DATE + " }}{% endmacro %}"
+)
+FOLDED = (
+    "{% if messages[0]['role'] == 'system' %}{% set messages = [{'role': 'user', 'content': "
+    "messages[0]['content'] + '\\n\\n' + messages[1]['content']}] + messages[2:] %}{% endif %}"
+)
+
+
 def finish_template(tokenizer, template, instruction, eos):
     """Set the tokenizer's chat template to the base model's own, finished for this run.
 
@@ -313,24 +340,14 @@ def finish_template(tokenizer, template, instruction, eos):
     refuses or loses it. Returns the texts before and after a reply, the latter up to its end of
     turn. `eos`: the ids that the base model stops at.
     """
-    day = datetime.date(2024, 7, 26)
-    date = "".join(f"|replace('%{code}', '{day:%{code}}')" for code in "aAbBdmyYHIMSpj")
-    opening = (
-        "{% set enable_thinking = false %}{% set thinking = false %}"
-        f"{{% set date_string = '{day:%d %b %Y}' %}}"
-        f"{{% macro strftime_now(format) %}}{{{{ format{date} }}}}{{% endmacro %}}"
-    )
+    opening = FIXED
     if instruction:
         system = quote({"role": "system", "content": neutralise(tokenizer, instruction)})
         opening += "{% if messages[0]['role'] != 'system' %}"
-        opening += f"{{% set messages = [{system}] + messages %}}{{% endif %}}"
-    folding = (
-        "{% if messages[0]['role'] == 'system' %}{% set messages = [{'role': 'user', 'content': "
-        "messages[0]['content'] + '\\n\\n' + messages[1]['content']}] + messages[2:] %}{% endif %}"
-    )
+        opening += "{% set messages = [" + system + "] + messages %}{% endif %}"
     roles = ("system", "user", "assistant", "user")
     turns = [{"role": role, "content": f"{role.upper()}{n}"} for n, role in enumerate(roles)]
-    for start in (opening, opening + folding):
+    for start in (opening, opening + FOLDED):
         tokenizer.chat_template = start + "\n" + template
         prompt, whole, later = (render(tokenizer, turns[:n]) for n in (2, 3, 4))
         if all(-1 < text.find("SYSTEM0") < text.find("USER1") for text in (prompt, whole, later)):
@@ -347,7 +364,7 @@ def finish_template(tokenizer, template, instruction, eos):
         thought = re.search(r"<(\w*think\w*)>\s*$", prompt)
         start = f"\n</{thought[1]}>\n\n" if thought else ""
     if start.strip():  # the end of an empty thought, or a channel: it belongs to the prompt
-        closing = f"{{% if add_generation_prompt %}}{{{{ {quote(start)} }}}}{{% endif %}}"
+        closing = "{% if add_generation_prompt %}{{ " + quote(start) + " }}{% endif %}"
         tokenizer.chat_template = tokenizer.chat_template.removesuffix("\n") + closing
         start = ""
 
@@ -428,32 +445,34 @@ def encode_prompt(tokenizer, row, room):
             die(f"row {row['id']}: the chat template of {tokenizer.name_or_path} refuses its turns")
         return rendered, tokenize(tokenizer, rendered)
 
-    def size(length):
-        return len(prompt(length)[1])
-
     rendered, ids = prompt(len(text))
     if len(ids) <= room:
         return rendered, ids, False
-    length = bisect.bisect_right(range(len(text)), room, key=size) - 1
+    length = bisect.bisect_right(range(len(text)), room, key=lambda n: len(prompt(n)[1])) - 1
     if length < 1:
         die(f"row {row['id']}: no room for the mail in {room} tokens: raise --max-length")
     return *prompt(length), True
 
 
-def encode(tokenizer, row, settings):
+def encode_reply(tokenizer, row, prompt, prompt_ids, settings):
+    """The ids of a row's reply with its end of turn, behind a prompt's text and ids."""
+    reply = neutralise(tokenizer, row["completion"][-1]["content"])
+    reply = settings["reply_start"] + reply + settings["reply_end"]
+    ids = tokenize(tokenizer, prompt + reply)
+    if ids[: len(prompt_ids)] != prompt_ids:  # a token across the border, unseen in generation
+        return tokenize(tokenizer, reply)
+    return ids[len(prompt_ids) :]
+
+
+def make_example(tokenizer, row, settings):
     """{"input_ids", "length", "reply": how many ids are trained on, at the end, ...}.
 
     A long reply loses its end, but keeps its end of turn.
     """
     prompt, prompt_ids, mail_cut = encode_prompt(tokenizer, row, settings["max_prompt"])
-    reply = neutralise(tokenizer, row["completion"][-1]["content"])
-    reply = settings["reply_start"] + reply + settings["reply_end"]
-    ids = tokenize(tokenizer, prompt + reply)
-    *reply_ids, end = ids[len(prompt_ids) :]
-    if ids[: len(prompt_ids)] != prompt_ids:  # a token across the border, unseen in generation
-        *reply_ids, end = tokenize(tokenizer, reply)
-    target = [*reply_ids[: settings["max_reply_length"] - 1], end]
-    cut = {"mail_cut": mail_cut, "reply_cut": len(target) <= len(reply_ids)}
+    *reply, end = encode_reply(tokenizer, row, prompt, prompt_ids, settings)
+    target = [*reply[: settings["max_reply_length"] - 1], end]
+    cut = {"mail_cut": mail_cut, "reply_cut": len(target) <= len(reply)}
     ids = prompt_ids + target
     return {"input_ids": ids, "length": len(ids), "reply": len(target)} | cut
 
@@ -531,11 +550,6 @@ def load_model(settings):
     )
     failure = f"{settings['base_model']} takes no adapter with these libraries"
     model = attempt(failure, get_peft_model, model, lora)
-    probe[1, 3] = 0
-    with torch.no_grad():  # of two texts with another end, what the beginnings predict
-        one, other = attempt(failure, model, input_ids=probe).logits[:, 0].float()
-    if (one - other).std() > 0.03 * one.std():
-        die(f"{settings['base_model']} sees what is to come: take a model that writes")
     model.print_trainable_parameters()
     return model
 
@@ -546,9 +560,8 @@ def load_base(settings):
     Adds to the settings how much of it bitsandbytes has passed over.
     """
     import psutil
-    import torch
     from bitsandbytes.nn import Linear4bit
-    from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
+    from transformers import AutoConfig
 
     quieten()
     folder, nf4 = find_model(settings["base_model"]), settings["quantization"] == "4bit"
@@ -558,20 +571,7 @@ def load_base(settings):
         die(f"--max-length {settings['max_length']} is more than the model's {positions} positions")
     if getattr(config, "quantization_config", None) and not nf4:
         die(f"{folder} is quantized already: leave out --quantization none")
-    dtype, device = torch.float32, "cpu"
-    if torch.cuda.is_available():  # T4 and V100 only emulate bf16
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
-        dtype, device = torch.bfloat16 if native else torch.float16, LOCAL_RANK
-    rounding = BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=dtype,
-    )
-    how = {"dtype": dtype, "device_map": {"": device}, "use_safetensors": True}
-    how["quantization_config"] = rounding if nf4 else None
-    load = AutoModelForCausalLM.from_pretrained
-    model = attempt(f"cannot load {folder}", load, folder, **how)
+    model = load_weights(folder, nf4)
     if not nf4:
         return model
     if not any(isinstance(module, Linear4bit) for module in model.modules()):
@@ -580,11 +580,32 @@ def load_base(settings):
     settings["experts_not_in_4bit_gb"] = round(sum(experts) / 1e9, 3)
     if experts:
         print(f"the experts are not held in 4 bits: {settings['experts_not_in_4bit_gb']} GB")
-    if device == "cpu" and 16 * model.num_parameters() < psutil.virtual_memory().available:
+    free = psutil.virtual_memory().available
+    if model.device.type == "cpu" and 16 * model.num_parameters() < free:
         model = model.dequantize()  # the same rounded weights in float32, faster on a CPU
     for module in model.modules():  # or a pass without gradient takes NF4 layers into a layout
         module.support_avx512bf16_for_cpu = False  # that has none (bitsandbytes 0.50)
     return model
+
+
+def load_weights(folder, nf4, dtype=None):
+    """The model of a folder on this process's device: in NF4, or in a precision."""
+    import torch
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    native, device = torch.float32, "cpu"
+    if torch.cuda.is_available():  # T4 and V100 only emulate bf16
+        bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+        native, device = torch.bfloat16 if bf16 else torch.float16, LOCAL_RANK
+    rounding = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=native,
+    )
+    how = {"dtype": dtype or native, "device_map": {"": device}, "use_safetensors": True}
+    how["quantization_config"] = rounding if nf4 else None
+    return attempt(f"cannot load {folder}", AutoModelForCausalLM.from_pretrained, folder, **how)
 
 
 def quieten():
@@ -724,26 +745,19 @@ def make_progress(seed, duration_file):
             self.seconds = time.monotonic() - self.start
             if not RANK:
                 clock = datetime.timedelta(seconds=round(self.seconds))
-                write(
-                    duration_file,
-                    f"The training took {clock} (h:mm:ss), {self.seconds:.1f} seconds\n",
-                )
+                text = f"The training took {clock} (h:mm:ss), {self.seconds:.1f} seconds\n"
+                write(duration_file, text)
 
         def on_log(self, args, state, control, logs, **kwargs):
             for name in ("grad_norm", "loss"):
                 lost = not math.isfinite(logs.get(name, 0))
                 if lost and not (args.fp16 and name == "grad_norm"):  # fp16 skips such an update
-                    die(
-                        f"update {state.global_step}: {name} is {logs[name]}; take a lower "
-                        "--learning-rate and another --output-dir"
-                    )
+                    advice = "take a lower --learning-rate and another --output-dir"
+                    die(f"update {state.global_step}: {name} is {logs[name]}; {advice}")
 
         def on_evaluate(self, args, state, control, metrics, **kwargs):
-            print(
-                f"  update {state.global_step} of {state.max_steps}: "
-                f"validation loss {metrics['eval_loss']:.3f}",
-                flush=True,
-            )
+            place = f"update {state.global_step} of {state.max_steps}"
+            print(f"  {place}: validation loss {metrics['eval_loss']:.3f}", flush=True)
 
     return Progress()
 

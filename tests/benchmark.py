@@ -246,7 +246,7 @@ def prepare(flags):
     rows = train.read_jsonl(args.train_data)
     settings = train.fill_defaults(args, rows)
     tokenizer, _ = train.load_tokenizer(settings["base_model"], settings)
-    return settings, tokenizer, [train.encode(tokenizer, row, settings) for row in rows]
+    return settings, tokenizer, [train.make_example(tokenizer, row, settings) for row in rows]
 
 
 def nf4_model(bfloat16=False):
@@ -439,7 +439,7 @@ def our_answers(run=RUN, test=TEST, **changes):
     import generate
 
     settings, examples = questions(run, test)
-    tokenizer, model = generate.load_model(settings["base_model"], settings | changes, run)
+    tokenizer, model = generate.load_run(settings["base_model"], settings | changes, run)
     batch_size = 16 if torch.cuda.is_available() else 64  # as in the Makefile
     start, answers = time.perf_counter(), {}
     generate.answer_all(tokenizer, model, examples, batch_size, io.BytesIO(), answers)

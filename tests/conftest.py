@@ -1,6 +1,7 @@
 """What several tests share: a chat model of two random layers with its own tokenizer, and rows to
 train it on."""
 
+import functools
 import json
 import os
 import pwd
@@ -23,8 +24,8 @@ WORDS = (
 ).split()
 
 
-def tiny_tokenizer():
-    """A byte-level tokenizer of 400 tokens with ChatML's control tokens, made in the process."""
+def tiny_tokenizer(size=400, alphabet=None):
+    """A byte-level tokenizer with ChatML's control tokens, made in the process; of all bytes."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -33,7 +34,9 @@ def tiny_tokenizer():
     tokenizer.decoder = decoders.ByteLevel()
     control = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
     trainer = trainers.BpeTrainer(
-        vocab_size=400, special_tokens=control, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+        vocab_size=size,
+        special_tokens=control,
+        initial_alphabet=alphabet or pre_tokenizers.ByteLevel.alphabet(),
     )
     tokenizer.train_from_iterator(WORDS, trainer)
     tokenizer = PreTrainedTokenizerFast(
@@ -132,6 +135,56 @@ def write_jsonl(path, rows):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
+
+
+def plain_answers(model, folder, rows, new_tokens=None):
+    """What plain transformers answers to each mail by itself, as generate.py names it.
+
+    The tokenizer and what ends a reply are the folder's. Also: "prompt_tokens"; "texts", up to each
+    token of the reply; "gaps", by how little the likeliest token won there.
+    """
+    import torch
+    from transformers import AutoTokenizer, GenerationConfig
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    config = GenerationConfig.from_pretrained(folder)
+    config.max_new_tokens = new_tokens or config.max_new_tokens
+    decode = functools.partial(tokenizer.decode, skip_special_tokens=True)
+    options = {"generation_config": config, "return_dict_in_generate": True, "output_logits": True}
+    answers = []
+    for turns in rows:
+        prompt = tokenizer.apply_chat_template(
+            turns["prompt"], add_generation_prompt=True, tokenize=True, return_tensors="pt"
+        ).input_ids
+        start, nll, tokens = prompt.shape[1], None, None
+        with torch.inference_mode():
+            output = model.generate(prompt, attention_mask=torch.ones_like(prompt), **options)
+            if "completion" in turns:
+                text = turns["completion"][0]["content"] + "<|im_end|>"
+                reference = tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids
+                scores = model(input_ids=torch.cat([prompt, reference], 1)).logits[
+                    0, start - 1 : -1
+                ]
+                nll = torch.nn.functional.cross_entropy(
+                    scores, reference[0], reduction="sum"
+                ).item()
+                tokens = reference.shape[1]
+        reply = output.sequences[0, start:].tolist()
+        ended = reply[-1] in config.eos_token_id
+        texts = [decode(reply[:n]).strip() for n in range(len(reply) + 1 - ended)]
+        best, second = torch.stack(output.logits)[:, 0].topk(2).values.T
+        answers.append(
+            {
+                "prediction": texts[-1],
+                "finish_reason": "stop" if ended else "length",
+                "reference_nll": nll,
+                "reference_tokens": tokens,
+                "prompt_tokens": start,
+                "texts": texts,
+                "gaps": (best - second).tolist(),
+            }
+        )
+    return answers
 
 
 def serve_mail(home, maildir):

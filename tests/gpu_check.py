@@ -148,7 +148,7 @@ def reply_gaps(run, test, other):
     import generate
 
     settings, examples = benchmark.questions(run, test)
-    tokenizer, model = generate.load_model(settings["base_model"], settings, run)
+    tokenizer, model = generate.load_run(settings["base_model"], settings, run)
     gaps, end = [], examples[0]["reply"][-1:]
     for example, here, there in zip(
         examples, read(run / "predictions.jsonl"), read(other), strict=True

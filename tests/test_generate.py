@@ -5,6 +5,7 @@ import base64
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import EMBEDDED, ROOT, some_rows, write_jsonl
+from conftest import EMBEDDED, ROOT, plain_answers, some_rows, write_jsonl
 
 import generate
 import train
@@ -102,7 +103,6 @@ def stopping(run, tmp_path_factory):
 def test_replies_and_likelihoods_are_those_of_plain_peft(stopping, tmp_path, capsys):
     """One mail at a time, without padding or merging, by the adapter's own files."""
     from peft import AutoPeftModelForCausalLM
-    from transformers import AutoTokenizer, GenerationConfig
 
     new = {"id": "new", "prompt": [{"role": "user", "content": "Cold?"}], "message_id": "<1@x>"}
     rows = some_rows(11) + [new]
@@ -116,29 +116,14 @@ def test_replies_and_likelihoods_are_those_of_plain_peft(stopping, tmp_path, cap
 
     adapter = stopping / "adapter"
     model = AutoPeftModelForCausalLM.from_pretrained(adapter, dtype=torch.float32).eval()
-    tokenizer = AutoTokenizer.from_pretrained(adapter)
-    config = GenerationConfig.from_pretrained(adapter)
-    for each, answer in zip(rows, found, strict=True):
-        turns = [
-            {"role": turn["role"], "content": turn["content"].strip()} for turn in each["prompt"]
-        ]
-        ids = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_tensors="pt")
-        ids, n = ids["input_ids"], answer["reference_tokens"]
-        if ids.shape[1] > 120:  # generate.py has cut this mail
+    for answer, plain in zip(found, plain_answers(model, adapter, rows), strict=True):
+        if plain["prompt_tokens"] > 120:  # generate.py has cut this mail
             continue
-        with torch.inference_mode():
-            reply = model.generate(input_ids=ids, generation_config=config)[0, ids.shape[1] :]
-            if n:
-                turns += each["completion"]
-                whole = tokenizer.apply_chat_template(turns, return_tensors="pt")["input_ids"]
-                whole = whole[:, : ids.shape[1] + n]
-                scores = model(whole).logits[0, -n - 1 : -1]
-                nats = torch.nn.functional.cross_entropy(scores, whole[0, -n:], reduction="sum")
-                assert answer["reference_nll"] == pytest.approx(nats.item(), rel=1e-3)
-        stopped = reply[-1].item() in config.eos_token_id
-        text = tokenizer.decode(reply[:-1] if stopped else reply, skip_special_tokens=True)
-        assert answer["prediction"] == text.strip()
-        assert answer["finish_reason"] == ("stop" if stopped else "length")
+        assert answer["prediction"] == plain["prediction"]
+        assert answer["finish_reason"] == plain["finish_reason"]
+        assert answer["reference_tokens"] == plain["reference_tokens"]
+        if answer["id"] != "new":
+            assert answer["reference_nll"] == pytest.approx(plain["reference_nll"], rel=1e-3)
     assert {answer["finish_reason"] for answer in found} == {"stop", "length"}
 
 
@@ -276,16 +261,13 @@ def exported(run, tmp_path_factory):
 
 
 def test_the_exported_model_answers_in_plain_transformers(run, exported, tmp_path):
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(exported)
-    tokenizer = AutoTokenizer.from_pretrained(exported)
     mails = [each["prompt"][1]["content"] for each in some_rows(4)]
-    for mail, reply in zip(mails, replies(run, tmp_path, mails), strict=True):
-        turns = [{"role": "user", "content": mail}]
-        ids = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_tensors="pt")
-        found = model.generate(**ids)[0, ids["input_ids"].shape[1] :]
-        assert tokenizer.decode(found, skip_special_tokens=True).strip() == reply
+    rows = [{"prompt": [{"role": "user", "content": mail}]} for mail in mails]
+    found = [each["prediction"] for each in plain_answers(model, exported, rows)]
+    assert found == replies(run, tmp_path, mails)
 
 
 def test_what_the_export_holds(run, exported):
@@ -456,6 +438,20 @@ def test_mistakes_end_in_one_line(flags, says, run, capsys):
         generate.main([str(run) if flag == "RUN" else flag for flag in flags])
     error = capsys.readouterr().err
     assert stop.value.code == 2 and says in error and error.count("\n") == 1
+
+
+def test_a_function_that_both_scripts_have_is_one_text():
+    """Each is used by itself, so that what both need is a copy."""
+
+    def functions(script):
+        blocks = (ROOT / script).read_text(encoding="utf-8").split("\n\n\n")
+        named = [(re.search(r"^def (\w+)", block, re.MULTILINE), block) for block in blocks]
+        return {name[1]: block for name, block in named if name}
+
+    ours, theirs = functions("train.py"), functions("generate.py")
+    both = (ours.keys() & theirs.keys()) - {"main", "parse_args"}
+    assert {"read_jsonl", "controls", "encode_prompt", "load_weights"} <= both
+    assert {name: ours[name] for name in both} == {name: theirs[name] for name in both}
 
 
 @pytest.mark.parametrize("script", ["prepare_data", "train", "generate", "evaluate", "mail"])

@@ -46,7 +46,7 @@ def finished(tokenizer, template, instruction="Respond to the given email", eos=
 
 def example_of(tokenizer, each, room=200, reply=40, start="", end="<|im_end|>"):
     settings = {"max_prompt": room, "max_reply_length": reply}
-    return train.encode(tokenizer, each, settings | {"reply_start": start, "reply_end": end})
+    return train.make_example(tokenizer, each, settings | {"reply_start": start, "reply_end": end})
 
 
 def prompt_and_reply(tokenizer, example):

@@ -2103,9 +2103,10 @@ def style(name, tmp_path):
 
 def encoded(script, tokenizer, row, how):
     """(ids of the prompt, ids of the reply) as train.py or generate.py encodes a row."""
-    example = script.encode(tokenizer, row, how)
     if script is generate:
+        example = generate.encode(tokenizer, row, how)
         return example["prompt"], example["reply"]
+    example = train.make_example(tokenizer, row, how)
     return example["input_ids"][: -example["reply"]], example["input_ids"][-example["reply"] :]
 
 
