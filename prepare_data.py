@@ -191,22 +191,64 @@ def normalise_mail(mail):
     return normalise(content if len(content.split()) >= 8 else mail)
 
 
-def turn(role, content):
-    return {"role": role, "content": content}
+# --------------------------------------------------------------------------------------- split
+
+COPY = "same mail and reply as an earlier row"
 
 
-def words_of_name(text):
-    """The words of a person's name or address, in lower case, without initials and domain."""
-    return set(re.findall(r"[^\W\d_]{2,}", (re.split(r"[<@/]", text)[0] or text).casefold()))
+def split_replies(args):
+    if len({os.path.realpath(path) for path in (args.source, args.train, args.test)}) < 3:
+        stop(f"{args.source}, {args.train}, {args.test}: name three different files")
+    rows = read_replies(args.source)
+    print(f"read {len(rows)} rows from {args.source}")
+    copies = are_copies(rows)
+    rows = rows[~copies]
+    print(f"dropped {copies.sum():4}: {COPY}")
+    records = rows.to_dict("records")
+    thread_of = group(map(thread_keys, records))
+    rows = rows.assign(thread=thread_of, sent=list(map(sent_at, records)))
+    latest = rows.groupby("thread", sort=False)["sent"].max()
+    sizes, dated = rows["thread"].value_counts(), (rows["sent"] > NO_DATE).sum()
+    shuffled = random.Random(args.seed)
+    order = list(latest.index)
+    if args.random or dated < len(rows) / 2:
+        print(f"{dated} of {len(rows)} rows have a date; threads are drawn at random")
+        shuffled.shuffle(order)
+    else:
+        order.sort(key=latest.get, reverse=True)
+    wanted, chosen = round(args.test_fraction * len(rows)), set()
+    for thread in order:  # one that is too long for what is still wanted stays for training
+        if sizes[thread] <= wanted:
+            wanted -= sizes[thread]
+            chosen.add(thread)
+    test = rows["thread"].isin(chosen)
+    train = list(rows.index[~test])
+    if not test.any() or not train:
+        empty = f"leave no {'train' if test.any() else 'test'} rows"
+        advice = "change --test-fraction or extract more mail"
+        stop(f"{args.source}: {len(rows)} rows in {len(order)} threads {empty}; {advice}")
+    shuffled.shuffle(train)
+    write_whole({args.train: rows.loc[train], args.test: rows[test]})
+    written = f"kept {len(train)} rows in {args.train}, {test.sum()} in {args.test}"
+    print(f"{written}; {len(order)} threads, none on both")
 
 
-def sent_at(row):
-    """The date of a row; the oldest of all if it is missing or lost, such as 1979-12-31."""
-    for form in (DATE_FORMAT, "%Y-%m-%d %H:%M:%S", "%Y-%m-%dT%H:%M:%S"):
-        with contextlib.suppress(ValueError):
-            date = datetime.datetime.strptime(row["date"].strip()[:19], form)
-            return max(date, NO_DATE)
-    return NO_DATE
+def are_copies(rows):
+    """Which rows have the mail and the reply of an earlier row."""
+    rows = rows.assign(mail=rows["mail"].map(normalise_mail))
+    rows = rows.assign(response=rows["response"].map(normalise))
+    return rows.duplicated(["mail", "response"]) & (rows["mail"] != "")
+
+
+def thread_keys(row):
+    """What the rows of a thread share: the thread in an id of `extract`, the subject, the mail."""
+    thread = re.fullmatch(r"(\d+)\.\d+", row["id"])
+    keys = {
+        "thread": thread and thread[1],
+        "subject": normalise(REPLY_SUBJECT.sub("", row["subject"])),
+        "mail": normalise_mail(row["mail"]),
+    }
+    return [key for key in keys.items() if key[1]]
 
 
 def group(items):
@@ -224,6 +266,15 @@ def group(items):
             parent[root(key)] = root(count)
     first = {}
     return [first.setdefault(root(number), number) for number in range(1, count + 1)]
+
+
+def sent_at(row):
+    """The date of a row; the oldest of all if it is missing or lost, such as 1979-12-31."""
+    for form in (DATE_FORMAT, "%Y-%m-%d %H:%M:%S", "%Y-%m-%dT%H:%M:%S"):
+        with contextlib.suppress(ValueError):
+            date = datetime.datetime.strptime(row["date"].strip()[:19], form)
+            return max(date, NO_DATE)
+    return NO_DATE
 
 
 # ------------------------------------------------------------------------------------ mail phrases
@@ -318,6 +369,19 @@ NAME = re.compile(r"[A-Z][\w.'’&-]*,?|\(?[A-Z]+\)?|de|van|der|von|la|del|&")
 MIDDLE = re.compile(r"[A-Z]{1,2}\.?|[Dd]e|[Vv]an|der|[Vv]on|[Ll]a|del")
 
 
+def known_names(rows):
+    """Full names, in lower case, out of addresses and of recipient lists, in a frame of replies."""
+    entry = layout(
+        r"""(?:To:|cc:|[/@][\w-]+,)~([A-Z][\w.'-]*(?:~[A-Z][\w.'-]*){1,3})(?=/[A-Z]|@[A-Z])"""
+    )
+    names = set()
+    for body, sender, recipient in zip(rows["body"], rows["From"], rows["To"], strict=True):
+        names |= {" ".join(name.split()).casefold() for name in entry.findall(body)}
+        pairs = re.findall(r"\b(\w{2,})\.(\w{2,})@", f"{sender} {recipient}".casefold())
+        names |= {" ".join(pair) for pair in pairs}
+    return names
+
+
 def split_quoted(text, author="", names=frozenset()):
     """(own words, a prefix of `text`; quoted text). `author` is an address, see known_names."""
     match = MARK.search(text) and QUOTE.search(text)
@@ -392,22 +456,7 @@ def without_sign_off(words, own):
     return words
 
 
-def known_names(rows):
-    """Full names, in lower case, out of addresses and of recipient lists, in a frame of replies."""
-    entry = layout(
-        r"""(?:To:|cc:|[/@][\w-]+,)~([A-Z][\w.'-]*(?:~[A-Z][\w.'-]*){1,3})(?=/[A-Z]|@[A-Z])"""
-    )
-    names = set()
-    for body, sender, recipient in zip(rows["body"], rows["From"], rows["To"], strict=True):
-        names |= {" ".join(name.split()).casefold() for name in entry.findall(body)}
-        pairs = re.findall(r"\b(\w{2,})\.(\w{2,})@", f"{sender} {recipient}".casefold())
-        names |= {" ".join(pair) for pair in pairs}
-    return names
-
-
 # -------------------------------------------------------------------------------------- format
-
-COPY = "same mail and reply as an earlier row"
 
 
 def format_replies(args):
@@ -489,13 +538,6 @@ def keep_clean(rows, shipped, held_out, without_sender):
     return rows[left][~copies], dropped
 
 
-def are_copies(rows):
-    """Which rows have the mail and the reply of an earlier row."""
-    rows = rows.assign(mail=rows["mail"].map(normalise_mail))
-    rows = rows.assign(response=rows["response"].map(normalise))
-    return rows.duplicated(["mail", "response"]) & (rows["mail"] != "")
-
-
 def example(row, instruction, notes=None):
     """A row as one line of JSONL: what is known of the mail, and the turns of a conversation."""
     head = {name: row[name] for name in ("id", "date", "subject", "From", "To")}
@@ -506,6 +548,10 @@ def example(row, instruction, notes=None):
     system = [turn("system", instruction)] if instruction else []
     prompt = [*system, turn("user", row["mail"])]
     return head | {"prompt": prompt, "completion": [turn("assistant", row["response"])]}
+
+
+def turn(role, content):
+    return {"role": role, "content": content}
 
 
 # --------------------------------------------------------------------------------------- notes
@@ -595,55 +641,9 @@ def weight_of(word, frequency, idle):
     return 0 if word in idle else 1 / frequency[word]
 
 
-# --------------------------------------------------------------------------------------- split
-
-
-def split_replies(args):
-    if len({os.path.realpath(path) for path in (args.source, args.train, args.test)}) < 3:
-        stop(f"{args.source}, {args.train}, {args.test}: name three different files")
-    rows = read_replies(args.source)
-    print(f"read {len(rows)} rows from {args.source}")
-    copies = are_copies(rows)
-    rows = rows[~copies]
-    print(f"dropped {copies.sum():4}: {COPY}")
-    records = rows.to_dict("records")
-    thread_of = group(map(thread_keys, records))
-    rows = rows.assign(thread=thread_of, sent=list(map(sent_at, records)))
-    latest = rows.groupby("thread", sort=False)["sent"].max()
-    sizes, dated = rows["thread"].value_counts(), (rows["sent"] > NO_DATE).sum()
-    shuffled = random.Random(args.seed)
-    order = list(latest.index)
-    if args.random or dated < len(rows) / 2:
-        print(f"{dated} of {len(rows)} rows have a date; threads are drawn at random")
-        shuffled.shuffle(order)
-    else:
-        order.sort(key=latest.get, reverse=True)
-    wanted, chosen = round(args.test_fraction * len(rows)), set()
-    for thread in order:  # one that is too long for what is still wanted stays for training
-        if sizes[thread] <= wanted:
-            wanted -= sizes[thread]
-            chosen.add(thread)
-    test = rows["thread"].isin(chosen)
-    train = list(rows.index[~test])
-    if not test.any() or not train:
-        empty = f"leave no {'train' if test.any() else 'test'} rows"
-        advice = "change --test-fraction or extract more mail"
-        stop(f"{args.source}: {len(rows)} rows in {len(order)} threads {empty}; {advice}")
-    shuffled.shuffle(train)
-    write_whole({args.train: rows.loc[train], args.test: rows[test]})
-    written = f"kept {len(train)} rows in {args.train}, {test.sum()} in {args.test}"
-    print(f"{written}; {len(order)} threads, none on both")
-
-
-def thread_keys(row):
-    """What the rows of a thread share: the thread in an id of `extract`, the subject, the mail."""
-    thread = re.fullmatch(r"(\d+)\.\d+", row["id"])
-    keys = {
-        "thread": thread and thread[1],
-        "subject": normalise(REPLY_SUBJECT.sub("", row["subject"])),
-        "mail": normalise_mail(row["mail"]),
-    }
-    return [key for key in keys.items() if key[1]]
+def words_of_name(text):
+    """The words of a person's name or address, in lower case, without initials and domain."""
+    return set(re.findall(r"[^\W\d_]{2,}", (re.split(r"[<@/]", text)[0] or text).casefold()))
 
 
 def leave(number, frame):
