@@ -14,7 +14,6 @@ import collections
 import contextlib
 import csv
 import datetime
-import functools
 import io
 import itertools
 import json
@@ -25,6 +24,7 @@ import signal
 import sys
 import tempfile
 import tomllib
+import typing
 
 import regex
 
@@ -75,12 +75,8 @@ def parse_arguments(argv):
     add("--random", action="store_true", help="draw the test's threads at random")
     add("--seed", metavar="N", type=int, default=1, help="of the shuffles (default: %(default)s)")
 
-    add_format(add_command("format", format_replies, "reply CSV to prompt/completion JSONL"))
-    return parser.parse_args(argv)
-
-
-def add_format(add):
-    add("source", metavar="IN.csv", help=REPLY_CSV)
+    add = add_command("format", format_replies, "reply CSV to prompt/completion JSONL")
+    add("source", metavar="IN.csv", help=f"{REPLY_CSV}; a column notes is used, too")
     add("output", metavar="OUT.jsonl", help="one example a line: id, prompt, completion")
     held_out = "drop rows whose mail, or whose reply of eight words or more, is in these files"
     add("--holdout", metavar="TEST.csv", nargs="+", action="extend", default=[], help=held_out)
@@ -91,11 +87,9 @@ def add_format(add):
     add("--as-shipped", action="store_true", help="cut and drop nothing, whatever else is asked")
     add("--brief", action="store_true", help="print one line")
     noted = "give this share of the rows notes of what the reply says (0 to 1, default none)"
-    share = functools.partial(
-        fraction, name="share of the rows from 0 to 1, such as 0.7", ends=(0, 1)
-    )
     add("--notes", metavar="SHARE", type=share, default=0, help=noted)
     add("--seed", metavar="N", type=int, default=42, help="of the notes (default: %(default)s)")
+    return parser.parse_args(argv)
 
 
 def row_count(text):
@@ -104,11 +98,18 @@ def row_count(text):
     return int(text)
 
 
-def fraction(text, name="fraction between 0 and 1, such as 0.2", ends=()):
+def fraction(text):
     with contextlib.suppress(ValueError):
-        if 0 < float(text) < 1 or float(text) in ends:
+        if 0 < float(text) < 1:
             return float(text)
-    raise argparse.ArgumentTypeError(f"{text!r} is no {name}")
+    raise argparse.ArgumentTypeError(f"{text!r} is no fraction between 0 and 1, such as 0.2")
+
+
+def share(text):
+    with contextlib.suppress(ValueError):
+        if 0 <= float(text) <= 1:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is no share of the rows from 0 to 1, such as 0.7")
 
 
 def stop(message):
@@ -121,7 +122,7 @@ def stop(message):
 
 
 def read_replies(path):
-    """The rows of a 9-column reply CSV, as a frame of text."""
+    """The rows of a reply CSV as a frame of text: the 9 columns, and what else it has."""
     import pandas
 
     with open(path, "rb") as file:
@@ -168,7 +169,8 @@ def write_whole(tables):
                 elif isinstance(rows, str):
                     file.write(rows)
                 else:
-                    rows.to_csv(file, columns=COLUMNS, index=False, lineterminator="\r\n")
+                    columns = [name for name in [*COLUMNS, "notes"] if name in rows]
+                    rows.to_csv(file, columns=columns, index=False, lineterminator="\r\n")
         for path in tables:
             os.replace(sides[path], path)
             del sides[path]
@@ -484,9 +486,13 @@ def format_replies(args):
         rows, dropped = keep_clean(rows, shipped, tests, args.without_sender)
         details += [f"dropped {count:4}: {reason}" for reason, count in dropped.items() if count]
     rows = rows.to_dict("records")
-    notes = make_notes(rows, args.notes, args.seed) if args.notes else {}
+    notes = {}
+    if "notes" in shipped:  # written by hand
+        notes = {row["id"]: " ".join(row["notes"].split()) for row in rows}
+    elif args.notes:
+        notes = make_notes(rows, args.notes, args.seed)
     rows = [example(row, instruction, notes.get(row["id"])) for row in rows[: args.limit]]
-    if args.notes:
+    if notes:
         details += [f"gave notes to {sum('notes' in row for row in rows)} rows"]
     if not args.brief:
         print("\n".join(details))
@@ -570,75 +576,125 @@ DECISIVE = regex.compile(  # what a note keeps, however often the author writes 
     | jamais | s[ií] | nunca | não | да | нет | не | никогда | 是 | 好的 | [不没別别未].? | はい
     | いい | ない"""
 )
+CONDITION = re.compile(r"(?i)(?:if|falls|wenn|si|indien|если)(?: \S+){1,2}")  # if not
+GREETING = re.compile(r"(?i)(?:hi|hey|hello|dear|hallo|lieber?|bonjour|hola|olá|ciao|привет)\b")
 ANSWER = 3  # the weight of a yes, no or not; a number weighs 2, another word up to 1
 
 
 def make_notes(rows, share, seed):
     """{id: notes} of about this share of the rows: what the reply says, in a few of its words.
 
-    Words that are in few rows say most; clauses that the author repeats, such as a greeting or "no
-    problem", say nothing. Whether a row has notes, and how full they are, is drawn from the seed
-    and its id. The notes are "" if the reply says nothing else.
+    Words that are in few rows tell most. Clauses that the author repeats, such as "no problem",
+    are noted only where a reply has no others. Whether a row has notes, and how full they are, is
+    drawn from the seed and its id.
     """
-    # Words with a capital in a mail are not counted: days and names, which its headers are full of.
-    frequency, repeated = collections.Counter(), collections.Counter()
+    clauses = {row["id"]: clauses_of(row) for row in rows}
+    counts, repeated = collections.Counter(), collections.Counter()
     for row in rows:
-        words = {word.casefold() for word in WORD.findall(row["response"])}
-        frequency.update(words.union(filter(str.islower, WORD.findall(row["mail"]))))
-        repeated.update({clause.casefold() for clause in CLAUSE.findall(row["response"])})
-    habits = {clause for clause, count in repeated.items() if count > max(2, len(rows) / 100)}
-    common = {word for word, count in frequency.items() if count > max(2, len(rows) / 6)}
+        # Words with a capital are not counted in a mail: its headers are full of days and names.
+        counts.update(
+            {word.casefold() for word in WORD.findall(row["response"])}
+            | set(filter(str.islower, WORD.findall(row["mail"])))
+        )
+        repeated.update({clause.casefold() for clause in clauses[row["id"]]})
+    common = max(2, len(rows) / 6)
+    weights = {word: weight_of(word, count, common) for word, count in counts.items()}
+    often = max(2, len(rows) / 100)
+    habits = {clause: count for clause, count in repeated.items() if count > often}
     notes = {}
     for row in rows:
         draw = random.Random(f"{seed} {row['id']}")
         if draw.random() < share:
-            notes[row["id"]] = note_down(row, draw.uniform(0.1, 0.9), frequency, common, habits)
+            fullness = draw.uniform(0.1, 0.9)
+            notes[row["id"]] = note_down(clauses[row["id"]], row["To"], fullness, weights, habits)
     return notes
 
 
-def note_down(row, fullness, frequency, common, habits):
-    """The clauses of a reply that say most, up to this part of its words and 24 of them.
-
-    A clause is noted without the `common` words at its ends; of a long one, only the part with the
-    rarest words. A greeting and the author's `habits` are left out.
-    """
-    reply, author, to = row["response"], words_of_name(row["From"]), words_of_name(row["To"])
-    idle = SIGN_OFF | author | {name[0] for name in author} | to | common
-    phrases, size, longest = [], 0, round(6 + 14 * fullness)
-    for clause in CLAUSE.finditer(reply):
-        words = list(WORD.finditer(reply, clause.start(), clause.end()))
-        texts = [word.group().casefold() for word in words]
-        weights = [weight_of(text, frequency, idle) for text in texts]
-        answer = weights == [ANSWER]
-        named = reply.startswith((":", "："), clause.end()) or not to.isdisjoint(texts)
-        greeting = not size and len(words) < 4 and named
-        if (greeting or clause.group().casefold() in habits) and not answer:
-            continue
-        size += len(words)
-        length = min(longest, len(words))
-        starts = range(len(words) - length + 1)
-        best = max(starts, key=lambda start: sum(weights[start : start + length]))
-        telling = [i for i in range(best, best + length) if weights[i]]
-        if telling:
-            first, last = telling[0], telling[-1]
-            last += weights[last] == ANSWER and last + 1 < len(words)  # what a "not" denies
-            text = reply[words[first].start() : words[last].end()]
-            score = ANSWER if answer else sum(weights[first : last + 1]) / (last - first + 3)
-            phrases.append((score, last - first + 1, " ".join(text.split())))
-    chosen, room = set(), min(24, max(2, fullness * size))
-    for phrase in sorted(phrases, reverse=True):
-        if phrase[1] <= room or not chosen:
-            chosen.add(phrase)
-            room -= phrase[1]
-    return ", ".join(dict.fromkeys(phrase[2] for phrase in phrases if phrase in chosen))
-
-
-def weight_of(word, frequency, idle):
+def weight_of(word, count, common):
+    """How much a word tells that is in `count` rows."""
     if DECISIVE.fullmatch(word):
         return ANSWER
     if any(map(str.isdigit, word)):
         return 2
-    return 0 if word in idle else 1 / frequency[word]
+    return 0 if word in SIGN_OFF or count > common else 1 / count
+
+
+def clauses_of(row):
+    """The clauses of a reply, without its greeting and without the author's name at their ends."""
+    reply, author, to = row["response"], words_of_name(row["From"]), words_of_name(row["To"])
+    signature = author | {name[0] for name in author}
+    clauses = []
+    for match in CLAUSE.finditer(reply):
+        text, follows = " ".join(match.group().split()), reply[match.end() : match.end() + 1]
+        words = list(WORD.finditer(text))
+        texts = [word.group().casefold() for word in words]
+        named = not to.isdisjoint(texts) and SIGN_OFF.isdisjoint(texts) and follows not in ".?"
+        greets = named or follows in (":", "：") or GREETING.match(text)
+        if CONDITION.fullmatch(text) or greets and not clauses and len(words) < 4:
+            continue
+        while texts and texts[-1] in author:
+            texts.pop()
+        if not signature.issuperset(texts):
+            clauses.append(text[: words[len(texts) - 1].end()])
+    return clauses
+
+
+def note_down(clauses, recipient, fullness, weights, habits):
+    """The phrases of a reply that tell most, up to this part of its words and 24 of them."""
+    new = [text for text in clauses if text.casefold() not in habits or DECISIVE.fullmatch(text)]
+    silent, longest = words_of_name(recipient), round(6 + 14 * fullness)
+    phrases = [telling_phrase(text, weights, silent, longest) for text in new]
+    phrases = [phrase for phrase in phrases if phrase]
+    if not phrases:
+        return rarest(clauses, habits)
+    room = min(24, max(2, fullness * sum(len(WORD.findall(text)) for text in new)))
+    chosen, enough = set(), False
+    for phrase in sorted(phrases, reverse=True):
+        if phrase.size <= room or not enough:
+            chosen.add(phrase)
+            room -= phrase.size
+            # A word by itself may be a name or an "ouch", unless it is a number or an answer.
+            enough = enough or phrase.size > 1 or phrase.score > 0.5
+    return ", ".join(dict.fromkeys(phrase.text for phrase in phrases if phrase in chosen))
+
+
+class Phrase(typing.NamedTuple):
+    score: float
+    size: int  # in words
+    text: str
+
+
+def telling_phrase(clause, weights, silent, longest):
+    """What a clause tells, or None: without the words at its ends that tell nothing.
+
+    Up to four words are kept whole. Of more than `longest` only those with the rarest words are.
+    """
+    words = list(WORD.finditer(clause))
+    texts = [word.group().casefold() for word in words]
+    tells = [0 if text in silent else weights[text] for text in texts]
+    if not any(tells):
+        return None
+    if tells == [ANSWER]:
+        return Phrase(ANSWER, 1, clause)
+    length = min(longest, len(words))
+    starts = range(len(words) - length + 1)
+    best = max(starts, key=lambda start: sum(tells[start : start + length]))
+    first, last = best, best + length - 1
+    telling = [i for i in range(first, last + 1) if tells[i]]
+    # One word of many is not enough: "month" of "I am away all of this month".
+    if len(words) > 4 and (len(telling) > 1 or tells[telling[0]] > 1):
+        first, last = telling[0], telling[-1]
+        if tells[last] == ANSWER and last + 1 < len(words):  # what a "not" denies
+            last += 1
+    size = last - first + 1
+    score = sum(tells[first : last + 1]) / (size + 2)
+    return Phrase(score, size, clause[words[first].start() : words[last].end()])
+
+
+def rarest(clauses, habits):
+    """The clause that its author writes least often: "will do" of "Will do. Thanks"."""
+    more = [text for text in clauses if not SIGN_OFF.issuperset(text.casefold().split())]
+    return min(more or clauses[:1], key=lambda text: habits.get(text.casefold(), 1), default="")
 
 
 def words_of_name(text):

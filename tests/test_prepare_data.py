@@ -1,4 +1,4 @@
-"""prepare_data.py in the order of its page: own words in folded text, format, notes, split."""
+"""prepare_data.py in the order of its page: split, own words in folded text, format, notes."""
 
 import collections
 import csv
@@ -13,6 +13,96 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import prepare_data
+
+# ------------------------------------------------------------------------------------------- split
+
+
+def split(tmp_path, rows, *flags):
+    """(ids of the training rows, ids of the test rows) of (id, date, subject, response, mail)."""
+    rows = [
+        (name, "maud@tern.example", response, mail, date, subject)
+        for name, date, subject, response, mail in rows
+    ]
+    write_csv(tmp_path / "in.csv", rows)
+    prepare_data.main(
+        [
+            "split",
+            str(tmp_path / "in.csv"),
+            "--train",
+            str(tmp_path / "train.csv"),
+            "--test",
+            str(tmp_path / "test.csv"),
+            *flags,
+        ]
+    )
+    return [
+        list(prepare_data.read_replies(str(tmp_path / f"{side}.csv"))["id"])
+        for side in ("train", "test")
+    ]
+
+
+TEN = [
+    (str(day), f"{day:02}-03-2019 10:00:00", f"Re: day {day}", f"yes {day}", f"now {day}?")
+    for day in range(1, 11)
+]
+
+
+def test_the_latest_threads_are_the_test(tmp_path):
+    train, test = split(tmp_path, TEN)
+    assert test == ["9", "10"] and sorted(train) == sorted("12345678") and train != sorted(train)
+    assert split(tmp_path, TEN) == [train, test]
+    assert split(tmp_path, TEN, "--seed", "2")[0] != train
+    assert len(split(tmp_path, TEN, "--test-fraction", "0.5")[1]) == 5
+
+
+@pytest.mark.parametrize(
+    "last",
+    [
+        ("1.2", "10-03-2019 10:00:00", "Fwd: RE: AW: Day 9!", "no", "what?"),
+        ("9.2", "10-03-2019 10:00:00", "other", "no", "what?"),
+        ("x", "10-03-2019 10:00:00", "other", "no", "NOW 9"),
+    ],
+)
+def test_a_thread_goes_to_one_side(tmp_path, last):
+    rows = [*TEN[:8], ("9.1", *TEN[8][1:]), last]
+    train, test = split(tmp_path, rows, "--test-fraction", "0.1")
+    assert not {"9.1", last[0]} & set(test) and test == ["8"]
+    assert split(tmp_path, rows)[1] == ["9.1", last[0]]
+
+
+def test_copies_are_dropped_and_lost_dates_are_not_the_latest(tmp_path):
+    rows = [
+        *TEN,
+        ("11", "11-03-2019 10:00:00", "Re: x", "Yes, 1!", "NOW 1"),
+        ("12", "31-12-1979 10:00:00", "y", "ok", "?"),
+        ("13", "nonsense", "z", "ok", "!"),
+    ]
+    train, test = split(tmp_path, rows)
+    assert test == ["9", "10"] and sorted(train, key=int) == [*map(str, range(1, 9)), "12", "13"]
+
+
+def test_random_threads_and_rows_without_dates(tmp_path, capsys):
+    drawn = {tuple(split(tmp_path, TEN, "--random", "--seed", seed)[1]) for seed in "1234"}
+    assert len(drawn) > 1 and {len(test) for test in drawn} == {2}
+    train, test = split(tmp_path, [(row[0], "", *row[2:]) for row in TEN])
+    assert len(test) == 2 and "0 of 10 rows have a date" in capsys.readouterr().out
+
+
+def test_split_refuses_in_one_line(tmp_path, capsys):
+    for rows, flags in (
+        (TEN[:1], []),
+        ([(*row[:2], "Re: one", *row[3:]) for row in TEN], []),
+        (TEN, ["--test", str(tmp_path / "train.csv")]),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            split(tmp_path, rows, *flags)
+        assert stopped.value.code == 2 and capsys.readouterr().err.count("\n") == 1
+    assert os.listdir(tmp_path) == ["in.csv"]
+    for value in ("0", "1", "few"):
+        with pytest.raises(SystemExit):
+            split(tmp_path, TEN, "--test-fraction", value)
+        assert "is no fraction between 0 and 1" in capsys.readouterr().err
+
 
 # ------------------------------------------------------------- own words in text without its lines
 
@@ -583,12 +673,12 @@ def told_rows(tmp_path, *flags):
 def test_notes_are_the_words_that_say_what_the_reply_says(tmp_path, capsys):
     """Yes, no, not and numbers, in any script; no greeting, no parting, no phrase of habit."""
     rows = told_rows(tmp_path, "--notes", "1")
-    assert "gave notes to 12 rows" in capsys.readouterr().out
+    assert "gave notes to 13 rows" in capsys.readouterr().out
     assert {row["id"]: row.get("notes") for row in rows} == {
         "1": "yes, We can't pay $2,000 any more",
         "2": "The spare key hangs in the shed",
         "3": "Never on a Sunday",
-        "4": None,  # says nothing that this author does not say all the time
+        "4": "No problem",  # said all the time, and all that this reply says
         "5": "nein, am Dienstag geht es nicht, Bring bitte den Prüfbericht mit",
         "6": "Der Ofen ist seit gestern kalt",
         "7": "Das Glas kommt mit dem Zug",
@@ -603,7 +693,6 @@ def test_notes_are_the_words_that_say_what_the_reply_says(tmp_path, capsys):
         "Respond to the given email. In the reply: The spare key hangs in the shed",
         "Question 2?",
     ]
-    assert rows[3]["prompt"][0]["content"] == "Respond to the given email"
     assert rows[1]["completion"][0]["content"] == TOLD[1][2]
 
 
@@ -618,7 +707,7 @@ def test_notes_of_any_seed_are_phrases_of_the_reply_in_its_order(tmp_path):
             phrases = row["notes"].split(", ") if "notes" in row else []
             starts = [" ".join(reply.split()).find(phrase) for phrase in phrases]
             assert -1 not in starts and starts == sorted(starts)
-            assert not {phrase.casefold() for phrase in phrases} & set(habits)
+            assert row["id"] == "4" or not {phrase.casefold() for phrase in phrases} & set(habits)
             sizes[row["id"]].add(len(row.get("notes", "").split()))
             assert row["id"] not in ("1", "5", "8") or phrases[0] in ("yes", "nein", "Да")
     assert min(sizes["1"]) <= 3 and max(sizes["1"]) >= 8  # terse or full
@@ -664,98 +753,127 @@ def test_notes_follow_any_instruction(tmp_path, instruction, system):
     assert row["prompt"][0] == {"role": "system", "content": system}
 
 
+STOCK = [  # the replies of somebody who says little: 24 with those that are written more than once
+    *(("Thanks. Best, Maud", "Thanks"), ("Will do. Thanks. Best, Maud", "Will do")),
+    *(("Hi Joss, ok. Best, Maud", "ok"), ("thanks, no", "no"), ("Yes", "Yes"), ("no.", "no")),
+    *(
+        ("Thanks Joss.", "Thanks Joss"),
+        ("Dear Jo, will do. Maud", "will do"),
+        ("Best, Maud", "Best"),
+    ),
+    *(("Hey there. got it", "got it"), ("If not, call me. Maud", "call me"), ("Maud", None)),
+    *(("Will do. Thanks. Best, Maud", "Will do"), ("Thanks. Will do. Best, Maud", "Will do")),
+    *[("Thanks. Best, Maud", "Thanks"), ("OK. Best, Maud", "OK")] * 5,
+]
+
+
+@pytest.mark.parametrize("seed", ["1", "2", "3"])
+def test_a_reply_of_habits_has_the_most_telling_for_its_note(tmp_path, seed):
+    rows = [(str(i), OKAFOR, reply, f"Mail {i}?") for i, (reply, _) in enumerate(STOCK)]
+    rows = format_rows(tmp_path, rows, "--notes", "1", "--seed", seed, "--as-shipped")
+    assert [row.get("notes") for row in rows] == [notes for _, notes in STOCK]
+
+
+PLAIN = [
+    *((str(i), OKAFOR, f"I will see to lamp {i} of it.", f"Lamp {i}?") for i in range(26)),
+    *((str(i), OKAFOR, f"The gannets fly at {i}.", f"Birds {i}?") for i in range(26, 30)),
+]
+
+
+@pytest.mark.parametrize(
+    ("reply", "notes"),
+    [
+        ("no", "no"),
+        ("Thanks, no.", "no"),
+        ("yes, Friday", "yes, Friday"),
+        ("I will see to all of it.", "I will see to all of it"),  # not "all"
+        ("Ouch. The gannets fly.", "Ouch, The gannets fly"),  # not "Ouch" by itself
+        ("Hi Wren, the gannets fly.", "the gannets fly"),  # a nickname
+        ("If so, the gannets fly.", "the gannets fly"),
+        ("The gannets fly by plan M. Maud", "The gannets fly by plan M"),  # no initial of Maud's
+        ("Is it to see", "Is it to see"),
+        ("?!", None),
+    ],
+)
+def test_no_note_is_a_fragment_that_tells_nothing(tmp_path, reply, notes):
+    for seed in "1234":  # terse and full
+        rows = [*PLAIN, ("30", OKAFOR, reply, "And?")]
+        *_, row = format_rows(tmp_path, rows, "--notes", "1", "--seed", seed, "--as-shipped")
+        assert row.get("notes") == notes
+
+
+@given(st.text(alphabet="aM1.,:'@&%$ \n\t\x1c\x85\u2028是ไा\u0301İßnot"))
+def test_notes_are_made_of_any_text(reply):
+    row = {"id": "1", "From": OKAFOR, "To": "a@tern.example", "mail": "", "response": reply}
+    (notes,) = prepare_data.make_notes([row], 1, 1).values()
+    assert "".join(notes.split(", ")[0].split()) in "".join(reply.split())
+
+
+@pytest.mark.parametrize("size", [12, 24, 40])
+@pytest.mark.parametrize(
+    "name", ["maud_okafor", "bernard_pell", "ines_caldeira", "tomek_wilk", "jeff", "kay", "chris"]
+)
+def test_each_row_that_says_something_can_have_notes(tmp_path, name, size):
+    files = {
+        "jeff": "jeff_dasovich_train_625",
+        "kay": "kay_mann_train_625",
+        "chris": "chris.germany_train_625",
+    }
+    folder = Path(__file__).parents[1] / "data" / "sample"
+    if name in files:
+        if "ENRON_DIR" not in os.environ:
+            pytest.skip("ENRON_DIR does not name the study's files")
+        folder = Path(os.environ["ENRON_DIR"], "experience1")
+    table = prepare_data.read_replies(folder / f"{files.get(name, f'{name}_train_43')}.csv")
+    table[:size].to_csv(tmp_path / "in.csv", index=False)
+    out = tmp_path / "out.jsonl"
+    prepare_data.main(["format", str(tmp_path / "in.csv"), str(out), "--notes", "1"])
+    rows = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
+    assert size - 3 <= len(rows) and all(row.get("notes") for row in rows)
+
+
+def write_noted(tmp_path):
+    """A reply CSV with a tenth column: notes by hand in rows 1 and 3 of four."""
+    rows = [
+        (str(i), OKAFOR, f"The gannet {i} is sold.", f"And {i}?", "2019", f"gannet {i}")
+        for i in (1, 2, 3, 4)
+    ]
+    write_csv(tmp_path / "in.csv", rows)
+    table = prepare_data.read_replies(tmp_path / "in.csv")
+    table = table.assign(notes=["sold, sorry", "", " yes but\nno 3 ", " "])
+    table.to_csv(tmp_path / "noted.csv", index=False)
+    return str(tmp_path / "noted.csv")
+
+
+@pytest.mark.parametrize("flags", [[], ["--notes", "0"], ["--notes", "1"]])
+def test_notes_by_hand_are_those_of_their_row(tmp_path, capsys, flags):
+    out = tmp_path / "out.jsonl"
+    prepare_data.main(["format", write_noted(tmp_path), str(out), *flags])
+    rows = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
+    assert [row.get("notes") for row in rows] == ["sold, sorry", None, "yes but no 3", None]
+    instruction = "Respond to the given email"
+    assert [row["prompt"][0]["content"] for row in rows] == [
+        f"{instruction}. In the reply: sold, sorry",
+        instruction,
+        f"{instruction}. In the reply: yes but no 3",
+        instruction,
+    ]
+    assert "gave notes to 2 rows" in capsys.readouterr().out
+
+
+def test_split_keeps_notes_by_hand(tmp_path):
+    sides = [str(tmp_path / f"{side}.csv") for side in ("train", "test")]
+    source = write_noted(tmp_path)
+    prepare_data.main(
+        ["split", source, "--train", sides[0], "--test", sides[1], "--test-fraction", "0.5"]
+    )
+    written = pandas.concat(map(prepare_data.read_replies, sides)).sort_values("id")
+    assert list(written["notes"]) == list(prepare_data.read_replies(source)["notes"])
+    assert list(written.columns) == [*prepare_data.COLUMNS, "notes"]
+
+
 @pytest.mark.parametrize("share", ["-0.1", "1.1", "70%", "nan"])
 def test_a_share_that_is_none(share, capsys):
     with pytest.raises(SystemExit) as stopped:
         prepare_data.main(["format", "in.csv", "out.jsonl", f"--notes={share}"])
     assert stopped.value.code == 2 and "is no share of the rows" in capsys.readouterr().err
-
-
-# ------------------------------------------------------------------------------------------- split
-
-
-def split(tmp_path, rows, *flags):
-    """(ids of the training rows, ids of the test rows) of (id, date, subject, response, mail)."""
-    rows = [
-        (name, "maud@tern.example", response, mail, date, subject)
-        for name, date, subject, response, mail in rows
-    ]
-    write_csv(tmp_path / "in.csv", rows)
-    prepare_data.main(
-        [
-            "split",
-            str(tmp_path / "in.csv"),
-            "--train",
-            str(tmp_path / "train.csv"),
-            "--test",
-            str(tmp_path / "test.csv"),
-            *flags,
-        ]
-    )
-    return [
-        list(prepare_data.read_replies(str(tmp_path / f"{side}.csv"))["id"])
-        for side in ("train", "test")
-    ]
-
-
-TEN = [
-    (str(day), f"{day:02}-03-2019 10:00:00", f"Re: day {day}", f"yes {day}", f"now {day}?")
-    for day in range(1, 11)
-]
-
-
-def test_the_latest_threads_are_the_test(tmp_path):
-    train, test = split(tmp_path, TEN)
-    assert test == ["9", "10"] and sorted(train) == sorted("12345678") and train != sorted(train)
-    assert split(tmp_path, TEN) == [train, test]
-    assert split(tmp_path, TEN, "--seed", "2")[0] != train
-    assert len(split(tmp_path, TEN, "--test-fraction", "0.5")[1]) == 5
-
-
-@pytest.mark.parametrize(
-    "last",
-    [
-        ("1.2", "10-03-2019 10:00:00", "Fwd: RE: AW: Day 9!", "no", "what?"),
-        ("9.2", "10-03-2019 10:00:00", "other", "no", "what?"),
-        ("x", "10-03-2019 10:00:00", "other", "no", "NOW 9"),
-    ],
-)
-def test_a_thread_goes_to_one_side(tmp_path, last):
-    rows = [*TEN[:8], ("9.1", *TEN[8][1:]), last]
-    train, test = split(tmp_path, rows, "--test-fraction", "0.1")
-    assert not {"9.1", last[0]} & set(test) and test == ["8"]
-    assert split(tmp_path, rows)[1] == ["9.1", last[0]]
-
-
-def test_copies_are_dropped_and_lost_dates_are_not_the_latest(tmp_path):
-    rows = [
-        *TEN,
-        ("11", "11-03-2019 10:00:00", "Re: x", "Yes, 1!", "NOW 1"),
-        ("12", "31-12-1979 10:00:00", "y", "ok", "?"),
-        ("13", "nonsense", "z", "ok", "!"),
-    ]
-    train, test = split(tmp_path, rows)
-    assert test == ["9", "10"] and sorted(train, key=int) == [*map(str, range(1, 9)), "12", "13"]
-
-
-def test_random_threads_and_rows_without_dates(tmp_path, capsys):
-    drawn = {tuple(split(tmp_path, TEN, "--random", "--seed", seed)[1]) for seed in "1234"}
-    assert len(drawn) > 1 and {len(test) for test in drawn} == {2}
-    train, test = split(tmp_path, [(row[0], "", *row[2:]) for row in TEN])
-    assert len(test) == 2 and "0 of 10 rows have a date" in capsys.readouterr().out
-
-
-def test_split_refuses_in_one_line(tmp_path, capsys):
-    for rows, flags in (
-        (TEN[:1], []),
-        ([(*row[:2], "Re: one", *row[3:]) for row in TEN], []),
-        (TEN, ["--test", str(tmp_path / "train.csv")]),
-    ):
-        with pytest.raises(SystemExit) as stopped:
-            split(tmp_path, rows, *flags)
-        assert stopped.value.code == 2 and capsys.readouterr().err.count("\n") == 1
-    assert os.listdir(tmp_path) == ["in.csv"]
-    for value in ("0", "1", "few"):
-        with pytest.raises(SystemExit):
-            split(tmp_path, TEN, "--test-fraction", value)
-        assert "is no fraction between 0 and 1" in capsys.readouterr().err
