@@ -539,11 +539,12 @@ def new_cache(model):
     That is so of recurrent states.
     """
     from transformers import DynamicCache
+    from transformers.cache_utils import LinearAttentionCacheLayerMixin as Recurrent
 
     if "past_key_values" not in parameters(model):
         return None
     cache = DynamicCache(config=model.config)
-    return None if any(cache.is_linear) else cache
+    return None if any(isinstance(layer, Recurrent) for layer in cache.layers) else cache
 
 
 def score(model, example, cache=None):

@@ -81,8 +81,19 @@ SPECIAL = {
 @pytest.mark.parametrize(
     "kind", [pytest.param(k, marks=[] if k in SMALL else pytest.mark.slow) for k in FAMILIES]
 )
-def test_family(kind, tmp_path):
+def test_family(kind, tmp_path, monkeypatch):
+    monkeypatch.setattr("generate.CHUNK", 4)  # so that some rows leave a batch before others
     assert sweep(kind, tmp_path) == FAMILIES[kind]
+
+
+@pytest.mark.parametrize(
+    "kind, leaves", [("llama", True), ("gemma2", True), ("lfm2", False), ("falcon_h1", False)]
+)
+def test_a_row_that_has_ended_leaves_no_batch_of_recurrent_states(kind, leaves, tmp_path):
+    import generate
+
+    make_model(kind, tmp_path)
+    assert (generate.new_cache(load(tmp_path)) is not None) == leaves
 
 
 def test_the_table_names_families_of_the_library():
@@ -152,7 +163,7 @@ def make_model(kind, folder):
     for name, weight in model.named_parameters():
         if weight.ndim > 1 and 0 < weight.std() < 0.08 and "A_log" not in name:
             torch.nn.init.normal_(weight, std=0.1)
-    stops = [2, *range(20, len(tokenizer()), 50)]  # so that some replies end by themselves
+    stops = [2, *range(20, len(tokenizer()), 12)]  # so that most replies end by themselves
     model.generation_config = GenerationConfig(eos_token_id=stops, pad_token_id=0)
     model.save_pretrained(folder)
     tokenizer().save_pretrained(folder)
