@@ -33,6 +33,8 @@ import threading
 import warnings
 from pathlib import Path
 
+TEMPERATURE = 0.7  # of the replies that --samples draws
+LOOP = re.compile(r"(\S.{1,60}?)(?:\s*\1){3,}", re.DOTALL)  # the same four times in a row
 CHUNK = 16  # tokens that a batch writes before the rows that have ended leave it
 NO_MODEL = "{}, the run's base model, is not there: say where it is by --base-model"
 FULL_DISK = ("No space left", "inline_container")  # in the errors of several libraries
@@ -64,9 +66,10 @@ def main(argv=None):
     tokenizer, model = load_run(folder, settings, args.run, args.untuned)
     examples = [encode(tokenizer, row, settings) for row in rows]
     if args.mail:
-        return stream(tokenizer, model, examples[0], settings["max_prompt"])
+        return print_reply(tokenizer, model, examples[0], args.samples, settings["max_prompt"])
     with unfinished(args, settings, examples) as (file, answers):
-        answer_all(tokenizer, model, examples, args.batch_size, file, answers)
+        sizes = (args.batch_size, args.samples)
+        answer_all(tokenizer, model, examples, sizes, file, answers)
         answers = gather(answers)
         if not RANK:
             cut = sum(example["cut"] for example in examples)
@@ -96,7 +99,13 @@ def parse_args(argv):
     add("--id", nargs="+", help="print mail, reference and reply of these in RUN/predictions.jsonl")
     add = parser.add_argument_group("how").add_argument
     add("--max-new-tokens", type=positive, help="(default the run's --max-reply-length)")
-    add("--batch-size", type=positive, default=16, help="mails at a time (default %(default)s)")
+    add("--batch-size", type=positive, default=16, help="replies at a time (default %(default)s)")
+    drawn = "take the best of N drawn replies: most words of the notes, then most like the others"
+    add(
+        "--samples", metavar="N", type=positive, default=1, help=f"{drawn} (default: the likeliest)"
+    )
+    kinds = ["auto", "float32", "bfloat16", "float16"]
+    add("--dtype", choices=kinds, help="numbers of the base model (default as in training)")
     args = parser.parse_args(argv)
     if sum(map(bool, (args.data, args.mail, args.page, args.export, args.id))) != 1:
         die("exactly one of --data, --mail, --page, --export and --id says what to do")
@@ -155,15 +164,20 @@ def read_jsonl(path, answered=False):
 
 
 def read_mail(name, notes):
-    """One mail as a row; in UTF-8, or in the letters of old Windows programs."""
+    """One mail as a row: an .eml, or a text in UTF-8 or in the letters of old Windows programs."""
     try:
         data = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
     except OSError as error:
-        die(f"{name}: {error}")
-    try:
-        text = data.decode()
-    except UnicodeDecodeError:
-        text = data.decode("windows-1252", errors="replace")
+        die(f"{name}: {error.strerror}")
+    if name.lower().endswith((".eml", ".emlx")):
+        import mail
+
+        text = mail.text_of(*mail.open_message(data))
+    else:
+        try:
+            text = data.decode()
+        except UnicodeDecodeError:
+            text = data.decode("windows-1252", errors="replace")
     if not text.strip():
         die(f"{name}: an empty mail")
     return {"id": name, "prompt": [{"role": "user", "content": text}], "notes": notes}
@@ -204,6 +218,9 @@ def read_settings(args):
         die(f"{path} is of another version: train again")
     if args.max_new_tokens:
         settings["max_reply_length"] = args.max_new_tokens
+    if args.dtype or settings.get("dtype") != "float32":  # a run may be of another machine
+        asked = args.dtype or "auto"
+        settings["dtype"] = native_type() if asked == "auto" else asked
     return settings
 
 
@@ -257,7 +274,7 @@ def load_run(folder, settings, run, untuned=False, merged=False):
     config = attempt(f"cannot load {folder}", AutoConfig.from_pretrained, folder)
     if merged and getattr(config, "quantization_config", None):
         die(f"{folder} is held in 4 bits: name the model that it was made of by --base-model")
-    model = load_weights(folder, nf4, "auto" if merged else None)
+    model = load_weights(folder, nf4, "auto" if merged else settings["dtype"])
     free = psutil.virtual_memory().available
     if nf4 and model.device.type == "cpu" and 16 * model.num_parameters() < free:
         model, nf4 = model.dequantize(), False  # the same rounded weights, faster on a CPU
@@ -269,24 +286,32 @@ def load_run(folder, settings, run, untuned=False, merged=False):
     return tokenizer, model.eval()
 
 
-def load_weights(folder, nf4, dtype=None):
-    """The model of a folder on this process's device: in NF4, or in a precision."""
+def load_weights(folder, nf4, dtype):
+    """The model of a folder on this process's device, its numbers as `dtype` or, of it, in NF4."""
     import torch
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-    native, device = torch.float32, "cpu"
-    if torch.cuda.is_available():  # T4 and V100 only emulate bf16
-        bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
-        native, device = torch.bfloat16 if bf16 else torch.float16, LOCAL_RANK
-    rounding = BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=native,
-    )
-    how = {"dtype": dtype or native, "device_map": {"": device}, "use_safetensors": True}
-    how["quantization_config"] = rounding if nf4 else None
+    device = LOCAL_RANK if torch.cuda.is_available() else "cpu"
+    how = {"dtype": dtype, "device_map": {"": device}, "use_safetensors": True}
+    if nf4:
+        how["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+        )
     return attempt(f"cannot load {folder}", AutoModelForCausalLM.from_pretrained, folder, **how)
+
+
+def native_type():
+    """The type of number that this machine computes fastest with, by its name in torch."""
+    import torch
+
+    if torch.cuda.is_available():  # T4 and V100 only emulate bfloat16
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+        return "bfloat16" if native else "float16"
+    able = torch.cpu.get_capabilities()
+    return "bfloat16" if able.get("avx512_bf16") or able.get("amx_bf16") else "float32"
 
 
 def quieten():
@@ -385,7 +410,7 @@ def encode(tokenizer, row, settings):
     prompt, ids, cut = encode_prompt(tokenizer, row, settings["max_prompt"])
     known = row.get("completion")
     reply = encode_reply(tokenizer, row, prompt, ids, settings) if known else []
-    return {"prompt": ids, "reply": reply, "cut": cut}
+    return {"prompt": ids, "reply": reply, "cut": cut, "notes": row.get("notes") or ""}
 
 
 @contextlib.contextmanager
@@ -396,7 +421,8 @@ def unfinished(args, settings, examples):
     another process writes it; gone when all is done.
     """
     weights = b"" if args.untuned else (args.run / "adapter/adapter_model.safetensors").read_bytes()
-    wanted = json.dumps([settings, args.batch_size, args.untuned, WORLD, examples]).encode()
+    sizes = [args.batch_size, args.samples, WORLD]
+    wanted = json.dumps([settings, sizes, args.untuned, examples]).encode()
     key = json.dumps(hashlib.sha256(wanted + weights).hexdigest()).encode() + b"\n"
     side, answers, whole = args.output.with_name(f"{args.output.name}.{RANK}.part"), {}, 0
     side.parent.mkdir(parents=True, exist_ok=True)
@@ -435,13 +461,15 @@ def gather(answers):
     return {place: answer for part in gather_object([answers]) for place, answer in part.items()}
 
 
-def answer_all(tokenizer, model, examples, batch_size, file, answers):
+def answer_all(tokenizer, model, examples, sizes, file, answers):
     """Fill in this process's share of {place: answer} and write each batch to the file.
 
-    Mails of like length are answered together, the longest first, where memory would run out.
+    `sizes`: how many replies are written at a time, how many to each mail. Mails of like length are
+    answered together, the longest first, where memory would run out.
     """
     from tqdm import tqdm
 
+    batch_size, samples = max(1, sizes[0] // sizes[1]), sizes[1]
     if "position_ids" not in parameters(model):  # it would count the padding of a batch as text
         batch_size = 1
     order = sorted(range(len(examples)), key=lambda place: -len(examples[place]["prompt"]))
@@ -449,7 +477,9 @@ def answer_all(tokenizer, model, examples, batch_size, file, answers):
     with tqdm(total=sum(map(len, batches)), unit="mail", disable=bool(RANK) or None) as bar:
         for batch in batches:
             if batch[-1] not in answers:
-                replies = answer_in_halves(tokenizer, model, [examples[place] for place in batch])
+                replies = answer_in_halves(
+                    tokenizer, model, [examples[place] for place in batch], samples
+                )
                 written = dict(zip(batch, replies, strict=True))
                 answers |= written
                 file.write(json.dumps(written).encode() + b"\n")
@@ -457,19 +487,19 @@ def answer_all(tokenizer, model, examples, batch_size, file, answers):
             bar.update(len(batch))
 
 
-def answer_in_halves(tokenizer, model, examples):
+def answer_in_halves(tokenizer, model, examples, samples):
     """The answers to one batch, or to its halves where a GPU's memory does not hold the whole."""
     import torch
 
     try:
-        return answer(tokenizer, model, examples)
+        return answer(tokenizer, model, examples, samples)
     except torch.OutOfMemoryError:
         if len(examples) == 1:
             raise
     torch.cuda.empty_cache()
     half = len(examples) // 2
     parts = (examples[:half], examples[half:])
-    return [reply for part in parts for reply in answer_in_halves(tokenizer, model, part)]
+    return [reply for part in parts for reply in answer_in_halves(tokenizer, model, part, samples)]
 
 
 def parameters(model):
@@ -478,28 +508,61 @@ def parameters(model):
     return inspect.signature(base.forward).parameters
 
 
-def answer(tokenizer, model, examples):
-    """The answers to one batch: prediction, finish_reason, reference_nll, reference_tokens."""
+def answer(tokenizer, model, examples, samples=1, watch=None):
+    """The answers to one batch: prediction, finish_reason, reference_nll, reference_tokens.
+
+    With several samples the prediction is the best of so many. `watch` is called now and then with
+    the ids of the replies so far.
+    """
     import torch
 
     stop = set(model.generation_config.eos_token_id)
     with torch.inference_mode():
         cache, nats = read(model, examples)
-        replies = write_replies(model, examples, cache, stop)
+        replies = write_replies(model, examples, cache, stop, samples, watch)
+    drawn = [read_reply(tokenizer, reply, stop) for reply in replies]
     answers = []
-    for reply, example, nll in zip(replies, examples, nats, strict=True):
-        stopped = reply[-1] in stop
-        text = tokenizer.decode(reply[:-1] if stopped else reply, skip_special_tokens=True)
-        text = re.sub(r"^.*?</\w*think\w*>", "", text, flags=re.DOTALL).strip()  # thoughts
-        answers.append(
-            {
-                "prediction": text,
-                "finish_reason": "stop" if stopped else "length",
-                "reference_nll": round(nll, 4) if example["reply"] else None,
-                "reference_tokens": len(example["reply"]) or None,
-            }
-        )
+    for place, (example, nll) in enumerate(zip(examples, nats, strict=True)):
+        mine = drawn[place * samples : (place + 1) * samples]
+        known = bool(example["reply"])
+        answers.append(mine[choose(mine, example["notes"])])
+        answers[-1]["reference_nll"] = round(nll, 4) if known else None
+        answers[-1]["reference_tokens"] = len(example["reply"]) if known else None
     return answers
+
+
+def read_reply(tokenizer, reply, stop):
+    """A reply's ids as the text that they say, without thoughts, and how it ended."""
+    stopped = reply[-1] in stop
+    text = tokenizer.decode(reply[:-1] if stopped else reply, skip_special_tokens=True)
+    text = re.sub(r"^.*?</\w*think\w*>", "", text, flags=re.DOTALL).strip()
+    return {"prediction": text, "finish_reason": "stop" if stopped else "length"}
+
+
+def choose(drawn, notes):
+    """The place of the best reply: with most words of the notes, then the closest to the others.
+
+    That is minimum Bayes risk (Eikema and Aziz 2020) by chrF (Popović 2015). A reply that does not
+    end, is empty or repeats itself without end counts last.
+    """
+    if len(drawn) == 1:
+        return 0
+    from sacrebleu.metrics import CHRF
+
+    metric, noted = CHRF(), words_of(notes)
+    texts = [answer["prediction"] for answer in drawn]
+
+    def merit(place):
+        text, others = texts[place], texts[:place] + texts[place + 1 :]
+        ended = drawn[place]["finish_reason"] == "stop" and text and not LOOP.search(text)
+        closeness = sum(metric.sentence_score(text, [other]).score for other in others)
+        return bool(ended), len(noted & words_of(text)), closeness
+
+    return max(range(len(drawn)), key=merit)
+
+
+def words_of(text):
+    return set(re.findall(r"\w+", text.casefold()))
 
 
 def read(model, examples):
@@ -567,10 +630,17 @@ def pad_left(rows):
     return pad_sequence(rows, batch_first=True, padding_side="left")
 
 
-def write_replies(model, examples, cache, stop):
-    """The ids of each row's reply with the one that ends it; rows that have ended leave."""
+def write_replies(model, examples, cache, stop, samples=1, watch=None):
+    """The ids of each row's reply with the one that ends it; rows that have ended leave.
+
+    With several samples each mail has so many rows, one behind the other.
+    """
     import torch
 
+    examples = [example for example in examples for _ in range(samples)]
+    if samples > 1 and cache is not None and cache.get_seq_length():
+        cache.batch_repeat_interleave(samples)
+    dice = [make_die(example, row % samples) for row, example in enumerate(examples)]
     prompts = [torch.tensor(example["prompt"], device=model.device) for example in examples]
     ids, mask = pad_left(prompts), pad_left([torch.ones_like(prompt) for prompt in prompts])
     rows, replies = list(range(len(examples))), [[] for _ in examples]
@@ -578,6 +648,8 @@ def write_replies(model, examples, cache, stop):
     while rows and left:
         new, width = left if cache is None else min(left, CHUNK), ids.shape[1]
         inputs = {"input_ids": ids, "attention_mask": mask, "past_key_values": cache}
+        if samples > 1:
+            inputs["logits_processor"] = [throw([dice[row] for row in rows])]
         ids = model.generate(**inputs, max_new_tokens=new)
         going = []
         for place, row in enumerate(rows):
@@ -589,6 +661,8 @@ def write_replies(model, examples, cache, stop):
                 going.append(place)
         left -= new
         rows = [rows[place] for place in going]
+        if watch:
+            watch(replies)
         if rows and left:
             going = torch.tensor(going, device=ids.device)
             cache.batch_select_indices(going)
@@ -597,20 +671,53 @@ def write_replies(model, examples, cache, stop):
     return replies
 
 
-def stream(tokenizer, model, example, room):
-    """Print one reply as it is written."""
+def make_die(example, number):
+    """Random numbers for one reply to a mail: the same again, whatever else is drawn beside it."""
     import torch
+
+    digest = hashlib.sha256(json.dumps([example["prompt"], number]).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:7]))
+
+
+def throw(dice):
+    """What makes `generate`, which takes the likeliest token, draw one: Gumbel noise on its logits.
+
+    So each row is drawn by its own dice (Gumbel 1954; Maddison et al. 2014).
+    """
+    import torch
+
+    def add_noise(ids, logits):
+        waits = [torch.empty(logits.shape[1]).exponential_(generator=one) for one in dice]
+        return logits.float() / TEMPERATURE - torch.stack(waits).log().to(logits.device)
+
+    return add_noise
+
+
+def print_reply(tokenizer, model, example, samples, room):
+    """Print one reply: as it is written or, the best of several, behind a bar."""
+    import torch
+    from tqdm import tqdm
     from transformers import TextStreamer
 
     if example["cut"]:
         room = f"a prompt has room for {room} tokens"
         print(f"generate.py: the mail lost its end: {room}", file=sys.stderr)
-    ids = torch.tensor([example["prompt"]], device=model.device)
-    streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
-    whole = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), streamer=streamer)
-    if whole[0, -1].item() not in model.generation_config.eos_token_id:
-        length = whole.shape[1] - ids.shape[1]
-        print(f"generate.py: stopped at {length} tokens: --max-new-tokens", file=sys.stderr)
+    most = model.generation_config.max_new_tokens
+    if samples > 1:
+        with tqdm(total=most, desc=f"{samples} replies", unit="token", disable=None) as bar:
+            (best,) = answer(tokenizer, model, [example], samples, lambda rows: bar.update(CHUNK))
+        print(best["prediction"])
+        ended = best["finish_reason"] == "stop"
+    else:
+        ids = torch.tensor([example["prompt"]], device=model.device)
+        streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        with torch.inference_mode():
+            whole = model.generate(
+                input_ids=ids, attention_mask=torch.ones_like(ids), streamer=streamer
+            )
+        ended = whole[0, -1].item() in model.generation_config.eos_token_id
+    if not ended:
+        print(f"generate.py: stopped at {most} tokens: --max-new-tokens", file=sys.stderr)
 
 
 def open_page(tokenizer, model, settings):

@@ -51,7 +51,7 @@ DEFAULTS = {  # GPU, CPU
     "gradient_checkpointing": ("on", "off"),
 }
 # These leave the result as it is; of the data its hash decides, not its name.
-FREE_TO_CHANGE = {"train_data", "micro_batch_size", "gradient_checkpointing"}
+FREE_TO_CHANGE = {"train_data", "start_from", "micro_batch_size", "gradient_checkpointing"}
 NO_MODEL = "cannot load {}: it needs `make model`, or a network and, if gated, `hf auth login`"
 FULL_DISK = ("No space left", "inline_container")  # in the errors of several libraries
 FULL_MEMORY = ("out of memory", "can't allocate memory")
@@ -102,6 +102,7 @@ def parse_args(argv):
     add(files, "base_model", str, "chat model: a folder or a name on the hub", required=True)
     add(files, "train_data", Path, "JSONL of `prepare_data.py format`", required=True)
     add(files, "output_dir", Path, "run folder, runs/GROUP/NAME", required=True)
+    add(files, "start_from", Path, "run whose adapter is trained on (default a new adapter)")
     add(files, "limit", int, "train on the first LIMIT rows (default all)")
     files.add_argument("--brief", action="store_true", help="print one line; train.json has it all")
     method = parser.add_argument_group("method")
@@ -118,6 +119,9 @@ def parse_args(argv):
     machine = parser.add_argument_group("machine")
     nf4 = {"choices": ["4bit", "none"], "default": "4bit"}
     add(machine, "quantization", str, "of the base model, to NF4 (default %(default)s)", **nf4)
+    kinds = {"choices": ["auto", "float32", "bfloat16", "float16"], "default": "auto"}
+    text = "numbers of the base model: auto, what this machine is built for (default)"
+    add(machine, "dtype", str, text, **kinds)
     add(machine, "micro_batch_size", int, "examples per pass: changes the memory, not the result")
     on_off = {"choices": ["on", "off"]}
     add(machine, "gradient_checkpointing", str, "slower with less memory", **on_off)
@@ -192,7 +196,28 @@ def fill_defaults(args, rows):
     }
     if Path(args.base_model).is_dir():  # so that it is found from any folder
         settings["base_model"] = str(Path(args.base_model).resolve())
+    if args.dtype == "auto":
+        settings["dtype"] = native_type()
+    if settings["dtype"] == "float16" and not torch.cuda.is_available():
+        die("--dtype float16 wants a GPU: take bfloat16 or float32")
+    if args.start_from:
+        settings |= read_start(args.start_from, settings)
     return settings
+
+
+def read_start(run, settings):
+    """Which adapter the training starts from; die where it is not one of the same shape."""
+    weights = run / "adapter" / "adapter_model.safetensors"  # PEFT would take a pickle, too
+    try:
+        old = {} | json.loads((run / "train.json").read_bytes())
+        digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+    except (OSError, ValueError, TypeError):
+        die(f"--start-from {run}: no finished training is there")
+    for name in ("base_model", "rank", "alpha"):
+        if old.get(name) != settings[name]:
+            change = f"{old.get(name)!r}, not {settings[name]!r}"
+            die(f"--start-from {run}: its --{name.replace('_', '-')} is {change}")
+    return {"start_from": str(run), "start_from_sha256": digest}
 
 
 @contextlib.contextmanager
@@ -520,7 +545,7 @@ def fit(train_set, validation_set, settings, run):
 def load_model(settings):
     """The base model with a fresh LoRA adapter on its linear layers."""
     import torch
-    from peft import LoraConfig, get_peft_model
+    from peft import LoraConfig, PeftModel, get_peft_model
     from transformers import set_seed
 
     model = load_base(settings)
@@ -549,7 +574,11 @@ def load_model(settings):
         lora_dropout=settings["dropout"],
     )
     failure = f"{settings['base_model']} takes no adapter with these libraries"
-    model = attempt(failure, get_peft_model, model, lora)
+    if settings["start_from"]:
+        adapter, how = Path(settings["start_from"]) / "adapter", {"is_trainable": True}
+        model = attempt(failure, PeftModel.from_pretrained, model, adapter, config=lora, **how)
+    else:
+        model = attempt(failure, get_peft_model, model, lora)
     model.print_trainable_parameters()
     return model
 
@@ -571,7 +600,7 @@ def load_base(settings):
         die(f"--max-length {settings['max_length']} is more than the model's {positions} positions")
     if getattr(config, "quantization_config", None) and not nf4:
         die(f"{folder} is quantized already: leave out --quantization none")
-    model = load_weights(folder, nf4)
+    model = load_weights(folder, nf4, settings["dtype"])
     if not nf4:
         return model
     if not any(isinstance(module, Linear4bit) for module in model.modules()):
@@ -582,30 +611,38 @@ def load_base(settings):
         print(f"the experts are not held in 4 bits: {settings['experts_not_in_4bit_gb']} GB")
     free = psutil.virtual_memory().available
     if model.device.type == "cpu" and 16 * model.num_parameters() < free:
-        model = model.dequantize()  # the same rounded weights in float32, faster on a CPU
+        model = model.dequantize()  # the same rounded weights, faster on a CPU
     for module in model.modules():  # or a pass without gradient takes NF4 layers into a layout
         module.support_avx512bf16_for_cpu = False  # that has none (bitsandbytes 0.50)
     return model
 
 
-def load_weights(folder, nf4, dtype=None):
-    """The model of a folder on this process's device: in NF4, or in a precision."""
+def load_weights(folder, nf4, dtype):
+    """The model of a folder on this process's device, its numbers as `dtype` or, of it, in NF4."""
     import torch
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-    native, device = torch.float32, "cpu"
-    if torch.cuda.is_available():  # T4 and V100 only emulate bf16
-        bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
-        native, device = torch.bfloat16 if bf16 else torch.float16, LOCAL_RANK
-    rounding = BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=native,
-    )
-    how = {"dtype": dtype or native, "device_map": {"": device}, "use_safetensors": True}
-    how["quantization_config"] = rounding if nf4 else None
+    device = LOCAL_RANK if torch.cuda.is_available() else "cpu"
+    how = {"dtype": dtype, "device_map": {"": device}, "use_safetensors": True}
+    if nf4:
+        how["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+        )
     return attempt(f"cannot load {folder}", AutoModelForCausalLM.from_pretrained, folder, **how)
+
+
+def native_type():
+    """The type of number that this machine computes fastest with, by its name in torch."""
+    import torch
+
+    if torch.cuda.is_available():  # T4 and V100 only emulate bfloat16
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+        return "bfloat16" if native else "float16"
+    able = torch.cpu.get_capabilities()
+    return "bfloat16" if able.get("avx512_bf16") or able.get("amx_bf16") else "float32"
 
 
 def quieten():
@@ -690,7 +727,7 @@ def train(model, train_set, validation_set, settings, run):
         logging_nan_inf_filter=False,
         report_to="tensorboard",
         optim="paged_adamw_8bit" if model.device.type == "cuda" else "adamw_torch",
-        bf16=model.dtype == torch.bfloat16,
+        bf16=model.dtype == torch.bfloat16 and model.device.type == "cuda",
         fp16=model.dtype == torch.float16,
         use_cpu=model.device.type == "cpu",
         disable_tqdm=True,  # Progress has a bar

@@ -22,7 +22,7 @@ import train
 
 MAIL = "Is the kiln cold again? " * 3
 FAST = "--epochs 4 --batch-size 4 --rank 4 --learning-rate 1e-2".split()
-FAST += "--max-length 160 --max-reply-length 40".split()
+FAST += "--max-length 160 --max-reply-length 40 --dtype float32".split()
 
 
 @pytest.fixture(scope="module")
@@ -151,11 +151,78 @@ def test_rows_that_have_ended_leave_the_batch(stopping, tmp_path, monkeypatch):
     assert sizes[0] == 9 and sizes[-1] < 9 and sizes == sorted(sizes, reverse=True)
 
 
+def test_numbers_are_the_runs_unless_others_are_asked_for(run, tmp_path):
+    def kind(*flags):
+        args = generate.parse_args(["--run", str(run), "--data", "x", *flags])
+        settings = generate.read_settings(args)
+        _, model = generate.load_run(settings["base_model"], settings, run)
+        return str(model.dtype)
+
+    assert kind() == "torch.float32" and kind("--dtype", "bfloat16") == "torch.bfloat16"
+    other = tmp_path / "run"
+    shutil.copytree(run, other)
+    settings = json.loads((run / "train.json").read_text()) | {"dtype": "float16"}
+    (other / "train.json").write_text(json.dumps(settings))
+    run = other  # a run of a GPU, answered on this machine
+    assert kind() == f"torch.{generate.native_type()}" == kind("--dtype", "auto")
+
+
+def test_a_drawn_reply_is_the_same_again_whatever_else_is_drawn(stopping, tmp_path):
+    rows = some_rows(6)
+    whole = predictions(stopping, tmp_path, rows, "--samples", "3", "--batch-size", "18")
+    assert predictions(stopping, tmp_path, rows[::-1], "--samples", "3") == whole[::-1]
+    assert predictions(stopping, tmp_path, rows, "--samples", "3", "--batch-size", "1") == whole
+    greedy = predictions(stopping, tmp_path, rows)
+    assert [row["prediction"] for row in greedy] != [row["prediction"] for row in whole]
+    assert [row["reference_nll"] for row in greedy] == pytest.approx(
+        [row["reference_nll"] for row in whole], rel=1e-3
+    )
+
+
+def test_drawn_tokens_are_as_frequent_as_they_are_likely():
+    """At temperature .7 the odds of tokens 0 and 1 are (3 / 1) ** (1 / .7), of 0 and 2 infinite."""
+    logits = torch.log(torch.tensor([[3.0, 1.0, 0.0]]))
+    pick = generate.throw([torch.Generator().manual_seed(5)])
+    drawn = [pick(None, logits).argmax().item() for _ in range(4000)]
+    share = 3 ** (1 / 0.7) / (3 ** (1 / 0.7) + 1)
+    assert drawn.count(0) / 4000 == pytest.approx(share, abs=0.02) and 2 not in drawn
+
+
+@pytest.mark.parametrize(
+    ("texts", "notes", "best"),
+    [
+        (["No.", "Yes, tuesday.", "Yes, Tuesday at 10."], "yes, tuesday 10", 2),
+        (["Out of wax!", "By six, Len.", "By six, Len."], "", 1),  # the closest to the others
+        (["", "Thanks.", ""], "", 1),
+        (["yes yes yes yes yes", "perhaps"], "yes", 1),  # a loop
+        (["yes, tuesday (", "perhaps"], "yes, tuesday", 1),  # "(": it did not end
+        (["ok so so so so so"], "", 0),
+    ],
+)
+def test_the_best_reply_says_the_notes_and_is_like_the_others(texts, notes, best):
+    drawn = [
+        {"prediction": text, "finish_reason": "length" if text.endswith("(") else "stop"}
+        for text in texts
+    ]
+    assert generate.choose(drawn, notes) == best
+
+
+def test_one_mail_gets_the_best_reply_behind_a_bar(stopping, tmp_path, monkeypatch, capsys):
+    (row,) = some_rows(1)
+    (best,) = predictions(stopping, tmp_path, [row], "--samples", "4")
+    mail = row["prompt"][1]["content"].encode()
+    flags = ["--run", str(stopping), "--mail", "-", "--samples", "4"]
+    assert one(monkeypatch, capsys, mail, *flags).out == best["prediction"] + "\n"
+    (tmp_path / "x.EML").write_bytes(b"From: a@x.example\nSubject: kiln\n\n" + mail)
+    flags[3] = str(tmp_path / "x.EML")
+    assert one(monkeypatch, capsys, b"", *flags).out == best["prediction"] + "\n"
+
+
 def test_when_a_gpus_memory_runs_out_the_batch_is_halved(run, tmp_path, monkeypatch):
     mails = [each["prompt"][1]["content"] for each in some_rows(9)]
     expected, answer, sizes = replies(run, tmp_path, mails), generate.answer, []
 
-    def full(tokenizer, model, examples):
+    def full(tokenizer, model, examples, *options):
         sizes.append(len(examples))
         if len(examples) > 3:
             raise torch.OutOfMemoryError("CUDA out of memory.")

@@ -1,6 +1,7 @@
 """train.py: the prompt that it makes, the ids it trains on, the loss, what a run leaves."""
 
 import datetime
+import hashlib
 import json
 import os
 import shutil
@@ -28,7 +29,7 @@ from conftest import (
 import train
 
 FAST = "--epochs 2 --batch-size 4 --micro-batch-size 2 --rank 4 --learning-rate 1e-2".split()
-FAST += "--max-length 160 --max-reply-length 40".split()
+FAST += "--max-length 160 --max-reply-length 40 --dtype float32".split()
 
 
 def arguments(base, data, run, *flags):
@@ -390,6 +391,63 @@ def test_killed_and_started_again_it_ends_where_the_undisturbed_one_does(
     assert (again / weights).read_bytes() == (run / weights).read_bytes()
     one, other = (json.loads((folder / "train.json").read_text()) for folder in (run, again))
     assert one["train_loss"] == other["train_loss"] and one["updates"] == other["updates"]
+
+
+def test_numbers_are_those_that_the_machine_computes_fastest_with(tiny, trained, tmp_path, capsys):
+    """Also where a CPU only emulates them; the adapter stays in float32."""
+    from safetensors.torch import load_file
+
+    able = torch.cpu.get_capabilities()
+    native = "bfloat16" if able.get("avx512_bf16") or able.get("amx_bf16") else "float32"
+    assert train.native_type() == native or torch.cuda.is_available()
+    losses = {}
+    for asked, kind in (("auto", train.native_type()), ("bfloat16", "bfloat16")):
+        run = tmp_path / asked
+        train.main(arguments(tiny, trained[1], run, "--dtype", asked))
+        facts = json.loads((run / "train.json").read_text())
+        assert facts["dtype"] == kind
+        losses[asked] = facts["validation_losses"][-1]
+    exact = json.loads((trained[0] / "train.json").read_text())["validation_losses"][-1]
+    assert losses["bfloat16"] != exact and losses["bfloat16"] == pytest.approx(exact, rel=0.05)
+    weights = load_file(run / "adapter" / "adapter_model.safetensors")
+    assert {weight.dtype for weight in weights.values()} == {torch.float32}
+    if not torch.cuda.is_available():
+        with pytest.raises(SystemExit):
+            train.main(arguments(tiny, trained[1], tmp_path / "half", "--dtype", "float16"))
+        assert "--dtype float16 wants a GPU" in capsys.readouterr().err
+
+
+def test_training_goes_on_from_another_runs_adapter(tiny, trained, tmp_path, capsys):
+    from safetensors.torch import load_file
+
+    start, data = trained
+    before = (start / "adapter" / "adapter_model.safetensors").read_bytes()
+    more = ["--start-from", str(start), "--learning-rate", "1e-12"]
+    train.main(arguments(tiny, data, tmp_path / "on", *more))
+    facts = json.loads((tmp_path / "on" / "train.json").read_text())
+    assert facts["start_from_sha256"] == hashlib.sha256(before).hexdigest()
+    old, new = (
+        load_file(run / "adapter" / "adapter_model.safetensors") for run in (start, tmp_path / "on")
+    )
+    assert old.keys() == new.keys() and any(old[name].any() for name in old if "lora_B" in name)
+    for name, weight in old.items():
+        assert torch.allclose(weight, new[name], atol=1e-6), name
+    train.main(arguments(tiny, data, tmp_path / "on", *more))
+    assert "nothing to be done" in capsys.readouterr().out
+    refused = {
+        "no finished training is there": ["--start-from", str(tmp_path)],
+        "its --rank is 4, not 8": [*more, "--rank", "8"],
+        "its --alpha is 32.0, not 9.0": [*more, "--alpha", "9"],
+    }
+    for says, flags in refused.items():
+        with pytest.raises(SystemExit) as stopped:
+            train.main(arguments(tiny, data, tmp_path / "other", *flags))
+        error = capsys.readouterr().err
+        assert stopped.value.code == 2 and says in error and error.count("\n") == 1
+    shutil.copytree(tiny, tmp_path / "tiny2")
+    with pytest.raises(SystemExit):
+        train.main(arguments(tmp_path / "tiny2", data, tmp_path / "other", *more))
+    assert "its --base-model is" in capsys.readouterr().err
 
 
 def test_the_size_of_a_pass_does_not_change_the_result(tiny, trained, tmp_path):
