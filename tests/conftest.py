@@ -1,18 +1,21 @@
-"""What several tests share: a chat model of two random layers with its own tokenizer, and rows to
-train it on."""
+"""What several tests share: a chat model of two random layers with its own tokenizer, rows to train
+it on, a pipeline that nothing disturbed, a clone for make."""
 
 import functools
 import json
 import os
 import pwd
+import random
 import re
 import shutil
 from pathlib import Path
 
 import pytest
+from pipeline import ROOT, finish, stages
 
 os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}  # no test may ask a hub
-ROOT = Path(__file__).parents[1]
+for name in [name for name in os.environ if name.startswith("MAKE")]:
+    del os.environ[name]  # `make test` must not change what the makes of the tests do
 EMBEDDED = ROOT / "models" / "SmolLM2-135M-Instruct"
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] "
@@ -24,26 +27,43 @@ WORDS = (
 ).split()
 
 
-def tiny_tokenizer(size=400, alphabet=None):
-    """A byte-level tokenizer with ChatML's control tokens, made in the process; of all bytes."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+CONTROL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+
+
+def tiny_tokenizer(template=CHATML, control=CONTROL, *, bos=None, plain=(), folds=False, **options):
+    """A byte-level tokenizer of 400 tokens, made in the process, or of a trainer's other options.
+
+    The last of the control tokens ends a reply. `plain` ones are not called special; where the
+    tokenizer `folds` letters, control tokens are known in any.
+    """
+    from tokenizers import (
+        AddedToken,
+        Tokenizer,
+        decoders,
+        models,
+        normalizers,
+        pre_tokenizers,
+        trainers,
+    )
     from transformers import PreTrainedTokenizerFast
 
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    control = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-    trainer = trainers.BpeTrainer(
-        vocab_size=size,
-        special_tokens=control,
-        initial_alphabet=alphabet or pre_tokenizers.ByteLevel.alphabet(),
+    raw = Tokenizer(models.BPE())
+    if folds:
+        raw.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = decoders.ByteLevel()
+    options = {"vocab_size": 400, "initial_alphabet": pre_tokenizers.ByteLevel.alphabet()} | options
+    special = [AddedToken(text, normalized=folds) for text in control]
+    raw.train_from_iterator(WORDS, trainers.BpeTrainer(special_tokens=special, **options))
+    raw.add_tokens([AddedToken(text, normalized=False) for text in plain])
+    names = {"bos_token": bos} if bos else {}
+    return PreTrainedTokenizerFast(
+        tokenizer_object=raw,
+        eos_token=control[-1],
+        additional_special_tokens=[text for text in control[:-1] if text != bos],
+        chat_template=template,
+        **names,
     )
-    tokenizer.train_from_iterator(WORDS, trainer)
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token="<|im_end|>", additional_special_tokens=control[:2]
-    )
-    tokenizer.chat_template = CHATML
-    return tokenizer
 
 
 @pytest.fixture(scope="session")
@@ -54,19 +74,16 @@ def tiny(tmp_path_factory):
 
     tokenizer = tiny_tokenizer()
     torch.manual_seed(0)
-    sizes = {
-        "hidden_size": 64,
-        "intermediate_size": 128,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "head_dim": 16,
-    }
     config = LlamaConfig(
         vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
         num_key_value_heads=2,
+        head_dim=16,
         max_position_embeddings=2048,
         eos_token_id=2,
-        **sizes,
     )
     folder = tmp_path_factory.mktemp("tiny")
     LlamaForCausalLM(config).save_pretrained(folder)
@@ -187,6 +204,36 @@ def plain_answers(model, folder, rows, new_tokens=None):
     return answers
 
 
+def line(**change):
+    """A row of a prompt/completion file, None for a key that is to be left out."""
+    each = row(1) | change
+    return json.dumps({key: value for key, value in each.items() if value is not None}) + "\n"
+
+
+def predicted(**change):
+    each = {"id": "1", "mail": "m", "reference": "r", "prediction": "p", "finish_reason": "stop"}
+    return json.dumps(each | {"reference_nll": 2.0, "reference_tokens": 3} | change) + "\n"
+
+
+MAIL = """\
+From maud@tern.example Mon May  6 12:00:00 2024
+From: Maud <maud@tern.example>
+To: len@tern.example
+Date: 6 May 2024 12:00:00 +0000
+Subject: =?utf-8?q?Re:_kiln?=
+Message-ID: <2@x>
+In-Reply-To: <1@x>
+Content-Type: multipart/mixed; boundary=b
+
+--b
+Content-Type: text/html; charset=latin-1
+Content-Transfer-Encoding: quoted-printable
+
+<p>yes =E9</p><blockquote>cold?</blockquote>
+--b--
+"""
+
+
 def serve_mail(home, maildir):
     """The command that speaks IMAP for a Maildir in the folder `home`: Dovecot's, on its pipes."""
     imap = Path("/usr/lib/dovecot/imap")
@@ -224,3 +271,52 @@ def llama2_tokenizer(folder):
 
     shutil.copy(os.environ["LLAMA2_TOKENIZER"], Path(folder, "tokenizer.model"))
     return LlamaTokenizer.from_pretrained(folder, chat_template=LLAMA2_TEMPLATE)
+
+
+@pytest.fixture(scope="session")
+def archive(tmp_path_factory):
+    """The folder of a fictional author's mail: 60 replies that quote what they answer."""
+    folder, draw = tmp_path_factory.mktemp("archive"), random.Random(0)
+    for i in range(60):
+        mail, reply = (" ".join(draw.choices(WORDS, k=draw.randrange(4, 30))) for _ in range(2))
+        (folder / f"{i:02}.eml").write_text(
+            f"From: maud@tern.example\nTo: len@tern.example\nDate: {1 + i % 28} May 2024 "
+            f"12:00:{i:02} +0000\nSubject: Re: kiln {i}\n"
+            f"Message-ID: <{i}@tern.example>\nIn-Reply-To: <x{i}@tern.example>\n\n{reply}\n\n"
+            f"On 1 May 2024 at 10:00 Len <len@tern.example> wrote:\n> {mail} {i}\n"
+        )
+    return folder
+
+
+@pytest.fixture(scope="session")
+def changes(tiny, archive, tmp_path_factory):
+    """(folder, changes of files at each stage) of the pipeline, never killed."""
+    out = tmp_path_factory.mktemp("undisturbed")
+    return out, [finish(command, out) for command in stages(tiny, archive, out)]
+
+
+@pytest.fixture(scope="session")
+def undisturbed(changes):
+    """The folder of the pipeline that was never killed."""
+    return changes[0]
+
+
+@pytest.fixture
+def prepared(tiny, undisturbed, tmp_path):
+    """(folder with the undisturbed JSONL, command of train.py, command of generate.py)."""
+    for name in ("train.jsonl", "test.jsonl"):
+        shutil.copy(undisturbed / name, tmp_path / name)
+    return tmp_path, *stages(tiny, None, tmp_path)[4:6]
+
+
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root's rights")
+
+
+@pytest.fixture
+def clone(tmp_path):
+    """The Makefile and what it reads, with no environment, model, mail or run."""
+    no_jsonl = shutil.ignore_patterns("*.jsonl")
+    shutil.copytree(ROOT / "data" / "sample", tmp_path / "data" / "sample", ignore=no_jsonl)
+    for name in ("Makefile", "requirements.txt", "evaluate.py", "data/SHA256SUMS"):
+        shutil.copy(ROOT / name, tmp_path / name)
+    return tmp_path

@@ -201,8 +201,8 @@ def tokenizer():
     """Of printable letters and some words: a text of its ids shows each of them."""
     from tokenizers.pre_tokenizers import ByteLevel
 
-    letters = [letter for letter in ByteLevel.alphabet() if letter < "\x7f"]
-    return tiny_tokenizer(200, [*letters, "Ġ", "Ċ"])  # blank and line break
+    letters = [letter for letter in ByteLevel.alphabet() if letter < "\x7f"] + ["Ġ", "Ċ"]
+    return tiny_tokenizer(vocab_size=200, initial_alphabet=letters)  # also blank and line break
 
 
 def call(script, *arguments):
