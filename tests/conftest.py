@@ -316,7 +316,8 @@ as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root's rights")
 def clone(tmp_path):
     """The Makefile and what it reads, with no environment, model, mail or run."""
     no_jsonl = shutil.ignore_patterns("*.jsonl")
-    shutil.copytree(ROOT / "data" / "sample", tmp_path / "data" / "sample", ignore=no_jsonl)
+    for fiction in "data/sample", "data/notes":
+        shutil.copytree(ROOT / fiction, tmp_path / fiction, ignore=no_jsonl)
     for name in ("Makefile", "requirements.txt", "evaluate.py", "data/SHA256SUMS"):
         shutil.copy(ROOT / name, tmp_path / name)
     return tmp_path

@@ -178,7 +178,7 @@ def test_single_files_sizes_and_knobs(clone):
 def test_details_are_shown_when_asked_for(clone):
     for knob, brief in (([], True), (["V=1"], False)):
         commands = method(clone, "demo", *knob)
-        for script, count in (("train.py", 3), ("evaluate.py", 5)):
+        for script, count in (("train.py", 4), ("evaluate.py", 5)):
             told = [call for call in calls(commands, script) if "--compare" not in call]
             assert ["--brief" in call for call in told] == [brief] * count
         (comparison,) = calls(commands, "evaluate.py", "--compare")
@@ -189,7 +189,7 @@ def test_details_are_shown_when_asked_for(clone):
 def test_own_mail(clone):
     authors = "AUTHOR=me@a.example me@b.example"
     commands = method(clone, "mine", "MAILBOX=~/All mail.mbox", authors)
-    stages = "extract split format train.py format generate.py evaluate.py".split()
+    stages = "extract split format format train.py train.py format generate.py evaluate.py".split()
     assert [word for words in commands for word in words[1:3] if word in stages] == stages
     (extract,) = calls(commands, "mail.py")
     source = f"{os.environ['HOME']}/All mail.mbox"
@@ -205,18 +205,41 @@ def test_a_name_reaches_the_script_as_it_was_given(clone, name):
     assert extract[""][1] == inbox[""][1] == drafts[""][2] == inbox["--archive"][0] == name
     assert calls(commands, "train.py")[0]["--base-model"] == [name]
     assert extract["--author"] == inbox["--author"] == ["Maud Okafor"]
-    *_, text, answer = make(clone, "--dry-run", "reply", *own, f"NOTES={name}").stdout.splitlines()
-    assert shlex.split(text.partition("text ")[2].partition(")")[0]) == [name]
-    assert shlex.split(answer)[-2:] == ["--notes", name]
+    (answer,) = calls(method(clone, "reply", *own, f"NOTES={name}"), "generate.py")
+    assert answer["--mail"] == answer["--notes"] == [name]
 
 
-def test_own_mail_has_notes_and_two_epochs_of_the_small_model(clone):
+def test_own_mail_goes_on_from_the_notes_that_the_small_model_learned_once(clone):
     own = ["mine", "MAILBOX=Sent.mbox", "AUTHOR=me@a.example"]
-    for model, epochs in (("models/SmolLM2-135M-Instruct", ["2"]), ("other/model", None)):
+    for model, start in (("models/SmolLM2-135M-Instruct", ["models/notes"]), ("other/model", None)):
         commands = method(clone, *own, f"MODEL={model}")
-        (training,) = calls(commands, "train.py")
+        *skill, training = calls(commands, "train.py")
         (noted,) = calls(commands, "prepare_data.py", "--notes")
-        assert training.get("--epochs") == epochs and noted["--notes"] == ["0.7"]
+        assert training.get("--start-from") == start and noted["--notes"] == ["0.7"]
+        assert [call["--output-dir"] for call in skill] == ([start] if start else [])
+        assert "--epochs" not in training and "--dtype" not in training
+
+
+def test_the_demos_model_with_notes_is_made_like_ones_own(clone):
+    made = []
+    for goal in (["runs/demo/notes/replies.txt"], ["mine", "MAILBOX=S", "AUTHOR=a@b.example"]):
+        commands = method(clone, *goal)
+        skill, training = calls(commands, "train.py")
+        (noted,) = calls(commands, "prepare_data.py", "--notes")
+        names = training.pop("--train-data"), training.pop("--output-dir")
+        assert noted[""][2] == names[0][0]
+        made.append((skill, training, noted["--notes"]))
+    assert made[0] == made[1]
+
+
+def test_the_study_is_the_same_on_any_cpu(clone):
+    commands = method(clone, "all", "demo", "runs/sizes/9/train.json", "runs/small/train.json")
+    for call in calls(commands, "train.py"):
+        apart = call["--output-dir"][0] in ("runs/demo/notes", "models/notes")
+        assert call.get("--dtype") == (None if apart else ["float32"])
+        assert call.get("--epochs") == (
+            {"models/notes": ["2"]}.get(call["--output-dir"][0]) if apart else ["1"]
+        )
 
 
 def test_drafts_and_one_reply(clone):
@@ -224,20 +247,21 @@ def test_drafts_and_one_reply(clone):
     jsonl, answers = "data/mine/inbox.jsonl", "data/mine/answers.jsonl"
     assert [" ".join(words) for words in method(clone, "drafts", *names)[-3:]] == [
         f"python mail.py inbox in.mbox {jsonl} --author me@a.example --archive S.mbox",
-        f"python generate.py --run runs/x --data {jsonl} --output {answers}",
+        f"python generate.py --run runs/x --data {jsonl} --output {answers} --samples 8",
         f"python mail.py drafts {answers} Drafts/",
     ]
     (inbox, *_) = method(clone, "drafts", *names, "NOTES=my notes.txt")[-3:]
     assert inbox[inbox.index("--notes") + 1] == "my notes.txt"
-    answer = make(clone, "--dry-run", "reply", "MAIL=x.eml", "NOTES=no, it's late").stdout
-    assert "mail.py text 'x.eml')" in answer
-    assert "python generate.py --run runs/mine --mail - --notes 'no, it'\\''s late'" in answer
+    (answer,) = method(clone, "reply", "MAIL=x.eml", "NOTES=no, it's late")[-1:]
+    words = "python generate.py --run runs/mine --mail x.eml --notes".split()
+    assert answer == [*words, "no, it's late", "--samples", "8"]
 
 
 def test_nothing_is_done_twice(clone):
     runs = ["exp1.M-M", "exp2.B-M", "untuned", "constant", "nearest"]
     sample = list(clone.glob("data/sample/*.csv"))
     jsonl = [*(path.with_suffix(".jsonl") for path in sample), "data/sample/inbox.jsonl"]
+    jsonl += ["data/notes/replies_624.csv", "data/notes/replies_624.jsonl"]
     order = [
         *"requirements.txt .venv/installed evaluate.py".split(),
         "models/SmolLM2-135M-Instruct/model.safetensors",
@@ -245,6 +269,7 @@ def test_nothing_is_done_twice(clone):
         *"data/sample/inbox.mbox data/sample/notes.txt".split(),
         *jsonl,
         "data/sample/maud_okafor_notes_43.jsonl",
+        "models/notes/train.json",
         *(f"runs/demo/{run}/train.json" for run in [*runs[:4], "notes"]),
         *(f"runs/demo/{run}/predictions.jsonl" for run in [*runs, "notes"]),
         *(f"runs/demo/{run}/results_summary.txt" for run in runs),
