@@ -57,6 +57,7 @@ def main(argv=None):
     if args.baseline:
         return write_baseline(args)
     settings = read_settings(args)
+    skip_unused(settings)
     folder = find_model(args.base_model or settings["base_model"])
     if args.export:
         return export(folder, settings, args.run, args.export)
@@ -224,6 +225,15 @@ def read_settings(args):
     return settings
 
 
+def skip_unused(settings):
+    """Keep PEFT and transformers from importing what no reply needs: a third of their start."""
+    unused = ["scipy", "sklearn"]
+    if settings["quantization"] == "none":
+        unused.append("bitsandbytes")
+    for name in [] if "transformers" in sys.modules else unused:
+        sys.modules.setdefault(name, None)
+
+
 def find_model(name):
     """The folder of a base model: the one named, or the hub's, downloaded once.
 
@@ -243,6 +253,8 @@ def find_model(name):
             name = attempt(NO_MODEL.format(name), fetch)
     if Path(name, "adapter_config.json").is_file():
         die(f"{name} is an adapter: name its base model, or the folder of `generate.py --export`")
+    if not Path(name, "config.json").is_file():
+        die(f"cannot load {name}: it has no config.json, so it is no model")
     return str(Path(name).resolve())
 
 

@@ -301,6 +301,8 @@ def find_model(name):
             name = attempt(NO_MODEL.format(name), fetch)
     if Path(name, "adapter_config.json").is_file():
         die(f"{name} is an adapter: name its base model, or the folder of `generate.py --export`")
+    if not Path(name, "config.json").is_file():
+        die(f"cannot load {name}: it has no config.json, so it is no model")
     return str(Path(name).resolve())
 
 

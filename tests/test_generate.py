@@ -538,6 +538,19 @@ except SystemExit:
 
 
 @pytest.mark.skipif(not EMBEDDED.exists(), reason="no embedded model: `make model` makes it")
+def test_a_reply_imports_nothing_that_it_does_not_need(run, tmp_path):
+    (tmp_path / "mail.txt").write_text(MAIL)
+    flags = ["--run", str(run), "--mail", str(tmp_path / "mail.txt")]
+    code = f"""import sys, generate
+generate.main({flags})
+unused = ('bitsandbytes', 'scipy', 'sklearn', 'pandas', 'datasets', 'matplotlib', 'mail')
+print(*(name for name in unused if sys.modules.get(name)), file=sys.stderr)"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stderr.splitlines()[-1] == "" and done.stdout.strip()
+
+
 def test_embedded_model_end_to_end(tmp_path):
     """From a sample CSV to scores, by the command lines only: what is learned shows on new mail."""
 
