@@ -58,18 +58,11 @@ sys.path[:0] = [str(ROOT), str(ROOT / ".venv" / "bench")]  # the scripts; TRL an
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    form = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=form, allow_abbrev=False)
     parser.usage = argparse.SUPPRESS  # a wrong name ends in one line
-    parts = {
-        "train": bench_train,
-        "generate": bench_generate,
-        "extract": bench_extract,
-        "evaluate": bench_evaluate,
-    }
+    parts = {"train": bench_train, "generate": bench_generate}
+    parts |= {"extract": bench_extract, "evaluate": bench_evaluate}
     parser.add_argument("part", nargs="?", choices=parts, help="(default all)")
     wanted = parser.parse_args(argv).part
     if wanted in (None, "train", "generate"):
@@ -80,11 +73,8 @@ def main(argv=None):
     for part in [wanted] if wanted else parts:
         found = parts[part]()
         figures |= found
-        print(
-            "".join(f"{name:32}{value:12,.2f}\n" for name, value in found.items()),
-            end="",
-            flush=True,
-        )
+        for name, value in found.items():
+            print(f"{name:32}{value:12,.2f}", flush=True)
     file.write_text(json.dumps(figures, indent=1) + "\n")
     print(file.relative_to(ROOT))
 
@@ -153,29 +143,19 @@ def write_mail(path, count):
     words = sample_words()
 
     def text(name, median, tenth):
-        start, length = (
-            draw.randrange(len(words[name])),
-            max(1, round(median * (tenth / median) ** (draw.gauss() / 1.2816))),
-        )
-        return " ".join(
-            itertools.islice(itertools.cycle(words[name]), start, start + min(length, 1500))
-        )
+        start = draw.randrange(len(words[name]))
+        length = max(1, round(median * (tenth / median) ** (draw.gauss() / 1.2816)))
+        endless = itertools.cycle(words[name])
+        return " ".join(itertools.islice(endless, start, start + min(length, 1500)))
 
     with table.open("w", encoding="utf-8", newline="") as file:
         (writer := csv.DictWriter(file, rows[0])).writeheader()
         for i in range(count):
             # No two alike, or format would drop one.
-            reply, mail = (text("response", 16, 62), f"{text('mail', 190, 525)} {i}")
-            writer.writerow(
-                rows[i % len(rows)]
-                | {
-                    "id": i,
-                    "mail": mail,
-                    "response": reply,
-                    "body": f"{reply} {mail}",
-                    "length": len(reply) + len(mail) + 1,
-                }
-            )
+            reply, mail = text("response", 16, 62), f"{text('mail', 190, 525)} {i}"
+            body = f"{reply} {mail}"
+            new = {"id": i, "mail": mail, "response": reply, "body": body, "length": len(body)}
+            writer.writerow(rows[i % len(rows)] | new)
     return script("prepare_data.py", "format", table, path)
 
 
@@ -187,22 +167,12 @@ def bench_train():
 
     shutil.rmtree(RUN, ignore_errors=True)
     write_mail(TRAIN, LEARNED)
-    flags = [
-        "--base-model",
-        EMBEDDED,
-        "--train-data",
-        TRAIN,
-        "--output-dir",
-        RUN,
-        "--validation-fraction",
-        0,
-        *ON_CPU,
-    ]
+    flags = ["--base-model", EMBEDDED, "--train-data", TRAIN, "--output-dir", RUN]
+    flags = [str(flag) for flag in [*flags, "--validation-fraction", 0, *ON_CPU]]
     rates = matrix_rates()
     script("train.py", *flags)
     rates += matrix_rates()
     facts = json.loads((RUN / "train.json").read_text())
-    flags = [str(flag) for flag in flags]
     (work, plain), plain_gb = alone(plain_training, flags)
     trl, trl_gb = alone(trl_training, flags)
     ours, rate = facts["tokens_per_second"], len(rates) / sum(1 / each for each in rates)
@@ -340,29 +310,15 @@ def trl_training(flags, count=TRL_LEARNED, **how):
         [0] * (example["length"] - example["reply"]) + [1] * example["reply"]
         for example in examples
     ]
-    rows = Dataset.from_list(
-        [
-            {"input_ids": example["input_ids"], "completion_mask": mask}
-            for example, mask in zip(examples, masks, strict=True)
-        ]
-    )
+    columns = {"input_ids": [example["input_ids"] for example in examples]}
+    rows = Dataset.from_dict(columns | {"completion_mask": masks})
     model = train.load_model(settings)
-    fast = {
-        "max_length": None,
-        "completion_only_loss": True,
-        "gradient_checkpointing": False,
-        "bf16": False,
-    }
-    fast |= {
-        "per_device_train_batch_size": 1,
-        "gradient_accumulation_steps": settings["batch_size"],
-    }
-    trainer = SFTTrainer(
-        model,
-        arguments(settings, SFTConfig, **fast | how),
-        train_dataset=rows,
-        processing_class=tokenizer,
-    )
+    steps = settings["batch_size"]
+    fast = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": steps}
+    fast |= {"max_length": None, "completion_only_loss": True}
+    fast |= {"gradient_checkpointing": False, "bf16": False}
+    config = arguments(settings, SFTConfig, **fast | how)
+    trainer = SFTTrainer(model, config, train_dataset=rows, processing_class=tokenizer)
     return sum(example["length"] for example in examples) / trainer.train().metrics["train_runtime"]
 
 
@@ -374,13 +330,8 @@ def arguments(settings, kind=None, **more):
         "num_train_epochs": 1,
         "learning_rate": settings["learning_rate"],
     }
-    quiet = {
-        "use_cpu": True,
-        "report_to": "none",
-        "save_strategy": "no",
-        "disable_tqdm": True,
-        "logging_steps": 1000,
-    }
+    quiet = {"use_cpu": True, "report_to": "none", "save_strategy": "no"}
+    quiet |= {"disable_tqdm": True, "logging_steps": 1000}
     return (kind or TrainingArguments)(tempfile.mkdtemp(), **common | quiet | more)
 
 
@@ -393,12 +344,8 @@ def bench_generate():
     if not (RUN / "train.json").exists():
         bench_train()
     write_mail(TEST, ANSWERED)
-    subprocess.run(
-        ["make", "--silent", "runs/benchmark/run/model.gguf"],
-        cwd=ROOT,
-        check=True,
-        stdout=subprocess.DEVNULL,
-    )
+    command = ["make", "--silent", "runs/benchmark/run/model.gguf"]
+    subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
     (ours, written), gb = alone(our_answers)
     plain, plain_gb = alone(plain_answers, written, False)
     in_bfloat16 = torch.cpu._is_avx512_bf16_supported()
@@ -464,10 +411,8 @@ def plain_answers(written, bfloat16):
         model(input_ids=torch.tensor([examples[0]["prompt"]]))
         start = time.perf_counter()
         for example, length in ((examples[place], written[place]) for place in some):
-            prompt, reply = (
-                torch.tensor([example["prompt"]]),
-                torch.tensor([example["prompt"] + example["reply"]]),
-            )
+            prompt = torch.tensor([example["prompt"]])
+            reply = torch.tensor([example["prompt"] + example["reply"]])
             model.generate(
                 input_ids=prompt,
                 attention_mask=torch.ones_like(prompt),
@@ -505,10 +450,8 @@ def llamacpp_answers(written, parallel=16):
     context.n_ctx = parallel * 256 * -(-settings["max_length"] // 256)
     context.n_threads = context.n_threads_batch = os.cpu_count()
     context = cpp.llama_init_from_model(model, context)
-    words, memory = (
-        cpp.llama_vocab_n_tokens(cpp.llama_model_get_vocab(model)),
-        cpp.llama_get_memory(context),
-    )
+    words = cpp.llama_vocab_n_tokens(cpp.llama_model_get_vocab(model))
+    memory = cpp.llama_get_memory(context)
     batch = cpp.llama_batch_init(2048, 0, 1)
 
     start = time.perf_counter()
@@ -516,8 +459,8 @@ def llamacpp_answers(written, parallel=16):
     waiting, going, free = list(zip(prompts, written, strict=True)), {}, set(range(parallel))
     done = 0
     while waiting or going:
-        new = []  # (sequence, position, token, whether its logits are wanted)
-        new += [
+        # (sequence, position, token, whether its logits are wanted)
+        new = [
             (sequence, position, token, True) for sequence, (position, token, _) in going.items()
         ]
         while waiting and free and len(new) + len(waiting[-1][0]) <= 2048:
@@ -528,22 +471,14 @@ def llamacpp_answers(written, parallel=16):
             ]
             going[sequence] = (len(prompt) - 1, None, length)
         for i, (sequence, position, token, wanted) in enumerate(new):
-            batch.token[i], batch.pos[i], batch.n_seq_id[i], batch.seq_id[i][0], batch.logits[i] = (
-                token,
-                position,
-                1,
-                sequence,
-                wanted,
-            )
+            batch.token[i], batch.pos[i], batch.logits[i] = token, position, wanted
+            batch.n_seq_id[i], batch.seq_id[i][0] = 1, sequence
         batch.n_tokens = len(new)
         assert not cpp.llama_decode(context, batch)
         for i, (sequence, position, _, wanted) in enumerate(new):
             if wanted:
-                token = int(
-                    numpy.ctypeslib.as_array(
-                        cpp.llama_get_logits_ith(context, i), (words,)
-                    ).argmax()
-                )
+                logits = cpp.llama_get_logits_ith(context, i)
+                token = int(numpy.ctypeslib.as_array(logits, (words,)).argmax())
                 going[sequence] = (position + 1, token, going[sequence][2] - 1)
                 if not going[sequence][2]:
                     del going[sequence]
@@ -565,14 +500,8 @@ def bench_extract(sizes=(20_000, 40_000)):
         with tempfile.TemporaryDirectory() as folder:
             archive = Path(folder) / "mail.tar.gz"
             write_archive(archive, size)
-            command = [
-                "mail.py",
-                "extract",
-                archive,
-                Path(folder) / "replies.csv",
-                "--author",
-                AUTHOR,
-            ]
+            command = ["mail.py", "extract", archive, Path(folder) / "replies.csv"]
+            command += ["--author", AUTHOR]
             (seconds[size], peak), _ = alone(script_with_peak, *command)
     small, large = sizes
     return {
@@ -610,27 +539,16 @@ def bench_evaluate():
     learned, answered, run = FOLDER / "863.jsonl", FOLDER / "215.jsonl", FOLDER / "nearest"
     format_seconds = write_mail(learned, 863)
     write_mail(answered, 215)
-    script(
-        "generate.py",
-        "--baseline",
-        "nearest",
-        "--train-data",
-        learned,
-        "--data",
-        answered,
-        "--output",
-        run / "predictions.jsonl",
-    )
+    files = ["--train-data", learned, "--data", answered, "--output", run / "predictions.jsonl"]
+    script("generate.py", "--baseline", "nearest", *files)
     authors = [FOLDER / f"{path.stem}.jsonl" for path in SAMPLE]
     for path, author in zip(SAMPLE, authors, strict=True):
         script("prepare_data.py", "format", path, author)
+    scripts = "prepare_data.py train.py generate.py evaluate.py mail.py".split()
     return {
         "evaluate_seconds": script("evaluate.py", run, "--style-data", *authors),
         "format_seconds": format_seconds,
-        "start_seconds": max(
-            script(name, "--help")
-            for name in "prepare_data.py train.py generate.py evaluate.py mail.py".split()
-        ),
+        "start_seconds": max(script(name, "--help") for name in scripts),
     }
 
 

@@ -30,8 +30,10 @@ WORDS = (
 CONTROL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 
 
-def tiny_tokenizer(template=CHATML, control=CONTROL, *, bos=None, plain=(), folds=False, **options):
-    """A byte-level tokenizer of 400 tokens, made in the process, or of a trainer's other options.
+def tiny_tokenizer(
+    size=400, alphabet=None, template=CHATML, control=CONTROL, bos=None, plain=(), folds=False
+):
+    """A byte-level tokenizer, made in the process; of all bytes.
 
     The last of the control tokens ends a reply. `plain` ones are not called special; where the
     tokenizer `folds` letters, control tokens are known in any.
@@ -52,9 +54,12 @@ def tiny_tokenizer(template=CHATML, control=CONTROL, *, bos=None, plain=(), fold
         raw.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     raw.decoder = decoders.ByteLevel()
-    options = {"vocab_size": 400, "initial_alphabet": pre_tokenizers.ByteLevel.alphabet()} | options
-    special = [AddedToken(text, normalized=folds) for text in control]
-    raw.train_from_iterator(WORDS, trainers.BpeTrainer(special_tokens=special, **options))
+    trainer = trainers.BpeTrainer(
+        vocab_size=size,
+        special_tokens=[AddedToken(text, normalized=folds) for text in control],
+        initial_alphabet=alphabet or pre_tokenizers.ByteLevel.alphabet(),
+    )
+    raw.train_from_iterator(WORDS, trainer)
     raw.add_tokens([AddedToken(text, normalized=False) for text in plain])
     names = {"bos_token": bos} if bos else {}
     return PreTrainedTokenizerFast(

@@ -1110,12 +1110,3 @@ def test_a_terminal_without_the_letters_and_broken_text_are_no_fault(tmp_path):
         done = subprocess.run(command, capture_output=True, env=environment)
         assert done.returncode == 0, done.stderr
     assert "你好" in (tmp_path / "report.html").read_text(encoding="utf-8")
-
-
-def test_help_is_quick():
-    script = Path(__file__).parents[1] / "evaluate.py"
-    command = [sys.executable, "-X", "importtime", script, "--help"]
-    found = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert "--style-data" in found.stdout
-    slow = ("sklearn", "sacrebleu", "rouge_score", "torch", "pandas", "matplotlib")
-    assert not any(name in found.stderr for name in slow)

@@ -68,7 +68,7 @@ def finished(kind, folder):
     else:
         template, control, bos, plain = MADE[kind]
         more = {"plain": plain.split(), "folds": kind.endswith("in any letters")}
-        tokenizer = tiny_tokenizer(template, control.split(), bos=bos, **more)
+        tokenizer = tiny_tokenizer(template=template, control=control.split(), bos=bos, **more)
     tokenizer.save_pretrained(folder / "base")
     return train.load_tokenizer(str(folder / "base"), SETTINGS)[0]
 
