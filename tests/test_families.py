@@ -121,6 +121,7 @@ def sweep(kind, folder):
         *("--base-model", base, "--train-data", write_jsonl(folder / "train.jsonl", known)),
         *("--output-dir", run_folder, "--batch-size", 4, "--micro-batch-size", 1 + len(kind) % 2),
         *("--max-length", 256, "--max-reply-length", 64, "--validation-fraction", 0),
+        *("--dtype", "float32"),
         *("--quantization", "4bit" if rounded else "none", "--learning-rate", 0.02, "--epochs", 1),
     )
     if refusal:
@@ -202,7 +203,7 @@ def tokenizer():
     from tokenizers.pre_tokenizers import ByteLevel
 
     letters = [letter for letter in ByteLevel.alphabet() if letter < "\x7f"] + ["Ġ", "Ċ"]
-    return tiny_tokenizer(vocab_size=200, initial_alphabet=letters)  # also blank and line break
+    return tiny_tokenizer(200, letters)  # also blank and line break
 
 
 def call(script, *arguments):
