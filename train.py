@@ -76,7 +76,8 @@ def main(argv=None):
         refuse_another(args.output_dir, settings)
         if (args.output_dir / "train.json").exists():
             return confirm(args.output_dir)
-        begin(args.output_dir, settings)
+        if not RANK:
+            write(args.output_dir / "settings.json", json.dumps(settings, indent=1))
         tokenizer, stop = load_tokenizer(find_model(args.base_model), settings)
         examples = [make_example(tokenizer, row, settings) for row in rows]
         train_set, validation_set = split(examples, settings["validation_fraction"])
@@ -259,14 +260,6 @@ def confirm(run):
     tidy(run)  # a kill may have come before
     os.utime(run / "train.json")
     print(f"{run / 'train.json'} is there with these settings: nothing to be done")
-
-
-def begin(run, settings):
-    """Write down whose checkpoints will be here."""
-    if not RANK:
-        if not (run / "checkpoints").exists():  # that of a start that failed
-            (run / "training_duration.txt").unlink(missing_ok=True)
-        write(run / "settings.json", json.dumps(settings, indent=1))
 
 
 def tidy(run):
@@ -768,7 +761,8 @@ def make_progress(seed, duration_file):
 
     class Progress(TrainerCallback):
         def on_train_begin(self, args, state, control, **kwargs):
-            text = duration_file.read_text(encoding="utf-8") if duration_file.exists() else "0 s"
+            known = state.global_step and duration_file.exists()  # not that of a failed start
+            text = duration_file.read_text(encoding="utf-8") if known else "0 s"
             self.seconds = float(text.split()[-2])
             self.start = time.monotonic() - self.seconds
             self.bar = tqdm(total=state.max_steps, initial=state.global_step, disable=None)
