@@ -13,7 +13,6 @@ mailbox, to look over. What mail programs write, in some forty languages, is dat
 """
 
 import argparse
-import base64
 import binascii
 import bz2
 import codecs
@@ -23,6 +22,7 @@ import csv
 import datetime
 import email
 import email.charset
+import email.errors
 import email.header
 import email.mime.text
 import email.utils
@@ -47,28 +47,8 @@ import zlib
 
 import webencodings
 
-from prepare_data import (
-    COLUMNS,
-    COMPANY,
-    DATE,
-    DATE_FORMAT,
-    MARK,
-    NO_DATE,
-    ORGANISATION,
-    REPLY_SUBJECT,
-    SUBJECT_MARK,
-    group,
-    layout,
-    normalise,
-    one_of,
-    phrases_of,
-    sent_at,
-    split_quoted,
-    turn,
-    visible,
-    words_of_name,
-    write_whole,
-)
+import prepare_data
+from prepare_data import SUBJECT_MARK, layout, normalise, one_of, phrases_of, visible, words_of_name
 
 LARGEST = 50_000_000  # bytes of a message that are read: an archive may unpack to more than memory
 ARCHIVE = "mbox, Maildir, folder of .eml or .emlx, .zip or .tar.gz of these, Enron's emails.csv"
@@ -103,7 +83,7 @@ def parse_arguments(argv):
 
     add = add_command("extract", extract, "archive of mail to reply CSV")
     add("source", metavar="SOURCE", help=ARCHIVE)
-    add("output", metavar="OUT.csv", help=f"a row a reply: {','.join(COLUMNS)}")
+    add("output", metavar="OUT.csv", help=f"a row a reply: {','.join(prepare_data.COLUMNS)}")
     several = {"nargs": "+", "action": "extend"}
     writer = "the addresses or names that the author writes by"
     add("--author", metavar="AUTHOR", required=True, **several, help=writer)
@@ -232,26 +212,17 @@ def messages_in_zip(name, file, depth):
                     yield from messages_in(member.filename, unpacked, depth + 1)
 
 
-class BoundedTarInfo(tarfile.TarInfo):
-    """A tar header that refuses a name of any size, which tarfile would read into memory."""
-
-    @classmethod
-    def frombuf(cls, *args):
-        member = super().frombuf(*args)
-        if not member.isfile() and member.size > 1_000_000:
-            raise tarfile.ReadError(f"a header of {member.size} bytes")
-        return member
-
-
 def messages_in_tar(file, depth):
     """Nothing is unpacked, no link followed, and no hole (of a sparse file) filled."""
-    with tarfile.open(fileobj=file, mode="r|", tarinfo=BoundedTarInfo) as archive:
+    with tarfile.open(fileobj=file, mode="r|") as archive:
         for member in archive:
             archive.members.clear()  # a stream remembers each member, which would fill the memory
             outside = member.name.startswith("/") or ".." in member.name.split("/")
+            if member.isdir() or SKIPPED.fullmatch(member.name):
+                continue
             if not member.isfile() or member.issparse() or outside:
-                yield from [] if member.isdir() else [(member.name, b"")]
-            elif not SKIPPED.fullmatch(member.name):
+                yield member.name, b""
+            else:
                 yield from messages_in(member.name, archive.extractfile(member), depth + 1)
 
 
@@ -269,39 +240,48 @@ def messages_in_csv(name, file, depth):
 
 def messages_in_text(name, file):
     """The one message in a file, or each in an mbox, in which ">From " stands for "From "."""
-    first = file.readline(1_000_000)
-    while first and not first.strip(b"\xef\xbb\xbf\r\n \t"):
-        first = file.readline(1_000_000)
+    lines = iter(functools.partial(file.readline, 1_000_000), b"")
+    first = next((line for line in lines if line.strip(b"\xef\xbb\xbf\r\n \t")), b"")
     first = first.removeprefix(codecs.BOM_UTF8)
     if not first.startswith(b"From "):
-        pieces = iter(functools.partial(file.read, 100_000), b"")
-        yield name, b"".join([first, *itertools.islice(pieces, LARGEST // 100_000)])
+        yield name, first + file.read(LARGEST)
         return
-    ahead, number, lines, size, blank = collections.deque([first]), 0, [], 0, True
-    while line := ahead.popleft() if ahead else file.readline(1_000_000):
-        if line.startswith(b"From ") and (not number or begins_message(line, blank, ahead, file)):
-            if number:
-                yield f"{name}, message {number}", b"".join(lines)
-            number, lines, size = number + 1, [], 0
+    number, message, size, blank = 1, [], 0, False
+    for line, below in with_lines_below(lines, 20):
+        if line.startswith(b"From ") and separates(line, blank, below):
+            yield f"{name}, message {number}", b"".join(message)
+            number, message, size = number + 1, [], 0
         elif size < LARGEST:
             size += len(line)
             escaped = line.startswith(b">") and line.lstrip(b">").startswith(b"From ")
-            lines.append(line[1:] if escaped else line)
+            message.append(line[1:] if escaped else line)
         blank = not line.strip()
-    yield f"{name}, message {number}", b"".join(lines)
+    yield f"{name}, message {number}", b"".join(message)
 
 
-def begins_message(line, blank, ahead, file):
-    """Whether a line "From …" separates messages, by its form and by the lines that follow."""
-    while len(ahead) < 20 and (more := file.readline(1_000_000)):
-        ahead.append(more)
-    first = next((line for line in itertools.islice(ahead, 2) if line.strip()), b"")
+def with_lines_below(lines, count):
+    """(line, list of up to `count` lines that follow it) of every line."""
+    ahead = collections.deque()
+    for line in lines:
+        ahead.append(line)
+        if len(ahead) > count:
+            yield ahead.popleft(), ahead
+    while ahead:
+        yield ahead.popleft(), ahead
+
+
+def separates(line, blank, below):
+    """Whether a line "From …" separates messages; `blank` if the line above it is blank."""
+    below = list(below)
+    if below and not below[0].strip():
+        below = below[1:]
+    first = below[0] if below else b""
     text = line[5:].decode("latin-1").strip()
     if len(text) < 300 and SEPARATOR_DATE.fullmatch(text):
-        return bool(FIELD.match(first)) or blank and not first
+        return bool(FIELD.match(first)) or blank and not first.strip()
     if len(text.split()) > 1 or not FIRST_FIELDS.match(first):
         return False
-    header = itertools.takewhile(bytes.strip, itertools.islice(ahead, ahead.index(first), None))
+    header = itertools.takewhile(bytes.strip, below)
     names = {match[0].lower() for line in header if (match := FIRST_FIELDS.match(line))}
     return len(names - {b"to:", b"date:"}) > 1
 
@@ -316,7 +296,7 @@ CODECS = dict(  # Python's codecs that know the letters which mail programs writ
         "euc_jp:euc_jis_2004 big5:big5hkscs utf-16-le:utf-16 iso2022_jp:cp932"
     ).split()
 )
-ENCODED_WORD = r"=\?([^?*\s]+)(?:\*[^?\s]*)?\?([bBqQ])\?([^?]*)\?="
+ENCODED_WORD = r"=\?[^?\s]+\?[bBqQ]\?[^?]*\?="
 ENTRY = layout(  # of an address field: quoted strings, comments and <addresses> hold no comma
     r"""(?:"(?:[^"\\]|\\.)*" | \((?:[^()\\]|\\.)*\) | <[^<>]*> | [^,;])+?(?=[,;]|$)"""
 )
@@ -370,17 +350,13 @@ def shift_jis(data):
 def decode_words(field):
     """The text of a header field with =?encoded words?=, on one line."""
 
-    def decode_word(word):
-        _, encoding, text = word
-        if encoding in "qQ":
-            return binascii.a2b_qp(text.encode("utf-8", "replace"), header=True)
-        text = re.sub("[^A-Za-z0-9+/]", "", text)
-        return base64.b64decode(text[: len(text) - (len(text) % 4 == 1)] + "==")
-
-    def decode_run(match):  # letters may be torn between words, so those of a charset are joined
-        words = re.findall(ENCODED_WORD, match[0])
-        runs = itertools.groupby(words, key=lambda word: word[0].casefold())
-        return "".join(decode(b"".join(map(decode_word, run)), charset) for charset, run in runs)
+    def decode_run(match):  # letters may be torn between words: decode_header joins them
+        whole = re.sub(r"(\?[bB]\?(?:[^?]{4})*)[^?](?=\?=)", r"\1", match[0])  # base64 cut short
+        try:
+            parts = email.header.decode_header(whole)
+        except email.errors.HeaderParseError:
+            return match[0]
+        return "".join(decode(part, charset.partition("*")[0]) for part, charset in parts)
 
     text = decode(field) if isinstance(field, bytes) else field
     if "=?" in text:
@@ -736,13 +712,12 @@ SELF = layout(rf"(?<!\w){one_of('self')}(?!\w)")
 YEAR = re.compile(r"(?<!\d)(?:19|20)\d\d(?!\d)|[۱۲][۰-۹]{3}|\d{1,2}[./-]\d{1,2}[./-]\d\d\b")
 CLOCK = re.compile(r"\d{1,2}\s?[:.時时h]\s?\d\d|[۰-۹]{1,2}:[۰-۹]{2}")
 QUOTED = re.compile(r"[ \t]{0,4}>(?!.*<<<)")
-DATE_LINE = layout(rf"{DATE}(?:\s+To:.*)?$")
+DATE_LINE = layout(rf"{prepare_data.DATE}(?:\s+To:.*)?$")
 # Sender and date on the left, To:, cc: and Subject: on the right
 TWO_COLUMNS = re.compile(r"\s{8,}(?:\S.*?\s{2,})?To:\s")
 SENT_BY = re.compile(r"\s*(?:Sent by|Please respond to)\b")
-LETTERHEAD = layout(rf"\s*{COMPANY}\b[.,]?\s*$")
+LETTERHEAD = layout(rf"\s*{prepare_data.COMPANY}\b[.,]?\s*$")
 SUBJECT_RIGHT = re.compile(r"\s{8,}(?:\S.*?\s{2,})?Subject:")
-TORN_LINK = re.compile(r"[(<]https?://[^)>\n]*\n|\n\s*[(<]https?://")
 TELEPHONE = re.compile(r"^.{,40}\b\d{3}[-. ]\d{4}\b", re.MULTILINE)
 RULE = re.compile(r"\s*(?:[-_=*#~+⸺—]\s?){3,}\s*")
 WITHIN_LINE = layout(  # words before quoted text that stand behind own words, on the same line
@@ -771,7 +746,7 @@ def split_own_words(text):
         own, more = split_lines("\n".join(lines))
         folded = ""
         if "\n" not in own:
-            own, folded = split_quoted(own)
+            own, folded = prepare_data.split_quoted(own)
         quoted += filter(None, [folded, more])
         if own == text:
             return text, "\n\n".join(quoted)
@@ -789,49 +764,60 @@ def split_lines(text):
     """(own words, quoted text) of a mail with its lines; own lines between quoted ones stay."""
     lines, plain = text.split("\n"), plain_lines(text)
     marked = marked_lines(plain)
-    own, quoted, before, i = [], [], "", 0
+    is_quoted = [False] * len(lines)
+    i, above = 0, ""  # above: the last line of own words
     while i < len(lines):
-        length = introduction_length(plain, marked, i) or header_length(plain, i, before)
-        if not length and not marked[i]:
-            own.append(lines[i])
-            before = plain[i] or before
+        introduction = introduction_length(plain, marked, i) or header_length(plain, i, above)
+        if not introduction and not marked[i]:
+            above = plain[i] or above
             i += 1
             continue
-        start, i = i, i + length
-        content = next_filled(plain, i)
-        if length and not (content < len(lines) and marked[content]):
-            i = len(lines)  # without marks, all that follows is quoted
-        while i < len(lines) and content < len(lines) and marked[content]:
-            i = content + 1
-            content = next_filled(plain, i)
-        if not length and i - start < 12 and len(TELEPHONE.findall("\n".join(lines[start:i]))) > 1:
-            own += lines[start:i]  # the author's signature, which Outlook marked like a quote
-            continue
-        header = len(own)
-        if length:
-            lotus = start - start_of_lotus_header(plain, start, start + length)
-            header = max(0, header - lotus)
-            while (above := filled_above(own, header, 2)) < header and RULE.fullmatch(own[above]):
-                header = above
-        quoted += own[header:] + lines[start:i]
-        own[header:] = [""]
+        start, end = i, end_of_quote(plain, marked, i, introduction)
+        if introduction:
+            start = start_of_header(plain, start, start + introduction)
+        if introduction or not is_signature(lines[start:end]):
+            is_quoted[start:end] = [True] * (end - start)
+        i = end
+    own, quoted = [], []
+    for quote, run in itertools.groupby(zip(is_quoted, lines, strict=True), lambda pair: pair[0]):
+        run = [line for _, line in run]
+        own += [""] if quote else run
+        quoted += run if quote else []
     return "\n".join(own).strip(), "\n".join(quoted).strip("\n").rstrip()
 
 
 def marked_lines(lines):
-    """Which lines have the mark of a quote, or lost it when a long quoted line was wrapped."""
-    marks = [bool(QUOTED.match(line)) for line in lines]
+    """Which lines have the mark of a quote, or lost it when a long quoted line was wrapped.
+
+    One more, False, stands for what is below the last line.
+    """
+    marks = [bool(QUOTED.match(line)) for line in lines] + [False]
     marked = marks.copy()
     for i, line in enumerate(lines):
-        above, below = i > 0 and marks[i - 1], marks[i + 1 : i + 2] == [True]
+        above, below = i > 0 and marks[i - 1], marks[i + 1]
         if not above and not below and line.startswith(">From ") and ":" not in line:
             marked[i] = False  # it was "From " before an mbox
         elif above and below and line and not marks[i]:
             short = len(line) < 40 or line[0].islower() and len(line) < 60
-            long = len(lines[i - 1]) > 54 and lines[i - 1][-1] not in ".?!:"
-            link = TORN_LINK.search(f"{lines[i - 1]}\n{line}")
-            marked[i] = short and long or bool(link)
+            marked[i] = short and len(lines[i - 1]) > 54 and lines[i - 1][-1] not in ".?!:"
     return marked
+
+
+def end_of_quote(lines, marked, start, introduction):
+    """Where quoted text ends that begins with line `start`, or with lines that introduce it."""
+    end = start + introduction
+    content = next_filled(lines, end)
+    if introduction and not marked[content]:
+        return len(lines)  # without marks, all that follows is quoted
+    while marked[content]:
+        end = content + 1
+        content = next_filled(lines, end)
+    return end
+
+
+def is_signature(lines):
+    """Whether marked lines are the author's signature, which Outlook marked like a quote."""
+    return len(lines) < 12 and len(TELEPHONE.findall("\n".join(lines))) > 1
 
 
 def next_filled(lines, i):
@@ -849,18 +835,28 @@ def filled_above(lines, i, most):
 
 def introduction_length(lines, marked, i):
     """How many lines introduce another person's text, such as "On … wrote:", from line i on."""
-    if not lines[i] or not MARK.search("\n".join(lines[i : i + 6])):
+    if not lines[i] or not prepare_data.MARK.search("\n".join(lines[i : i + 6])):
         return 0
     ahead = [line for line in lines[i + 1 : i + 8] if line]
     if SEPARATOR.match(lines[i]) or ahead and SEPARATOR.match(f"{lines[i]} {ahead[0]}"):
         return 1
-    for n in (1, 2):  # a date and "To:", as Lotus Notes quotes; a long sender wraps the date
-        below = (line for line in lines[i + n : i + n + 8] if line and not SENT_BY.match(line))
-        match = DATE_LINE.search(" ".join(lines[i : i + n]))
-        if match and (next(below, "").lstrip().startswith("To:") or "To:" in match.group()):
-            return n
     if TWO_COLUMNS.match(lines[i]) and any(map(SUBJECT_RIGHT.match, ahead)):
         return 1
+    return lotus_date_length(lines, i) or wrote_length(lines, marked, i)
+
+
+def lotus_date_length(lines, i):
+    """How many lines from line i on hold the date that Lotus Notes puts above "To:"."""
+    for n in (1, 2):  # a long sender wraps the date
+        below = (line for line in lines[i + n : i + n + 8] if line and not SENT_BY.match(line))
+        match = DATE_LINE.search(" ".join(lines[i : i + n]))
+        if match and (next(below, "").lstrip().startswith("To:") or "To:" in match[0]):
+            return n
+    return 0
+
+
+def wrote_length(lines, marked, i):
+    """How many lines from line i on say "On … wrote:", in any language, however it is wrapped."""
     joined = ""
     for n, line in enumerate(lines[i : i + 6], 1):
         if n > 1 and (not line or marked[i + n - 1] and not line.endswith(":")):
@@ -869,16 +865,22 @@ def introduction_length(lines, marked, i):
         if not joined.endswith((":", "：", "-", "=", ">", ")")) or len(joined) > 400:
             continue
         below = next_filled(lines, i + n)
-        quoted = below < min(i + n + 4, len(lines)) and marked[below]
-        # One that begins on the next line has own words above it.
-        shorter = " ".join(line.strip() for line in lines[i + 1 : i + n])
-        part = lines[i].endswith("<") or BRACKETED.search(lines[i]) or YEAR.search(lines[i])
+        quoted = below < i + n + 4 and marked[below]
         kind = introduction_kind(joined, quoted)
-        if kind == "whole" or kind and (part or not introduction_kind(shorter, quoted)):
+        if kind == "inner" and not is_part(lines[i]):
+            shorter = " ".join(line.strip() for line in lines[i + 1 : i + n])
+            if introduction_kind(shorter, quoted):  # it begins on the next line
+                kind = None
+        if kind:
             return n
         if joined.endswith((":", "：")):
             break
     return 0
+
+
+def is_part(line):
+    """Whether a line holds a part of "On … wrote:" that own words hardly do."""
+    return line.endswith("<") or BRACKETED.search(line) or YEAR.search(line)
 
 
 def introduction_kind(text, marked):
@@ -936,6 +938,14 @@ def header_length(lines, i, above):
     return end - i if is_mail else 0
 
 
+def start_of_header(lines, i, end):
+    """Where a header begins of which lines i to `end` are known: at a sender, letterhead, line."""
+    start = start_of_lotus_header(lines, i, end)
+    while (above := filled_above(lines, start, 2)) < start and RULE.fullmatch(lines[above]):
+        start = above
+    return start
+
+
 def start_of_lotus_header(lines, i, end):
     """Where the header begins whose date is on lines i to `end`: at its sender or letterhead."""
     start = i
@@ -950,7 +960,7 @@ def start_of_lotus_header(lines, i, end):
         while start and SENT_BY.match(lines[start - 1]):
             start -= 1
         above = filled_above(lines, start, 2)
-        if above == start - 1 or ORGANISATION.search(lines[above][-200:]):
+        if above == start - 1 or prepare_data.ORGANISATION.search(lines[above][-200:]):
             start = above
     above = filled_above(lines, start, 3)
     return above if LETTERHEAD.match(lines[above]) and "From:" in lines[start] else start
@@ -1075,9 +1085,9 @@ def extract(args):
     print_left_out(left_out + more)
     if not rows:
         stop(f"{args.source}: no reply by {shown} is left")
-    for number, thread in enumerate(group(row["names"] for row in rows), 1):
+    for number, thread in enumerate(prepare_data.group(row["names"] for row in rows), 1):
         rows[number - 1]["id"] = f"{thread}.{number}"
-    write_whole({args.output: pandas.DataFrame(rows)})
+    prepare_data.write_whole({args.output: pandas.DataFrame(rows)})
     print(f"kept {len(rows)} replies in {args.output}")
 
 
@@ -1116,7 +1126,7 @@ def read_own(name, fields, body, authors, keep_signature, seen):
 
 
 def written_date(date):
-    return f"{date:{DATE_FORMAT}}" if date else ""
+    return f"{date:{prepare_data.DATE_FORMAT}}" if date else ""
 
 
 def place_of(name, fields):
@@ -1285,11 +1295,11 @@ def read_inbox(args):
     print_left_out(left_out)
     if not rows:
         stop(f"{args.source}: no mail wants a reply")
-    rows.sort(key=sent_at, reverse=True)
+    rows.sort(key=prepare_data.sent_at, reverse=True)
     rows = [row | {"id": str(number)} for number, row in enumerate(rows, 1)]
     if args.notes:
         add_notes(rows, args.notes)
-    write_whole({args.output: rows})
+    prepare_data.write_whole({args.output: rows})
     print(f"kept {len(rows)} mails to answer in {args.output}, the newest first")
 
 
@@ -1305,7 +1315,7 @@ def add_notes(rows, path):
         title = f"{name or address}, {row['subject']}"
         starts.append([title, *filter(None, (name, address, row["subject"]))])
     if not os.path.exists(path):
-        write_whole({path: "".join(f"{title}: \n" for title, *_ in starts)})
+        prepare_data.write_whole({path: "".join(f"{title}: \n" for title, *_ in starts)})
         stop(
             f"{path} now has a line for each mail: add what the replies should say, and call again"
         )
@@ -1390,7 +1400,7 @@ def read_mail(fields, body, subject, authors):
     row |= {"Message-ID": bracketed(filter(None, [id_of(fields)]))}
     row |= {"References": bracketed(before[-20:])}
     row |= {"author": sorted(authors, key=lambda author: author not in reached)}
-    return row | {"prompt": [turn("user", text)]}, None
+    return row | {"prompt": [prepare_data.turn("user", text)]}, None
 
 
 def written(pair):
@@ -1508,8 +1518,8 @@ def write_draft(row):
     texts = ("prediction", "mail")
     row = {name: row[name] if name in texts else one_line(row[name]) for name in DRAFT}
     to, copied, sender = people_to_answer(row, authors)
-    reply, date = clean(row["prediction"]).strip(), sent_at(row)
-    when = f"On {date:%Y-%m-%d at %H:%M}, " if date > NO_DATE else ""
+    reply, date = clean(row["prediction"]).strip(), prepare_data.sent_at(row)
+    when = f"On {date:%Y-%m-%d at %H:%M}, " if date > prepare_data.NO_DATE else ""
     lines = clean(row["mail"]).split("\n")
     quoted = "\n".join(f">{'' if line[:1] in ('', '>') else ' '}{line}" for line in lines)
     text = f"{reply}\n\n{when}{sender} wrote:\n{quoted}\n"
@@ -1521,7 +1531,7 @@ def write_draft(row):
     digest = json.dumps(row | {"author": authors, "prediction": ""}).encode()
     digest = hashlib.sha256(digest).hexdigest()[:32]
     own = next((author for author in authors if ADDRESS.fullmatch(author)), "")
-    subject = f"Re: {REPLY_SUBJECT.sub('', row['subject']).strip()}"
+    subject = f"Re: {prepare_data.REPLY_SUBJECT.sub('', row['subject']).strip()}"
     fields = {
         "From": own,
         "To": ",\n ".join(map(email.utils.formataddr, to)),
