@@ -19,6 +19,7 @@ import codecs
 import collections
 import contextlib
 import csv
+import dataclasses
 import datetime
 import email
 import email.charset
@@ -569,27 +570,9 @@ def text_of_part(part, subtype):
         meta = re.search(rb"<meta[^<>]*charset=[\"']?([\w-]+)", data[:2000])
         return html_to_text(decode(data, charset or meta and meta[1].decode("ascii")))
     text = decode(data, charset).replace("\r\n", "\n").replace("\r", "\n")
-    encoding = str(part.get("content-transfer-encoding", "")).strip().lower()
-    if encoding not in ("quoted-printable", "base64"):
-        text = decode_left_over(text)
     if str(part.get_param("format", "")).lower() == "flowed":
         return unflow(text, str(part.get_param("delsp", "")).lower() == "yes")
     return text
-
-
-def decode_left_over(text):
-    """Text without quoted-printable that a gateway left undecoded; a link's =09 stays."""
-    if not any(piece in text for piece in ("=20", "=09", "=\n")):
-        return text
-    evidence = re.findall(r"=20$|^=09|[^\n]{60}=$", text, re.MULTILINE)
-    if len(evidence) <= len(re.findall(r"=(?![0-9A-F]{2}|$)", text, re.MULTILINE)):
-        return text
-
-    def decode_run(match):
-        return match[1] or decode(bytes.fromhex(match[2].replace("=", "")))
-
-    text = re.sub(r"=\n", "", text)
-    return re.sub(r"([?&][\w.%-]{1,99}=(?!3D)\w*)|((?:=[0-9A-F]{2})+)", decode_run, text)
 
 
 def unflow(text, delete_space):
@@ -604,8 +587,8 @@ def unflow(text, delete_space):
         if before == depth and not signature:
             lines[-1].append(content)
         else:
-            stuffed = STUFFED if not depth and line.startswith(">") else ""
-            lines.append([">" * depth + " " * bool(depth) + stuffed, content])
+            stuffed = STUFFED if line.startswith(">") else ""
+            lines.append([">" * depth + " " if depth else stuffed, content])
         before = depth if flowed else None
     return "\n".join(map("".join, lines))
 
@@ -634,10 +617,13 @@ def html_to_text(source):
             data = html.unescape(data)
             data = data if pre else re.sub(r"[ \t\r\n\f]+", " ", data)
             for i, line in enumerate(data.split("\n")):
-                pieces += ["\n"] * bool(i)
-                begins = pieces[-1] == "\n"
-                line = line if pre or not begins else line.lstrip(" ")
-                pieces += ["> " * sum(quotes) * begins + line] * bool(line)
+                if i:
+                    pieces.append("\n")
+                if pieces[-1] == "\n":  # a line begins
+                    line = line if pre else line.lstrip(" ")
+                    line = "> " * sum(quotes) + line if line else ""
+                if line:
+                    pieces.append(line)
         if not match:
             break
         position, closing, tag = match.end(), match[1], match[2].lower()
@@ -867,20 +853,15 @@ def wrote_length(lines, marked, i):
         below = next_filled(lines, i + n)
         quoted = below < i + n + 4 and marked[below]
         kind = introduction_kind(joined, quoted)
-        if kind == "inner" and not is_part(lines[i]):
+        part = lines[i].endswith("<") or BRACKETED.search(lines[i]) or YEAR.search(lines[i])
+        if kind == "inner" and not part:  # unless it begins on the next line, below own words
             shorter = " ".join(line.strip() for line in lines[i + 1 : i + n])
-            if introduction_kind(shorter, quoted):  # it begins on the next line
-                kind = None
+            kind = None if introduction_kind(shorter, quoted) else kind
         if kind:
             return n
         if joined.endswith((":", "：")):
             break
     return 0
-
-
-def is_part(line):
-    """Whether a line holds a part of "On … wrote:" that own words hardly do."""
-    return line.endswith("<") or BRACKETED.search(line) or YEAR.search(line)
 
 
 def introduction_kind(text, marked):
@@ -1050,11 +1031,22 @@ PLACES = {"a draft": "drafts", "deleted": "trash", "spam": "spam"}
 PLACES = {reason: set(map(str.casefold, phrases_of(key))) for reason, key in PLACES.items()}
 
 
+@dataclasses.dataclass
+class Sent:
+    """A message that the author sent, and what tells whether it is a reply, and to which mail."""
+
+    row: dict  # of the reply CSV; `mail` is the quoted text
+    links: list  # the ids of the messages that it refers to
+    thread: list  # these ids, its own, and those that the answered mail refers to
+    recipients: list  # [(name, address)], the author apart
+    is_forward: bool  # by its marks; but it may go back to whom it quotes
+
+
 def extract(args):
     import pandas
 
     authors, shown = keys_of_authors(args.author), ", ".join(sorted(args.author))
-    rows, ids, seen, senders = [], {}, {}, {}
+    sent, ids, seen, senders = [], {}, {}, {}
     left_out, written, by_author = collections.Counter(), collections.Counter(), 0
     for number, (name, raw) in enumerate(messages(args.source)):
         fields, body = open_message(raw)
@@ -1070,9 +1062,9 @@ def extract(args):
             left_out[reason] += 1
         elif is_author(sender, address, authors):
             by_author += 1
-            row, reason = read_own(name, fields, body, authors, args.keep_signature, seen)
-            if row:
-                rows.append(row)
+            message, reason = read_own(name, fields, body, authors, args.keep_signature, seen)
+            if message:
+                sent.append(message)
             else:
                 left_out[reason] += 1
     print(f"read {written.total()} messages from {args.source}")
@@ -1081,18 +1073,18 @@ def extract(args):
         most = [f"{senders[key]} ({count})" for key, count in written.most_common(6) if key][:5]
         who = f"message is by {shown}; most are by {', '.join(most)}" if most else "mail message"
         stop(f"{args.source}: no {who}")
-    rows, more = join_answered(rows, find_answered(args.source, rows, ids), authors)
+    replies, more = join_answered(sent, find_answered(args.source, sent, ids), authors)
     print_left_out(left_out + more)
-    if not rows:
+    if not replies:
         stop(f"{args.source}: no reply by {shown} is left")
-    for number, thread in enumerate(prepare_data.group(row["names"] for row in rows), 1):
-        rows[number - 1]["id"] = f"{thread}.{number}"
+    threads = prepare_data.group(reply.thread for reply in replies)
+    rows = [reply.row | {"id": f"{threads[i]}.{i + 1}"} for i, reply in enumerate(replies)]
     prepare_data.write_whole({args.output: pandas.DataFrame(rows)})
     print(f"kept {len(rows)} replies in {args.output}")
 
 
 def read_own(name, fields, body, authors, keep_signature, seen):
-    """(the row of a message that the author sent, None), or (None, the reason to leave it out)."""
+    """(a message that the author sent, None), or (None, the reason to leave it out)."""
     subject, date = decode_words(fields.get("subject", b"")), date_of(fields)
     folder = re.search(r"([^/]+)/\d+[._]$", name)  # only the Enron corpus names its files so
     if folder and folder[1].lower() not in SENT_FOLDERS:
@@ -1117,12 +1109,12 @@ def read_own(name, fields, body, authors, keep_signature, seen):
     sender, address = sender_of(fields)
     to, to_address = first_address(fields.get("to", b""))
     text, own, quoted = (part.replace(STUFFED, "") for part in (text, own, quoted))
-    row = {"date": written_date(date), "subject": subject, "links": links}
+    row = {"date": written_date(date), "subject": subject}
     row |= {"From": address or sender, "To": to_address.casefold() or to}
     row |= {"body": text, "length": len(text), "response": own, "mail": quoted}
-    row |= {"names": [*filter(None, [id_of(fields)]), *links]}
-    row |= {"forward": is_marked_forward(fields, subject, quoted)}
-    return row | {"recipients": recipients_of(fields, authors)}, None
+    thread = [*filter(None, [id_of(fields)]), *links]
+    is_forward = is_marked_forward(fields, subject, quoted)
+    return Sent(row, links, thread, recipients_of(fields, authors), is_forward), None
 
 
 def written_date(date):
@@ -1189,7 +1181,8 @@ def quoted_senders(quoted):
         if header:
             continue
         if SEPARATOR.match(line) or RULE.fullmatch(line):
-            forwarder += f" {line}" * bool(FORWARD_TITLE.match(line))
+            if FORWARD_TITLE.match(line):
+                forwarder += f" {line}"
         else:
             region.append(re.split(r"\bTo:", line)[0])
             if line.endswith((":", "：")) or "To:" in line or len(region) == 5:
@@ -1215,42 +1208,44 @@ def names_one(senders, people):
     return any(is_named(words, *pair) for words in senders if words for pair in people)
 
 
-def find_answered(source, rows, ids):
-    """{message id: (name, address, text, ids)} of the mails that the rows answer, read again."""
-    for row in rows:
-        row["answers"] = next((name for name in reversed(row["links"]) if name in ids), None)
-    wanted = {ids[row["answers"]]: row["answers"] for row in rows if row["answers"]}
-    answered = {}
+def find_answered(source, sent, ids):
+    """For each sent message the mail that it answers, (name, address, text, ids), or None.
+
+    Their texts are read in a second pass: an archive may be larger than memory.
+    """
+    numbers = [next((ids[id] for id in reversed(m.links) if id in ids), None) for m in sent]
+    wanted, answered = set(numbers) - {None}, {}
     for number, (_, raw) in enumerate(messages(source) if wanted else ()):
         if number in wanted:
             fields, body = open_message(raw)
-            links = links_of(fields)
-            answered[wanted[number]] = *sender_of(fields), text_of(fields, body), links
-    return answered
+            answered[number] = *sender_of(fields), text_of(fields, body), links_of(fields)
+    return [answered.get(number) for number in numbers]
 
 
-def join_answered(rows, answered, authors):
-    """(rows with the mail that each answers, {reason: rows left out}).
+def join_answered(sent, answered, authors):
+    """(the replies, each with the mail that it answers, {reason: messages left out}).
 
     Whatever is above a quote, it is a reply if it goes to the sender of the quoted mail.
     """
     replies, left_out, pairs = [], collections.Counter(), [(key, key) for key in authors]
-    for row in rows:
-        name, address, text, links = answered.get(row["answers"], ("", "", "", []))
-        forwarder, sender = quoted_senders(row["mail"]) if row["mail"] else ("", "")
+    for reply, mail in zip(sent, answered, strict=True):
+        name, address, text, links = mail or ("", "", "", [])
+        row, quoted = reply.row, reply.row["mail"]
+        forwarder, sender = quoted_senders(quoted) if quoted else ("", "")
         senders = [f"{name} <{address}>"] if text else [forwarder, sender]
-        goes_back = names_one(senders, row["recipients"])
+        goes_back = names_one(senders, reply.recipients)
         own = is_author(name, address, authors) or not text and names_one([sender], pairs)
-        if row["forward"] and not goes_back:
+        if reply.is_forward and not goes_back:
             left_out["a forward"] += 1
         elif own:
             left_out["answers a mail of the author's own"] += 1
-        elif not text and not row["mail"]:
+        elif not text and not quoted:
             left_out["answers no mail"] += 1
         else:
-            unmarked = re.sub(r"^[ \t]{0,4}> ?", "", row["mail"], flags=re.MULTILINE)
+            unmarked = re.sub(r"^[ \t]{0,4}> ?", "", quoted, flags=re.MULTILINE)
             row |= {"To": address or name or row["To"], "mail": text or unmarked}
-            replies.append(row | {"names": row["names"] + links})
+            reply.thread += links
+            replies.append(reply)
     return replies, left_out
 
 
