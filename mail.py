@@ -232,8 +232,7 @@ def messages_in_csv(name, file, depth):
     lines = io.TextIOWrapper(file, "utf-8", "surrogateescape", newline="")
     rows = csv.DictReader((line.replace("\0", "") for line in lines), strict=True)
     if not depth and not {"file", "message"} <= set(rows.fieldnames or []):
-        advice = "to cut and filter a reply CSV use: prepare_data.py format"
-        stop(f"{file.name}: no columns file, message; {advice}")
+        stop(f"{file.name}: no columns file, message; for a reply CSV: prepare_data.py format")
     for row in rows:
         text = row.get("message") or ""
         yield row.get("file") or name, text.encode("utf-8", "surrogateescape")
@@ -303,7 +302,6 @@ ENTRY = layout(  # of an address field: quoted strings, comments and <addresses>
 )
 HEADER_END = re.compile(rb"\n\r?\n")
 PLAIN_ADDRESS = re.compile(rb"[\w.+-]+@[\w.-]+", re.ASCII)
-PLAIN_IDS = re.compile(rb"<[\w.+=$@-]+>(?: <[\w.+=$@-]+>)*", re.ASCII)
 BARE_ADDRESS = re.compile(r"""(?<![^\s<>"'(),;:])[^\s<>"'(),;:@]+@[^\s<>"'(),;:]+""")
 ADDRESS = re.compile(r"[!-~]+@[\w.-]+", re.ASCII)
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")
@@ -456,8 +454,6 @@ def is_author(name, address, authors):
 
 def ids_of(field):
     """The message ids in a field, bare, however they are written: encoded, with comments."""
-    if PLAIN_IDS.fullmatch(field):  # most of all, and fast
-        return field.decode()[1:-1].split("> <")
     text = re.sub(r"(<[^<>]*>)|\([^()]*\)", lambda match: match[1] or " ", decode_words(field))
     bracketed = ["".join(name.split()) for name in re.findall("<([^<>]+)>", text)]
     return bracketed or [match[0] for match in BARE_ADDRESS.finditer(text)]
@@ -490,7 +486,6 @@ ARMOUR = layout(  # PGP's signatures, keys and ciphers; uuencoded files
     | ^-----BEGIN[ ]PGP[ ](?:SIGNATURE|MESSAGE|PUBLIC[ ]KEY[ ]BLOCK)[^\n]*-----\n
       (?:(?!-----)[^\n]*\n?)*+(?:-----END[ ]PGP[^\n]*)?
     | ^begin[ ][0-7]{3,4}[ ]\S[^\n]*\n(?:[!-`][ -`]{1,62}\n)++(?:[` ]?[ ]*\n)?(?:end[ \t]*$)?
-    | ^=ybegin[ ][^\n]*\n(?:(?!=yend)[^\n]*\n)*+=yend[^\n]*
     """,
     re.MULTILINE,
 )
@@ -599,7 +594,7 @@ def clean(text):
     text = CONTROL.sub("", text).replace("\ufeff", "")
     if "-----BEGIN PGP SIGNED" in text:
         text = re.sub(r"^- (?=-)", "", text, flags=re.MULTILINE)
-    if any(mark in text for mark in ("-----BEGIN PGP ", "begin ", "=ybegin ")):
+    if "-----BEGIN PGP " in text or "begin " in text:
         text = ARMOUR.sub("", text)
     return text.strip("\n").rstrip()
 
@@ -679,16 +674,10 @@ INTRODUCTION = layout(
     (?:[-*_=]{{2,}}\s?)?{ON}(?!\w)[ ]?(?=.*\d)
     (?:(?![?!][ ]|[ ](?:On|Am|Le|Den)[ ]).){{5,250}}?[^\w]{WROTE}(?!\w)
     (?:.{{0,80}}[:：](?:\s?={{2,}})?|\s?-{{2,}})
-    | (?P<inner>  # what may begin on a later line than where it matches
-        # Len <len@tern.example> wrote:
-        (?:(?![ ]On[ ]\w).){{0,120}}\w@\w.{{0,80}}?\W{WROTE}(?:\s?\([^()]*\))?\s?[:：]
-        # --- Len wrote ---
-        | -{{2,}}.{{1,80}}[ ]{WROTE}\s?-{{2,}}
-        # ons. 6. feb. 2019 kl. 13:12 skrev Len <len@tern.example>:
-        | (?=.{{0,60}}\d).{{0,120}}?\W{WROTE}[ ].{{1,120}}@.{{1,80}}[:：]
-        # 2019-02-06 13:12 Len <len@tern.example>
-        | \d{{4}}(?:[-/.]\d|年).{{0,100}}<[^<>]+@[^<>]+>\s?[:：]?
-    )
+    # Len <len@tern.example> wrote:
+    | (?:(?![ ]On[ ]\w).){{0,120}}\w@\w.{{0,80}}?\W{WROTE}(?:\s?\([^()]*\))?\s?[:：]
+    # --- Len wrote ---
+    | -{{2,}}.{{1,80}}[ ]{WROTE}\s?-{{2,}}
     """
 )
 BARE_INTRODUCTION = layout(  # Len Corrigan wrote:   Quoting Len (2019-02-06):
@@ -696,6 +685,7 @@ BARE_INTRODUCTION = layout(  # Len Corrigan wrote:   Quoting Len (2019-02-06):
 )
 SELF = layout(rf"(?<!\w){one_of('self')}(?!\w)")
 YEAR = re.compile(r"(?<!\d)(?:19|20)\d\d(?!\d)|[۱۲][۰-۹]{3}|\d{1,2}[./-]\d{1,2}[./-]\d\d\b")
+PART = layout(rf"{BRACKETED.pattern} | {YEAR.pattern} | <$ | ^\W*{ON}(?!\w)")  # not own words
 CLOCK = re.compile(r"\d{1,2}\s?[:.時时h]\s?\d\d|[۰-۹]{1,2}:[۰-۹]{2}")
 QUOTED = re.compile(r"[ \t]{0,4}>(?!.*<<<)")
 DATE_LINE = layout(rf"{prepare_data.DATE}(?:\s+To:.*)?$")
@@ -852,39 +842,30 @@ def wrote_length(lines, marked, i):
             continue
         below = next_filled(lines, i + n)
         quoted = below < i + n + 4 and marked[below]
-        kind = introduction_kind(joined, quoted)
-        part = lines[i].endswith("<") or BRACKETED.search(lines[i]) or YEAR.search(lines[i])
-        if kind == "inner" and not part:  # unless it begins on the next line, below own words
-            shorter = " ".join(line.strip() for line in lines[i + 1 : i + n])
-            kind = None if introduction_kind(shorter, quoted) else kind
-        if kind:
+        shorter = " ".join(line.strip() for line in lines[i + 1 : i + n])
+        if is_introduction(joined, quoted) and (
+            PART.search(lines[i]) or not is_introduction(shorter, quoted)
+        ):
             return n
         if joined.endswith((":", "：")):
             break
     return 0
 
 
-def introduction_kind(text, marked):
-    """How a line introduces quoted text, by its words, or in any language by its form.
-
-    "whole", or "inner" if own words may precede on the line; else None.
-    """
-    match = INTRODUCTION.fullmatch(text)
+def is_introduction(text, marked):
+    """Whether a line introduces quoted text, by its words, or in any language by its form."""
     address, dated, timed = (bool(form.search(text)) for form in (BRACKETED, YEAR, CLOCK))
     about_self = SELF.search(text)
-    if match and (marked or "@" in text or text[-1] == "-" or (dated or timed) and not about_self):
-        return "inner" if match["inner"] else "whole"
-    if marked and BARE_INTRODUCTION.fullmatch(text):
-        return "inner"
+    sure = marked or "@" in text or text[-1:] == "-" or (dated or timed) and not about_self
+    if sure and INTRODUCTION.fullmatch(text) or marked and BARE_INTRODUCTION.fullmatch(text):
+        return True
     if text[-1:] not in (":", "：") or len(text) > 250 or about_self or re.search("[?!]", text):
-        return None
+        return False
     words = re.findall(r"[^\W\d_]{2,}", text)
     named = len(words) < 9 and any(not word.islower() for word in words[1:])
     if marked:
-        formal = len(words) > 1 and (address or dated and (timed or named))
-    else:
-        formal = address and dated and timed
-    return "inner" if formal else None
+        return len(words) > 1 and (address or dated and (timed or named))
+    return address and dated and timed
 
 
 @functools.lru_cache(4096)
