@@ -23,6 +23,7 @@ import os
 import random
 import sys
 import textwrap
+import tomllib
 import unicodedata
 from collections import Counter
 from functools import cache
@@ -110,11 +111,12 @@ BLANKLESS = regex.compile(
 WORD = regex.compile(r"(?=[\p{L}\p{N}_])\w+(?:['’]\w+)*")
 # A full stop, in other scripts without a blank behind it, or the end of a line
 SENTENCE_END = regex.compile(r"(?V1)[.!?]\s|[\p{STerm}--[.!?]]\s*(?=\S)|\n")
+with open(Path(__file__).with_name("data") / "mail_phrases.toml", "rb") as phrases:
+    PHRASES = tomllib.load(phrases).values()
+MARKS = {mark for table in PHRASES for key in ("reply", "forward") for mark in table.get(key, [])}
+# "Re: ", "Antw.: Fwd[2]: ", as prepare_data.py knows them
 REPLY_MARKS = regex.compile(
-    r"""(?xi) (\s* ( re | fwd? | aw | wg | sv | vs | antw | tr | rif | ref | odp | res
-                   | 回复 | 回覆 | 答复 | 答覆 | 转发 | 轉寄 | 轉發 | 返信 | 転送 | 회신 | 전달
-                   | отв | ответ | пересл | απ | σχετ | πρθ | השב | הועבר | رد )
-                   \s* (\[\d+\])? \s* [:：] )+"""
+    r"(?i)\A(?:\s*\L<marks>\.?\s*(?:[\[(^]\d+[\])]?)?\s*[:：])+", marks=MARKS
 )
 
 
@@ -458,8 +460,8 @@ def closings_of(replies):
     endings = Counter()
     for reply in replies:
         closing = WORD.findall(SENTENCE_END.split(reply.strip())[-1].lower())
-        behind_text = len(closing) < len(WORD.findall(reply))
-        endings[tuple(closing)] += 1 <= len(closing) <= 3 and behind_text
+        if 1 <= len(closing) <= 3 and len(closing) < len(WORD.findall(reply)):
+            endings[tuple(closing)] += 1
     return {closing for closing, count in endings.items() if count >= max(2, 0.02 * len(replies))}
 
 
@@ -604,7 +606,8 @@ def compare(args):
             named = f"{first['path']} and {run['path']} were not given the same notes"
             die(f"{named}, so they are no rivals; --corners shows runs without and with notes")
 
-    count, (clean, cleanness) = len(first["rows"]), clean_rows(runs)
+    count = len(first["rows"])
+    clean, cleanness = clean_rows(runs)
     parts = [measure(runs, first, f"all {count} test mails", np.full(count, True))]
     if clean is not None and not clean.all():
         parts.append(measure(runs, first, f"the {clean.sum()} clean ones", clean))
@@ -615,14 +618,19 @@ def compare(args):
         alike = "Trained on the same mail by the same settings, they show what chance does"
         notes.append(f"{alike}: {', '.join(twins)}.")
 
-    facts = {"against": first["name"], "verdict": verdict} | parts[0]
-    metrics = facts.pop("metrics")
-    facts |= {"clean_unknown": cleanness if clean is None else None, "runs": {}}
-    for run in runs:
-        settings = {"path": str(run["path"]), "train_rows": run["size"]}
-        facts["runs"][run["name"]] = settings | {"metrics": metrics[run["name"]]}
-    clean_part = {} if clean is None else parts[-1]
-    facts |= {"clean": clean_part or None, "n_clean": clean_part.get("n")}
+    whole, clean_part = parts[0], None if clean is None else parts[-1]
+    facts = {"against": first["name"], "verdict": verdict}
+    facts |= {key: value for key, value in whole.items() if key != "metrics"}
+    facts["runs"] = {
+        run["name"]: {
+            "path": str(run["path"]),
+            "train_rows": run["size"],
+            "metrics": whole["metrics"][run["name"]],
+        }
+        for run in runs
+    }
+    facts |= {"clean": clean_part, "n_clean": clean_part and clean_part["n"]}
+    facts["clean_unknown"] = cleanness if clean is None else None
     write(args.output.with_name("comparison.json"), json.dumps(facts, indent=1, allow_nan=False))
     report(runs, parts, verdict, notes, clean, args)
 
@@ -702,7 +710,7 @@ def clean_rows(runs):
 
 def marks(row):
     """What a mail can be known by, case, punctuation and Re: aside; not by an empty text."""
-    thread = REPLY_MARKS.sub("", row["subject"], count=1)
+    thread = REPLY_MARKS.sub("", " ".join(row["subject"].split()))
     texts = {"mail": row["mail"], "reply": row["reference"], "thread": thread}
     return {(kind, *mark) for kind, text in texts.items() if (mark := words(text))}
 
@@ -710,38 +718,50 @@ def marks(row):
 def measure(runs, first, title, selected):
     """All that is said of some of the mails (booleans): estimates, paired tests of the first run
     against each other one, and a trend where one author's trainings differ in size."""
-    terms, metrics, author = {}, {}, {}
+    terms, metrics, reference = {}, {}, {}
     for run in runs:
-        per_mail = {name: rows[selected] for name, rows in run["per_mail"].items()}
-        values = {name: estimate(name, per_mail.get(name)) for name in MEASURES}
-        metrics[run["name"]] = values
-        terms[run["name"]] = {name: rows for name, rows in per_mail.items() if values[name]}
-        of_author = run["reference_per_mail"].items()
-        author |= {name: estimate(name, rows[selected]) for name, rows in of_author}
-    pairs = {run: ([first["name"], run], [1, -1]) for run in terms if run != first["name"]}
-    trained, slope = [run for run in runs if run["size"]], {}
+        of_run = {name: rows[selected] for name, rows in run["per_mail"].items()}
+        terms[run["name"]] = of_run
+        metrics[run["name"]] = {name: estimate(name, of_run.get(name)) for name in MEASURES}
+        reference |= {name: rows[selected] for name, rows in run["reference_per_mail"].items()}
+    reference = {name: estimate(name, rows) for name, rows in reference.items()}
+
+    differences = {run: {first["name"]: 1, run: -1} for run in terms if run != first["name"]}
+    sizes = sizes_of(runs)
+    part = {"title": title, "n": int(selected.sum()), "metrics": metrics, "reference": reference}
+    part["tests"] = run_tests(differences, terms, metrics)
+    part["trend"] = run_tests({DOUBLING: slope(sizes)} if sizes else {}, terms, metrics)
+    return part | {"sizes": sizes}
+
+
+def sizes_of(runs):
+    """The number of training mails by run, {} unless one sender's mail made runs of at least three
+    sizes, the largest twice the smallest or more."""
+    trained = [run for run in runs if run["size"]]
     sizes = {run["name"]: run["size"] for run in trained}
-    counts, senders = {*sizes.values()}, {main_sender(run["training"]) for run in trained}
-    if len(counts) < 3 or max(counts) < 2 * min(counts) or len(senders) > 1 or "" in senders:
-        sizes = {}  # no trend, unless one sender's mail made runs of different sizes
-    else:  # over log2 of the size, by least squares
-        logs = np.log2(list(sizes.values()))
-        logs -= logs.mean()
-        slope = {DOUBLING: (list(sizes), logs / (logs @ logs))}
-    part = {"title": title, "n": int(selected.sum()), "metrics": metrics, "reference": author}
-    tests = {"tests": run_tests(pairs, terms), "trend": run_tests(slope, terms)}
-    return part | tests | {"sizes": sizes}
+    senders = {main_sender(run["training"]) for run in trained}
+    counts = {*sizes.values()}
+    differ = len(counts) >= 3 and max(counts) >= 2 * min(counts)
+    return sizes if differ and len(senders) == 1 and "" not in senders else {}
 
 
-def run_tests(contrasts, terms):
-    """Tests of every measure. The primary ones are corrected as one family (Holm 1979); the
-    secondary ones stay as they are, with p_holm None."""
+def slope(sizes):
+    """The factors by which a sum of the runs' values is its slope over log2 of the size, by least
+    squares."""
+    logs = np.log2(list(sizes.values()))
+    logs -= logs.mean()
+    return dict(zip(sizes, logs / (logs @ logs), strict=True))
+
+
+def run_tests(contrasts, terms, metrics):
+    """Tests of every measure: contrasts are the factors of runs, {label: {run: factor}}. The
+    primary ones are corrected as one family (Holm 1979); the others have None as p_holm."""
     tests = [
         {"run": label, "measure": name, "p_holm": None}
-        | contrast(name, [terms[run][name] for run in runs], factors)
-        for label, (runs, factors) in contrasts.items()
+        | contrast(name, [terms[run][name] for run in factors], factors.values())
+        for label, factors in contrasts.items()
         for name in MEASURES
-        if all(name in terms[run] for run in runs)
+        if all(metrics[run][name] for run in factors)
     ]
     family, bound = [test for test in tests if test["measure"] in PRIMARY], 0
     for rank, test in enumerate(sorted(family, key=itemgetter("p"))):

@@ -21,8 +21,11 @@ from sacrebleu.metrics import BLEU, CHRF
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import generate  # noqa: E402
+import prepare_data  # noqa: E402
 from evaluate import (  # noqa: E402
+    MARKS,
     MEASURES,
+    REPLY_MARKS,
     closings_of,
     copies,
     ends_in,
@@ -659,6 +662,46 @@ def test_trend_needs_more_and_less_mail_of_one_author():
     assert measure([*ada[:2], other], other, "mails", mails)["trend"] == []
 
 
+RESULTS = Path(__file__).parents[1] / "docs" / "results"
+
+
+def program(name, *args):
+    """What a program of docs/results prints, by line."""
+    command = [sys.executable, RESULTS / name, *args]
+    found = subprocess.run(command, capture_output=True, text=True, check=True)
+    return found.stdout.splitlines()
+
+
+def test_the_trend_of_the_readme_is_that_of_the_stored_figures():
+    perplexity, style = program("trend.py", *sorted(RESULTS.glob("experience2/exp*")))
+    assert perplexity == "perplexity_char: -0.039 (-0.045 to -0.033) a doubling, p = 6.6e-05"
+    assert style == "style: -0.035 (-0.170 to 0.100) a doubling, p = 0.51"
+    readme = " ".join((RESULTS.parents[1] / "README.md").read_text(encoding="utf-8").split())
+    assert "each doubling of the mails lowers it by .039" in readme
+
+
+def test_how_replies_look(tmp_path):
+    """One of four is a thanks. Of the others, the first run's pass where the second's do not."""
+    ends = ["stop", "stop", "stop", "length"]
+    replies = {"a": ["Thanks.", "a b", "a b c", "a b c d e"], "b": ["x"] * 4}
+    passed = {"a": [1, 1, 1, 0], "b": [0, 0, 0, 0]}
+    for name, texts in replies.items():
+        run = write_run(tmp_path / name, rows_of(REFERENCES, texts, finish_reason=ends))
+        terms = {"style": [[one, 1] for one in passed[name]]}
+        facts = {"per_mail": terms, "reference_per_mail": {"style": [[1, 1]] * 4}}
+        (run / "metrics.json").write_text(json.dumps(facts), encoding="utf-8")
+    assert program("replies.py", tmp_path / "a", tmp_path / "b") == [
+        "one word of thanks: 1 of 4; of the 3 others pass",
+        f"{tmp_path / 'a'}: 2 (0.21 to 0.94), p = 1; 2.5 words; 1 cut off, 45% of all words",
+        "    ended: 3 of 3 pass",
+        "    cut off: 0 of 1 pass",
+        "the author: 3 (0.44 to 1.00), p = 1",
+        f"{tmp_path / 'b'}: 0 (0.00 to 0.56), p = 0.5; 1.0 words; 1 cut off, 25% of all words",
+        "    ended: 0 of 3 pass",
+        "    cut off: 0 of 1 pass",
+    ]
+
+
 # The command line
 
 
@@ -787,6 +830,20 @@ def test_a_thread_is_known_in_every_language(tmp_path, mark):
     learned_from(run, file, limit=None)
     main([str(run)])
     assert comparison(tmp_path / "c.md", run)["n_clean"] == 1
+
+
+def test_the_marks_of_a_subject_are_those_of_the_data():
+    assert len(MARKS) == 163
+    endings = [": kiln", " : kiln", "[2]: kiln", "^3: kiln", ".: kiln", "： Re: Fwd: kiln"]
+    others = [" kiln", "e: kiln", "; kiln"]  # no mark, or another one
+    for mark in MARKS:
+        for subject in (mark, mark.upper(), f" {mark}"):
+            for ending in [*endings, *others]:
+                expected = prepare_data.REPLY_SUBJECT.sub("", subject + ending).strip()
+                assert REPLY_MARKS.sub("", subject + ending).strip() == expected
+                assert ending in others or expected == "kiln"
+    for whole in ("Fire: the kiln", "Core: it", "the Re: kiln", "Re kiln", "2: kiln"):
+        assert REPLY_MARKS.sub("", whole) == whole
 
 
 YES, NO = "yes.", "no, the tests do not show it."
