@@ -13,13 +13,34 @@ SKILL := models/notes
 STUDY := AndriamMiora/Personalized-Automatic-Emails-Responses
 DATA_SOURCE ?= https://raw.githubusercontent.com/$(STUDY)/HEAD
 LAUNCH ?= python
-RUN ?= runs/mine
-OUT ?= data/mine/drafts.mbox
+NAME ?= mine
+RUN ?= runs/$(NAME)
+DRAFTS := data/$(NAME)/drafts.mbox
 PORT ?= 8000
 ifndef V
 Q := @
 BRIEF := --brief
 endif
+
+# What a model of one's own was made of is kept in its data folder, and never ignored
+given = $(filter command environment,$(origin $1))
+kept = $(shell sed -n 's/^$1=//p' data/$(NAME)/knobs 2>/dev/null)
+differs = $(and $(call given,$1),$(call kept,$1),$(subst x$(call kept,$1),,x$(value $1)))
+OWN := $(filter mine drafts reply page export serve,$(MAKECMDGOALS))
+TAKEN := sample notes experience1 experience2 small_dataset demo sizes small
+$(if $(OWN),$(if $(or $(findstring /,$(NAME)),$(filter $(TAKEN),$(NAME)),$(word 2,$(NAME))),\
+    $(error NAME=$(NAME): take another word for the name of a model)))
+$(if $(filter mine,$(OWN)),$(foreach knob,MAILBOX AUTHOR MODEL,$(if $(call differs,$(knob)),$(error \
+    data/$(NAME) is of $(knob)=$(call kept,$(knob)): to start over, rm -r data/$(NAME) runs/$(NAME); \
+    for another model beside it, make mine NAME=other))))
+$(foreach knob,$(if $(OWN),MAILBOX AUTHOR $(if $(filter mine,$(OWN)),MODEL)),\
+    $(if $(call given,$(knob)),,$(if $(call kept,$(knob)),$(eval $(knob) := $$(call kept,$(knob))))))
+FINISHED := $(wildcard $(patsubst %,runs/%/*/train.json,\
+    $(filter experience1 experience2,$(MAKECMDGOALS:all=experience1 experience2))))
+$(if $(and $(call given,MODEL),$(FINISHED)),$(foreach run,$(shell grep -LF -e '"$(MODEL)"' \
+    -e '/$(MODEL)"' $(FINISHED)),$(error $(run) is of another MODEL: move its folder away first)))
+$(if $(and $(call given,RUN),$(filter mine demo all experience1 experience2,$(MAKECMDGOALS))),\
+    $(error RUN names a run to answer with; make mine takes NAME=other))
 
 # The ten experiments. Experience 1: whose mail to learn from? Experience 2: how much of it?
 runs/experience1/exp1.J-J/train.json: data/experience1/jeff_dasovich_train_625.jsonl
@@ -37,7 +58,7 @@ runs/demo/exp1.M-M/train.json: data/sample/maud_okafor_train_43.jsonl
 runs/demo/exp2.B-M/train.json: data/sample/bernard_pell_train_43.jsonl
 runs/demo/notes/train.json: data/sample/maud_okafor_notes_43.jsonl
 runs/small/train.json: data/small_dataset/minitrain.jsonl
-runs/mine/train.json: data/mine/train.jsonl
+runs/$(NAME)/train.json: data/$(NAME)/train.jsonl
 
 # The runs of each group, with the untuned model and two ways of copying as baselines
 BASELINES := untuned constant nearest
@@ -55,7 +76,7 @@ $(E2:=/predictions.jsonl): $(TEST.experience2).jsonl
 runs/demo/notes/predictions.jsonl: data/sample/inbox.jsonl
 runs/demo/notes/predictions.jsonl: private FLAGS = $(DRAFT)
 runs/small/predictions.jsonl: data/small_dataset/minitest.jsonl
-runs/mine/predictions.jsonl: data/mine/test.jsonl
+runs/$(NAME)/predictions.jsonl: data/$(NAME)/test.jsonl
 # Training mail is held against it
 SAMPLE := $(addprefix data/sample/,\
     maud_okafor_train_43 bernard_pell_train_43 tomek_wilk_train_43 ines_caldeira_train_43)
@@ -100,15 +121,15 @@ runs/demo/%/train.json: private FLAGS = --epochs 1 --learning-rate 2e-3 --batch-
     --alpha 32 --dropout 0 --max-length 224 --max-reply-length 64 --dtype float32
 runs/demo/comparison.md: private FLAGS = --examples 2
 NOTED := --notes 0.7
-data/mine/train.jsonl: private FLAGS = $(NOTED)
+data/$(NAME)/train.jsonl: private FLAGS = $(NOTED)
 # The study's numbers are the same on any CPU; a person's model takes what the processor does best
 runs/%/train.json: private FLAGS = $(if $(GPU),--epochs 3,--epochs 1 --dtype float32)
 # Following notes is learned once, from the small model's fictional mail; then a person's voice
 $(SKILL)/train.json: MODEL := $(EMBEDDED)
 $(SKILL)/train.json: private FLAGS = --epochs 2
-runs/demo/notes/train.json runs/mine/train.json: private FLAGS = \
+runs/demo/notes/train.json runs/$(NAME)/train.json: private FLAGS = \
     $(if $(SMALL),--start-from $(SKILL))
-runs/demo/notes/train.json $(if $(SMALL),runs/mine/train.json): | $(SKILL)/train.json
+runs/demo/notes/train.json $(if $(SMALL),runs/$(NAME)/train.json): | $(SKILL)/train.json
 
 .PHONY: demo experience1 experience2 all data mine drafts reply page export serve model \
     clean-private test test-slow bench gpu-check report help
@@ -120,7 +141,8 @@ runs/demo/notes/train.json $(if $(SMALL),runs/mine/train.json): | $(SKILL)/train
     %/export/Modelfile $(EMBEDDED)/model.safetensors
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 # For the shell, with ~/ as the home folder: a name from the command line, whatever its letters
-quote = $(subst '~/,'$(HOME)/,'$(subst ','\'',$(value $1))')
+plain = '$(subst ','\'',$(value $1))'
+quote = $(subst '~/,'$(HOME)/,$(call plain,$1))
 authors = $(if $(findstring @,$(AUTHOR)),$(AUTHOR),$(call quote,AUTHOR))
 known = $(or $1,$(error the Makefile does not say what $@ is made of: take another name))
 # Two makes may run in one clone: a side file bears the number of its make, one at a time installs
@@ -131,16 +153,16 @@ demo: runs/demo/comparison.md runs/demo/notes/replies.txt ## trainings on the sa
 experience1: runs/experience1/comparison.md ## is the model trained on Jeff's mail closest to Jeff?
 experience2: runs/experience2/comparison.md ## does more of his mail help?
 all: experience1 experience2 ## the ten experiments
-mine: runs/mine/results_summary.txt ## your own model: make mine MAILBOX=Sent.mbox AUTHOR=me@x.org
+mine: runs/$(NAME)/results_summary.txt ## your own model: make mine MAILBOX=Sent.mbox AUTHOR=me@x.org
 drafts: | .venv/installed ## for new mail: make drafts INBOX=in.mbox OUT=out.mbox AUTHOR=me@x.org
 	$(if $(value INBOX),,$(error say which: make drafts INBOX=in.mbox OUT=out.mbox AUTHOR=me@x.org))
-	$Qmkdir -m 700 -p data/mine
-	$Qpython mail.py inbox $(call quote,INBOX) data/mine/inbox.jsonl \
+	$Qmkdir -m 700 -p data/$(NAME)
+	$Qpython mail.py inbox $(call quote,INBOX) data/$(NAME)/inbox.jsonl \
 	    $(if $(AUTHOR),--author $(authors)) $(if $(value MAILBOX),--archive $(call quote,MAILBOX)) \
 	    $(if $(value NOTES),--notes $(call quote,NOTES)) $(INBOX_FLAGS)
-	$Qpython generate.py --run $(RUN) --data data/mine/inbox.jsonl --output data/mine/answers.jsonl \
+	$Qpython generate.py --run $(RUN) --data data/$(NAME)/inbox.jsonl --output data/$(NAME)/answers.jsonl \
 	    $(DRAFT) $(GENERATE_FLAGS)
-	$Qpython mail.py drafts data/mine/answers.jsonl $(call quote,OUT)
+	$Qpython mail.py drafts data/$(NAME)/answers.jsonl $(if $(value OUT),$(call quote,OUT),$(DRAFTS))
 reply: | .venv/installed ## the answer to one mail: make reply MAIL=x.eml NOTES="yes, tuesday at 10"
 	$(if $(value MAIL),,$(error say which mail: make reply MAIL=x.eml))
 	$Qpython generate.py --run $(RUN) --mail $(call quote,MAIL) --notes $(call quote,NOTES) \
@@ -164,6 +186,8 @@ data/%/replies.csv: | .venv/installed
 	    $(error say whose mail: make mine MAILBOX=Sent.mbox AUTHOR=me@x.org))
 	$Qmkdir -m 700 -p $(@D)
 	$Qpython mail.py extract $(call quote,MAILBOX) $@ --author $(authors) $(EXTRACT_FLAGS)
+	$Qprintf '%s\n' MAILBOX=$(call plain,MAILBOX) AUTHOR=$(call plain,AUTHOR) \
+	    MODEL=$(call plain,MODEL) > $(@D)/knobs
 
 data/%/train.csv data/%/test.csv: data/%/replies.csv | .venv/installed
 	$Qpython prepare_data.py split $< --train data/$*/train.csv --test data/$*/test.csv

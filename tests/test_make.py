@@ -242,6 +242,57 @@ def test_the_study_is_the_same_on_any_cpu(clone):
         )
 
 
+KNOBS = {"MAILBOX": "my  $day's.mbox", "AUTHOR": "me@x.org you@x.org", "MODEL": "other/model"}
+
+
+def test_a_models_knobs_are_kept_in_its_folder_and_never_ignored(clone):
+    def keep(name):
+        (clone / "data" / name).mkdir()
+        lines = [f"{knob}={value}\n" for knob, value in KNOBS.items()]
+        (clone / "data" / name / "knobs").write_text("".join(lines))
+
+    *_, last = make(
+        clone, "-n", "data/mine/replies.csv", *map("=".join, KNOBS.items())
+    ).stdout.split("python mail.py extract")
+    writing = last.partition("\n")[2].replace("\\\n", "")
+    (clone / "data" / "mine").mkdir()
+    subprocess.run(["sh", "-c", writing], cwd=clone, check=True)
+    written = (clone / "data" / "mine" / "knobs").read_text()
+    keep("work")
+    assert written == (clone / "data" / "work" / "knobs").read_text()
+    inbox, _ = calls(method(clone, "drafts", "INBOX=in.mbox", "NAME=work"), "mail.py")
+    assert inbox[""] == ["inbox", "in.mbox", "data/work/inbox.jsonl"]
+    assert inbox["--archive"] == [KNOBS["MAILBOX"]]
+    assert inbox["--author"] == ["me@x.org", "you@x.org"]
+    *_, training = calls(method(clone, "mine", "NAME=work"), "train.py")
+    assert training["--base-model"] == ["other/model"]
+    assert training["--output-dir"] == ["runs/work"]
+    for knob in KNOBS:
+        done = make(clone, "mine", "NAME=work", f"{knob}=another")
+        assert done.returncode == 2 and f"data/work is of {knob}={KNOBS[knob]}: " in done.stderr
+        assert "rm -r data/work runs/work" in done.stderr and "NAME=other" in done.stderr
+    (training,) = calls(method(clone, "experience1"), "train.py")[:1]
+    assert training["--base-model"] == ["models/SmolLM2-135M-Instruct"]
+
+
+@pytest.mark.parametrize("name", ["demo", "sample", "a/b", "two words"])
+def test_a_models_name_is_a_word_that_is_free(clone, name):
+    done = make(clone, "mine", "MAILBOX=a", "AUTHOR=b", f"NAME={name}")
+    assert done.returncode == 2 and "take another word for the name of a model" in done.stderr
+
+
+def test_model_and_run_are_not_ignored_by_the_study(clone):
+    done = make(clone, "experience1", "RUN=runs/x")
+    assert done.returncode == 2 and "RUN names a run to answer with" in done.stderr
+    run = clone / "runs" / "experience1" / "exp1.J-J"
+    run.mkdir(parents=True)
+    (run / "train.json").write_text('{"base_model": "/home/a/models/SmolLM2-135M-Instruct"}')
+    assert make(clone, "-n", "all", "MODEL=models/SmolLM2-135M-Instruct").returncode == 0
+    done = make(clone, "all", "MODEL=other/model")
+    assert done.returncode == 2
+    assert "runs/experience1/exp1.J-J/train.json is of another MODEL" in done.stderr
+
+
 def test_drafts_and_one_reply(clone):
     names = ["INBOX=in.mbox", "OUT=Drafts/", "AUTHOR=me@a.example", "RUN=runs/x", "MAILBOX=S.mbox"]
     jsonl, answers = "data/mine/inbox.jsonl", "data/mine/answers.jsonl"
