@@ -202,8 +202,9 @@ def test_makes_at_once_fetch_one_file(start_make, clone):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("flock"), reason="no flock")
-def test_two_makes_install_one_after_the_other(start_make, clone):
+def test_two_makes_install_one_after_the_other(start_make, clone, monkeypatch):
     """The real recipe with a package of one file."""
+    monkeypatch.setenv("PIP_VERBOSE", "1")  # against --quiet
     shutil.rmtree(clone / ".venv")
     metadata = "Metadata-Version: 2.1\nName: lamp\nVersion: 1\n"
     kind = "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
