@@ -64,6 +64,8 @@ def main(argv=None):
     if args.page:
         return open_page(*load_run(folder, settings, args.run, args.untuned), settings)
     rows = [read_mail(args.mail, args.notes)] if args.mail else read_jsonl(args.data)[: args.limit]
+    if sys.stderr.isatty():
+        print("loading the libraries and the model", file=sys.stderr)
     tokenizer, model = load_run(folder, settings, args.run, args.untuned)
     examples = [encode(tokenizer, row, settings) for row in rows]
     if args.mail:
@@ -179,6 +181,8 @@ def read_mail(name, notes):
             text = data.decode()
         except UnicodeDecodeError:
             text = data.decode("windows-1252", errors="replace")
+    if "\0" in text:
+        die(f"{name}: no text of a mail")
     if not text.strip():
         die(f"{name}: an empty mail")
     return {"id": name, "prompt": [{"role": "user", "content": text}], "notes": notes}
@@ -210,7 +214,7 @@ def read_settings(args):
     """The settings that train.py left in the run, with the length that was asked for here."""
     path = args.run / "train.json"
     if not path.is_file():
-        die(f"{path}: no such file; train.py writes it when a training is finished")
+        die(f"{path}: no such file; `make mine` or train.py writes it when a training is finished")
     try:
         settings = {} | json.loads(path.read_bytes())
     except (ValueError, TypeError):
@@ -486,7 +490,8 @@ def answer_all(tokenizer, model, examples, sizes, file, answers):
         batch_size = 1
     order = sorted(range(len(examples)), key=lambda place: -len(examples[place]["prompt"]))
     batches = [order[n : n + batch_size] for n in range(0, len(order), batch_size)][RANK::WORLD]
-    with tqdm(total=sum(map(len, batches)), unit="mail", disable=bool(RANK) or None) as bar:
+    total, off = sum(map(len, batches)), bool(RANK) or None
+    with tqdm(total=total, desc="answering", unit="mail", disable=off) as bar:
         for batch in batches:
             if batch[-1] not in answers:
                 replies = answer_in_halves(

@@ -52,7 +52,10 @@ DEFAULTS = {  # GPU, CPU
 }
 # These leave the result as it is; of the data its hash decides, not its name.
 FREE_TO_CHANGE = {"train_data", "start_from", "micro_batch_size", "gradient_checkpointing"}
-NO_MODEL = "cannot load {}: it needs `make model`, or a network and, if gated, `hf auth login`"
+NO_MODEL = (
+    "cannot load {}: no such folder (`make model` makes the embedded model's), and from the hub it "
+    "needs a network and, if gated, `hf auth login`"
+)
 FULL_DISK = ("No space left", "inline_container")  # in the errors of several libraries
 FULL_MEMORY = ("out of memory", "can't allocate memory")
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch in pages of 2 MB: faster on a CPU
@@ -78,6 +81,8 @@ def main(argv=None):
             return confirm(args.output_dir)
         if not RANK:
             write(args.output_dir / "settings.json", json.dumps(settings, indent=1))
+        if sys.stderr.isatty():
+            print("loading the libraries and the model", file=sys.stderr)
         tokenizer, stop = load_tokenizer(find_model(args.base_model), settings)
         examples = [make_example(tokenizer, row, settings) for row in rows]
         train_set, validation_set = split(examples, settings["validation_fraction"])
@@ -765,7 +770,8 @@ def make_progress(seed, duration_file):
             text = duration_file.read_text(encoding="utf-8") if known else "0 s"
             self.seconds = float(text.split()[-2])
             self.start = time.monotonic() - self.seconds
-            self.bar = tqdm(total=state.max_steps, initial=state.global_step, disable=None)
+            bar = {"desc": "training", "unit": "update", "disable": None}
+            self.bar = tqdm(total=state.max_steps, initial=state.global_step, **bar)
 
         def on_epoch_begin(self, args, state, control, **kwargs):
             set_seed(seed + int(state.epoch))

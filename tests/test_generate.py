@@ -491,10 +491,11 @@ MISTAKES = [
     (["--data", "x.jsonl"], "whose replies?"),
     (["--run", "RUN"], "exactly one of"),
     (["--run", "RUN", "--data", "missing.jsonl"], "missing.jsonl: no such file"),
-    (["--run", "nowhere", "--data", "missing.jsonl"], "train.py writes it"),
+    (["--run", "nowhere", "--data", "missing.jsonl"], "`make mine` or train.py writes it"),
     (["--run", "RUN", "--untuned", "--data", "x.jsonl"], "--output"),
     (["--baseline", "nearest", "--data", "x.jsonl"], "--train-data"),
-    (["--run", "RUN", "--mail", "nowhere.txt"], "nowhere.txt"),
+    (["--run", "RUN", "--mail", "nowhere.txt"], "nowhere.txt: No such file or directory"),
+    (["--run", "RUN", "--mail", "/bin/sh"], "/bin/sh: no text of a mail"),
     (["--run", "RUN", "--id", "1"], "no such file"),
 ]
 
