@@ -430,8 +430,20 @@ def first_address(field):
 
 def sender_of(fields):
     """(name, address in lower case) of who wrote a message; X-From is what Enron's mail names."""
-    name, address = first_address(fields.get("from", b""))
+    name, address = first_address(fields.get("x-original-from") or fields.get("from", b""))
+    if " via " in name and "list-id" in fields:  # a list put its own address there
+        name = name.partition(" via ")[0].strip("'\" ")
+        address = first_address(fields.get("reply-to", b""))[1] or address
     return name or first_address(fields.get("x-from", b""))[0], address.casefold()
+
+
+@functools.lru_cache(4096)
+def address_key(address):
+    """One key for an address in any case, with a +tag or not, and for all that Gmail delivers."""
+    local, at, domain = address.casefold().rpartition("@")
+    if domain in ("gmail.com", "googlemail.com"):
+        local, domain = local.replace(".", ""), "gmail.com"
+    return local.partition("+")[0] + at + domain
 
 
 def name_key(name):
@@ -449,7 +461,9 @@ def keys_of_authors(texts):
 
 
 def is_author(name, address, authors):
-    return address.casefold() in authors or bool(name) and name_key(name) in authors
+    if address and address_key(address) in map(address_key, authors):
+        return True
+    return bool(name) and name_key(name) in authors
 
 
 def ids_of(field):
@@ -1006,6 +1020,14 @@ AUTOMATIC_SUBJECT = layout(rf"\W*{one_of('automatic')}", re.IGNORECASE)
 FORWARD_SUBJECT = layout(rf"\s*{one_of('forward')}\.?{SUBJECT_MARK}", re.IGNORECASE)
 # "VS" marks a forward in Danish and a reply in Finnish: a quoted sender tells which it is.
 AMBIGUOUS = set(phrases_of("reply")) & set(phrases_of("forward"))
+ALIASED = layout(
+    r"""
+    # "Len 'len@tern.example' via Y" <x@y.example>, "Len - len at tern.example" <x@y.example>
+    (?<![\w.])[a-z\d.+-]+(?:@|[ ]at[ ])([\w-]+\.[\w.-]++).*<(?![^<>]*\1>)
+    # <len_at_tern.example_7@y.example>, <x+len=tern.example@y.example>
+    | <[^<>@]+(?:_at_|=)[\w-]+[._][\w.-]+@
+    """
+)
 FILE_ENDING = re.compile(r"(?:\.(?:mbox|mbx|sbd|gz|bz2|xz|zip|tgz|tar))+$")
 ROOT = re.compile(r"^\.?(?:inbox\.)?\.?(?:\[?(?:gmail|google mail)\]?[/.]|inbox\.)?")
 PLACES = {"a draft": "drafts", "deleted": "trash", "spam": "spam"}
@@ -1017,8 +1039,9 @@ class Sent:
     """A message that the author sent, and what tells whether it is a reply, and to which mail."""
 
     row: dict  # of the reply CSV; `mail` is the quoted text
-    links: list  # the ids of the messages that it refers to
-    thread: list  # these ids, its own, and those that the answered mail refers to
+    answers: list  # the ids of the mails that it answers
+    thread: list  # its own id, and those that it and the answered mail refer to
+    sender: tuple  # (name, address)
     recipients: list  # [(name, address)], the author apart
     is_forward: bool  # by its marks; but it may go back to whom it quotes
 
@@ -1074,6 +1097,11 @@ def read_own(name, fields, body, authors, keep_signature, seen):
         return None, place
     if is_automatic(fields, subject):
         return None, "an automatic reply"
+    sender, address = sender_of(fields)
+    assistant = first_address(fields.get("sender", b""))
+    if assistant[0] and name_key(assistant[0]) != name_key(sender) and not is_bulk(fields):
+        if not is_author(*assistant, authors):
+            return None, "written by somebody else for the author"
     text, invites = read_body(fields, body)
     if invites:
         return None, INVITATION
@@ -1087,15 +1115,17 @@ def read_own(name, fields, body, authors, keep_signature, seen):
         return None, "no word of the author's own"
     if not links and not quoted:
         return None, "answers no mail"
-    sender, address = sender_of(fields)
     to, to_address = first_address(fields.get("to", b""))
+    # An older mail of the thread must not take the place of one that is not in the archive.
+    answers = ids_of(fields.get("in-reply-to", b"")) or links[-1:]
     text, own, quoted = (part.replace(STUFFED, "") for part in (text, own, quoted))
     row = {"date": written_date(date), "subject": subject}
     row |= {"From": address or sender, "To": to_address.casefold() or to}
     row |= {"body": text, "length": len(text), "response": own, "mail": quoted}
     thread = [*filter(None, [id_of(fields)]), *links]
     is_forward = is_marked_forward(fields, subject, quoted)
-    return Sent(row, links, thread, recipients_of(fields, authors), is_forward), None
+    recipients = recipients_of(fields, authors)
+    return Sent(row, answers, thread, (sender, address), recipients, is_forward), None
 
 
 def written_date(date):
@@ -1132,6 +1162,14 @@ def is_automatic(fields, subject):
         or fields.get("return-path") == b"<>"
         or fields.get("content-type", b"").lower().startswith(b"multipart/report")
     )
+
+
+def is_bulk(fields):
+    """Whether a mail went to many; an alias service puts List-Unsubscribe in a person's mail."""
+    lists = {name for name in fields if name.startswith("list-")}
+    if ALIASED.search(decode_words(fields.get("from", b""))):
+        lists -= {"list-unsubscribe", "list-unsubscribe-post"}
+    return bool(lists) or fields.get("precedence", b"").lower() in (b"bulk", b"list", b"junk")
 
 
 def recipients_of(fields, authors):
@@ -1175,10 +1213,11 @@ def is_named(words, name, address):
     """Whether words that name a sender mean the person of this name and address."""
     if address and address.casefold() in words.casefold():
         return True
+    words = re.sub(r"\S+@[\w-]+\.[\w.-]+", " ", words)  # another address says no name
     said = set(re.findall(r"[^\W\d_]{2,}", words.casefold()))
-    for person in (words_of_name(name), words_of_name(address)):
-        if person and (person <= said or said <= person and said):
-            return True
+    person = words_of_name(name) or words_of_name(address)
+    if person and (person <= said or said <= person and said):
+        return True
     local = address.partition("@")[0].casefold()  # jcorrigan, lenc, corriganl
     pairs = itertools.permutations(said, 2) if len(local) > 3 and len(said) < 12 else ()
     return any(local in (a[0] + b, a + b[0], a + b) and local[0] == a[0] for a, b in pairs)
@@ -1194,7 +1233,7 @@ def find_answered(source, sent, ids):
 
     Their texts are read in a second pass: an archive may be larger than memory.
     """
-    numbers = [next((ids[id] for id in reversed(m.links) if id in ids), None) for m in sent]
+    numbers = [next((ids[id] for id in message.answers if id in ids), None) for message in sent]
     wanted, answered = set(numbers) - {None}, {}
     for number, (_, raw) in enumerate(messages(source) if wanted else ()):
         if number in wanted:
@@ -1208,14 +1247,17 @@ def join_answered(sent, answered, authors):
 
     Whatever is above a quote, it is a reply if it goes to the sender of the quoted mail.
     """
-    replies, left_out, pairs = [], collections.Counter(), [(key, key) for key in authors]
+    replies, left_out = [], collections.Counter()
     for reply, mail in zip(sent, answered, strict=True):
         name, address, text, links = mail or ("", "", "", [])
         row, quoted = reply.row, reply.row["mail"]
         forwarder, sender = quoted_senders(quoted) if quoted else ("", "")
         senders = [f"{name} <{address}>"] if text else [forwarder, sender]
         goes_back = names_one(senders, reply.recipients)
-        own = is_author(name, address, authors) or not text and names_one([sender], pairs)
+        own = is_author(name, address, authors)
+        if not text and not goes_back:
+            other_address = any(author in sender.casefold() for author in authors)
+            own = other_address or is_named(sender, *reply.sender)
         if reply.is_forward and not goes_back:
             left_out["a forward"] += 1
         elif own:
@@ -1338,14 +1380,13 @@ def reason_not_to_answer(name, fields, subject, authors, answered):
     replied = re.match(rb"[\da-fA-F]{3}[2367abefABEF]", fields.get("x-mozilla-status", b""))
     replied = replied or b"A" in fields.get("x-status", b"") or "R" in maildir_flags(name)
     spam = fields.get("x-spam-flag", b"").lower() == b"yes"
-    bulk = fields.get("precedence", b"").lower() in (b"bulk", b"list", b"junk")
     reasons = {
         "no mail message": not fields.keys() & {"from", "date"},
         "in another folder of the Maildir": re.search(r"(?:^|/)\.[^/]+/(?:cur|new|tmp)/", name),
         "by the author": is_author(*sender_of(fields), authors),
         "already answered": replied or id_of(fields) in answered,
         "deleted, a draft or spam": spam or place_of(name, fields),
-        "bulk or list mail": bulk or any(field.startswith("list-") for field in fields),
+        "bulk or list mail": is_bulk(fields),
         "an automatic mail": is_automatic(fields, subject),
         "from an address that reads no replies": any(NO_REPLY.match(at.lower()) for _, at in to),
         "no address to answer": not to,

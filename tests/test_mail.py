@@ -1770,6 +1770,104 @@ def test_pandas_reads_what_extract_wrote(tmp_path):
     assert list(rows.columns) == prepare_data.COLUMNS and len(rows) == 1
 
 
+# ------------------------------------------------------------- extract: which mail, and by whom
+
+
+def reply_to(parent, *older, number=2, text=OWN, sender=f"Maud Okafor <{MAUD}>", to=LEN, **fields):
+    """A reply to a message with the id of that number, in a thread of older ones."""
+    thread = " ".join(f"<{each}@tern.example>" for each in (*older, parent))
+    raw = message(
+        number, sender, text, In_Reply_To=f"<{parent}@tern.example>", References=thread, **fields
+    )
+    raw.replace_header("To", to)
+    return raw.as_bytes()
+
+
+def quoting(who, text="Who opens it?"):
+    return f"{OWN}\n\nOn 6 Feb 2019, {who} wrote:\n> {text}\n"
+
+
+def test_an_older_mail_of_the_thread_takes_no_place_of_one_that_is_missing(tmp_path):
+    own = message(3, MAUD, "Shall we fire?").as_bytes()
+    asked = quoting(f"Len Corrigan <{LEN}>")
+    for older in (question(), own):  # an older mail of Len's; with sent mail only, one of Maud's
+        number = 1 if older == question() else 3
+        rows = replies(tmp_path, mbox(older, reply_to(7, number, text=asked)))
+        assert [mail.splitlines()[-1] for _, mail in rows] == ["Who opens it?"]
+    rows = replies(tmp_path, mbox(question(), answer(), own, reply_to(7, 1)))
+    assert rows == BOTH  # nothing says which mail the last answers
+
+
+def test_a_reply_to_an_own_mail_that_is_quoted_is_no_reply(tmp_path):
+    follow_up = reply_to(7, number=4, text=quoting(f"Maud Okafor <{MAUD}>"))
+    assert replies(tmp_path, mbox(question(), answer(), follow_up)) == BOTH
+
+
+@pytest.mark.parametrize(
+    ("own", "to"),
+    [
+        (f"Maud Okafor <{MAUD}>", "Maud Becker <mbecker@glass.example>"),
+        (f"Maud Okafor <{MAUD}>", "Maud Becker <maud@glass.example>"),
+        ("Tern & Tallow <info@tern.example>", "Glass House <info@glass.example>"),
+        ("info@tern.example", "info@glass.example"),
+    ],
+)
+def test_people_of_one_first_name_are_two(tmp_path, own, to):
+    address = own.rpartition("<")[2].strip("<>")
+    for recipient in (to, "kiln@lists.example"):
+        (tmp_path / "mail").write_bytes(
+            mbox(
+                reply_to(7, sender=own, to=recipient, text=quoting(to)),
+                reply_to(8, sender=own, to=to, text=quoting(own), number=3),
+            )
+        )
+        out = str(tmp_path / "out.csv")
+        mail.main(["extract", str(tmp_path / "mail"), out, "--author", address])
+        rows = prepare_data.read_replies(out).to_dict("records")
+        assert [row["mail"].splitlines()[-1] for row in rows] == ["Who opens it?"]
+
+
+@pytest.mark.parametrize(
+    ("sender", "author"),
+    [
+        ("Maud <maud+kiln@tern.example>", MAUD),
+        ("Maud <maud@tern.example>", "maud+kiln@tern.example"),
+        ("Maud <m.aud.okafor@gmail.com>", "maudokafor@googlemail.com"),
+        ("Maud <Maud.Okafor+x@googlemail.com>", "maud.okafor@gmail.com"),
+    ],
+)
+def test_an_address_of_the_author_in_other_forms(tmp_path, sender, author):
+    (tmp_path / "mail").write_bytes(mbox(question(), answer(sender=sender)))
+    mail.main(["extract", str(tmp_path / "mail"), str(tmp_path / "out.csv"), "--author", author])
+    assert list(prepare_data.read_replies(str(tmp_path / "out.csv"))["response"]) == [OWN]
+    assert not mail.is_author("", "maudokafor@tern.example", ["maud.okafor@tern.example"])
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"X_Original_From": f"Maud Okafor <{MAUD}>", "Reply_To": "kiln@groups.example"},
+        {"Reply_To": f"Maud Okafor <{MAUD}>", "List_Id": "<kiln.groups.example>"},
+    ],
+)
+def test_a_list_that_puts_its_address_into_from(tmp_path, fields):
+    raw = reply_to(1, sender="\"'Maud Okafor' via Kiln\" <kiln@groups.example>", **fields)
+    assert replies(tmp_path, mbox(question(), raw)) == BOTH
+
+
+def test_what_an_assistant_writes_is_not_the_authors(tmp_path, capsys):
+    assistant = {"Sender": "Joss Whitfield <joss@tern.example>"}
+    data = mbox(question(), answer(), reply_to(1, text="She is away.", number=3, **assistant))
+    assert replies(tmp_path, data) == BOTH
+    assert "left out      1: written by somebody else for the author" in capsys.readouterr().out
+    for fields in (
+        {"Sender": "Maud Okafor <maud@home.example>"},
+        {"Sender": "maud@home.example"},
+        {"Sender": "Kiln people <kiln@lists.example>", "List_Id": "<kiln.lists.example>"},
+    ):
+        assert replies(tmp_path, mbox(question(), reply_to(1, **fields))) == BOTH
+
+
 # ------------------------------------------------------------------------------------------- inbox
 
 QUESTION = message(
@@ -1857,6 +1955,29 @@ def test_mail_that_does_want_one_is_kept(tmp_path):
     ]
     write_mbox(tmp_path / "mail", kept)
     assert len(inbox(tmp_path, tmp_path / "mail", "--author", MAUD)) == 5
+
+
+@pytest.mark.parametrize(
+    ("sender", "kept"),
+    [
+        ("\"Len Corrigan 'len@tern.example' via Mask\" <x@mask.example>", 1),
+        ('"Len Corrigan - len at tern.example" <reply+7@mask.example>', 1),
+        ("Len Corrigan <len_at_tern.example_7x@mask.example>", 1),
+        ("Len Corrigan <mask+len=tern.example@mask.example>", 1),
+        ('"news@tern.example" <maud@post.tern.example>', 0),
+        ('"news@post.tern.example" <x@post.tern.example>', 0),
+        ('"Team at Tern.example" <team@post.example>', 0),
+        ("Tern & Tallow <news@tern.example>", 0),
+    ],
+)
+def test_mail_through_an_alias_service_is_a_persons(tmp_path, sender, kept):
+    mails = [
+        message(7, sender, "When?", List_Unsubscribe="<mailto:7@mask.example>"),
+        message(8, sender, "When?", "b", List_Id="<kiln.mask.example>"),
+        QUESTION,
+    ]
+    write_mbox(tmp_path / "mail", mails)
+    assert len(inbox(tmp_path, tmp_path / "mail", "--author", MAUD)) == 1 + kept
 
 
 def test_a_receipt_and_a_bounce_want_no_reply(tmp_path, capsys):
