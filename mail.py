@@ -503,6 +503,19 @@ ARMOUR = layout(  # PGP's signatures, keys and ciphers; uuencoded files
     """,
     re.MULTILINE,
 )
+PICTURE_FILE = r"\.(?:png|jpe?g|gif|heic|tiff?|bmp|svg|webp)"
+PICTURE = layout(  # what stands for a picture in text, and the link that it had
+    rf"""(?:
+    # [cid:image001.png@01D4], [image: Logo], [signature_7], [https://tern.example/logo.png]
+    \[(?:cid:|image:|signature_\d)[^\[\]]*\] | \[https?:[^\[\]\s]+{PICTURE_FILE}[^\[\]\s]*\]
+    # [A blue logo  Description automatically generated], [Logo]<https://tern.example>
+    | \[[^\[\]]{{0,300}}{one_of("picture")}[^\[\]]{{0,80}}\] | \[[^\[\]\n]+\](?=<https?://)
+    # <image001.png>
+    | (?<!<)<[^<>\n/]+{PICTURE_FILE}>(?!>) | \ufffc
+    )(?:\s?<https?://[^<>\s]*>)?""",
+    re.IGNORECASE,
+)
+PICTURE_LINES = re.compile(rf"^(?:[ \t]*(?:{PICTURE.pattern}))+[ \t]*\n*", re.M | re.X | re.I)
 BLOCKS = set(
     "address blockquote body dd div dl dt h1 h2 h3 h4 h5 h6 hr li ol p pre table tr ul".split()
 )
@@ -610,6 +623,8 @@ def clean(text):
         text = re.sub(r"^- (?=-)", "", text, flags=re.MULTILINE)
     if "-----BEGIN PGP " in text or "begin " in text:
         text = ARMOUR.sub("", text)
+    if "[" in text or "<" in text or "\ufffc" in text:
+        text = PICTURE.sub("", PICTURE_LINES.sub("", text))
     return text.strip("\n").rstrip()
 
 
@@ -944,7 +959,9 @@ def start_of_lotus_header(lines, i, end):
 
 PROGRAM = layout(rf"(?<![A-Za-z]){one_of('program')}")
 LINK = r"\W*(?:https?://\S+)?\W*"
-ADDED_BY_PROGRAM = layout(rf"\W*{one_of('added')}{LINK}", re.IGNORECASE)
+ADDED_BY_PROGRAM = layout(
+    rf"\W*{one_of('added')}{LINK} | [^?!,;]*Outlook[^?!,;]*<https://aka\.ms/\w+>\W*", re.IGNORECASE
+)
 ADDED = layout(rf"\W*{one_of('added', without='…')}{LINK}", re.IGNORECASE)
 FORMAL = layout(  # titles of disclaimers, advertisements, and the files that a mail had
     rf"""
@@ -954,7 +971,6 @@ FORMAL = layout(  # titles of disclaimers, advertisements, and the files that a 
     """,
     re.IGNORECASE | re.MULTILINE,
 )
-OUTLOOK = re.compile(r"(?:[^\s?!,;]+ ){0,4}\S*Outlook(?: ?[^\s?!,;]+){0,6}")
 MAIL_NAMED = layout(rf".{{0,80}}?{one_of('mail')}", re.IGNORECASE | re.DOTALL)
 LEGAL = layout(one_of("legal"), re.IGNORECASE)
 LIST = layout(one_of("list"), re.IGNORECASE)
@@ -975,7 +991,7 @@ def drop_boilerplate(own):
         elif lines[i].rstrip() == "--":
             end = i if end - i <= 20 else end
         elif begins and end - i <= 40:
-            paragraph = list(itertools.takewhile(str.strip, lines[i : i + 12]))
+            paragraph = list(itertools.takewhile(str.strip, lines[i : min(i + 12, end)]))
             end = i if is_boilerplate(paragraph, ruled, i == 0) else end
     return "\n".join(lines[:end]).rstrip()
 
@@ -989,8 +1005,6 @@ def is_boilerplate(paragraph, ruled, first):
             return True
         if ADDED_BY_PROGRAM.fullmatch(added) and PROGRAM.search(added):
             return True
-        if "Outlook" in added and OUTLOOK.fullmatch(added) and not SELF.search(added):
-            return bool(re.search(r"iOS|Android|Mac\b|aka\.ms", added))
     if (
         FORMAL.match(visible(text))
         or len(text) < 500

@@ -848,6 +848,48 @@ def test_pgp_armour_of_a_signed_mail_is_no_word():
 
 
 @pytest.mark.parametrize(
+    "picture",
+    [
+        "[cid:image001.png@01D4BE2F.3C4C5A60]",
+        "[cid:ii_k1@tern.example]",
+        "[signature_2718]",
+        "[Two kilns\n Description automatically generated]",
+        "[Facebook icon]<https://tern.example/f>",
+        "[https://tern.example/logo.png?w=9]",
+        "[https://tern.example/x.jpg]<https://tern.example>",
+        "[image: kiln.png]",
+        "[image: Tern & Tallow]\n<https://tern.example>",
+        "<image001.png>",
+        "<Kiln 7.HEIC>",
+        "\ufffc",
+        "\ufffc[cid:a] <kiln.jpeg>",
+    ],
+)
+def test_placeholders_of_pictures_are_no_words(tmp_path, picture):
+    for text in (f"By six.\n\n{picture}\n\nMaud", f"{OWN}\n{picture}", f"{picture}\n{OWN}"):
+        assert mail.clean(text) == OWN
+    assert mail.clean(f"By {picture} six.").split() == ["By", "six."]
+    (tmp_path / "new").write_bytes(mbox(question(text=f"When does it cool?\n{picture}\n")))
+    (row,) = inbox(tmp_path, tmp_path / "new")
+    assert row["prompt"][0]["content"] == "When does it cool?"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "See [1] and [the log].",
+        "[sic] <https://tern.example/kiln.png>",
+        "See [https://tern.example/log].",
+        "It is in <<kiln.jpg>>.",
+        "Write to <len@tern.example>",
+        "a[0] < b[1]",
+    ],
+)
+def test_other_brackets_stay(text):
+    assert mail.clean(text) == text
+
+
+@pytest.mark.parametrize(
     "data",
     [
         b"From \n",
@@ -966,6 +1008,8 @@ def test_every_phrase_of_a_language_is_used(language):
         assert cut(f"{phrase}: …") == OWN, phrase
     for phrase in table.get("list", []):
         assert cut(f"______________________\n{phrase} http://lists.tern.example") == OWN, phrase
+    for phrase in table.get("picture", []):
+        assert mail.clean(f"{OWN}\n\n[A kiln, {phrase}]\n") == OWN, phrase
     for phrase in table.get("virus", []):
         assert cut(f"{phrase} www.avast.com") == OWN, phrase
     for phrase in table.get("sign_off", []):
@@ -986,10 +1030,8 @@ def test_every_phrase_of_a_language_is_used(language):
 def test_the_tables_have_only_known_keys():
     tests = set(
         "example on wrote quoting self from sent date to cc subject original forwarded added "
-        "reply forward".split()
-    )
-    tests |= set(
-        "drafts trash spam automatic mail legal notice list virus sign_off advertisement".split()
+        "picture above reply forward drafts trash spam chats automatic reaction recall receipt "
+        "protected mail legal notice list virus sign_off advertisement".split()
     )
     assert all(set(PHRASES[language]) <= tests for language in LANGUAGES) and set(
         PHRASES["any"]
@@ -1366,6 +1408,9 @@ def test_lines_that_programs_add_are_dropped(line):
         "I sent it from my iPhone yesterday, look there.",
         "Bitte Outlook neu installieren, dann geht es.",
         "Do you use Outlook for Android, too?",
+        "Use Outlook on Android then.",
+        "Please install Outlook for iOS",
+        "You get Outlook for Mac from Joss.",
         "Sent to Len, with a virus scanner's blessing.",
         "The list is long:\nwax\nwick",
         "begin 2019 with wax\nend it with glass",
@@ -1376,6 +1421,25 @@ def test_lines_that_programs_add_are_dropped(line):
 def test_own_words_like_such_lines_stay(text):
     body = mail.clean(f"{OWN}\n\n{text}")
     assert mail.own_words(body)[0] == f"{OWN}\n\n{text}"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "Get Outlook for iOS<https://aka.ms/o0ukef>",
+        "Xyz Outlook zyx iOS<https://aka.ms/o0ukef>",
+        "Télécharger Outlook pour Android",
+        "Von meinem iPhone gesendet",
+        "iPhoneから送信",
+        "내 iPhone에서 보냄",
+        "iPhone-omról küldve",
+        "Sent from my iPad",
+    ],
+)
+@pytest.mark.parametrize("own", ["By six", "Von mir aus.", "By six.\n\nMaud", "六時です。"])
+def test_own_words_right_above_a_line_of_a_program_stay(own, line):
+    assert mail.own_words(f"{own}\n{line}\n\n> When?")[0] == own
+    assert mail.own_words(f"{own}\n{line}\n{'_' * 32}\n{OUTLOOK}")[0] == own
 
 
 def test_own_words_command(monkeypatch, capsys):
