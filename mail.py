@@ -43,6 +43,7 @@ import shutil
 import signal
 import sys
 import tarfile
+import unicodedata
 import zipfile
 import zlib
 
@@ -121,7 +122,8 @@ def stop(message):
 # ---------------------------------------------------------------------------- reading archives
 
 SKIPPED = re.compile(  # what mail programs keep beside mail: indexes, and what is half delivered
-    r"(?:.*/)?(?:\.[^/]*|dovecot[^/]*|maildirfolder|subscriptions|[^/]*\.msf|__MACOSX/.*|tmp/[^/]*)"
+    r"(?:.*/)?(?:\.[^/]*|dovecot[^/]*|maildirfolder|subscriptions|__MACOSX/.*|tmp/[^/]*"
+    r"|[^/]*\.(?:msf|json))"
 )
 UNREADABLE = {  # by how a file begins
     b"!BDN": "an Outlook archive: convert it with `readpst -D -M -o FOLDER`",
@@ -130,6 +132,8 @@ UNREADABLE = {  # by how a file begins
     b"7z\xbc\xaf": "a 7-Zip archive: unpack it with `7z x`",
     b"Rar!": "a RAR archive: unpack it with `unrar x`",
 }
+OLM = "an Outlook for Mac archive: convert it with `olmConvert.py` (PeterWarrington/olm-convert)"
+PROTON_LABELS = {"1": "Drafts", "8": "Drafts", "3": "Trash", "4": "Spam"}
 COMPRESSED = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
 UNPACKING = (EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError, NotImplementedError)
 DAMAGE = (*UNPACKING, csv.Error, tarfile.TarError, zipfile.BadZipFile)  # what reading it raises
@@ -168,7 +172,19 @@ def messages(source):
             yield name, b""  # it could lead out of the archive, or never end
         elif not SKIPPED.fullmatch(name):
             with open(path, "rb") as file:
-                yield from messages_in(name, file, 1)
+                yield from messages_in(in_proton_folder(name, path, open), file, 1)
+
+
+def in_proton_folder(name, path, opener):
+    """A message's name, below the folder that metadata of Proton beside its path gives, if any."""
+    try:
+        with opener(f"{path.removesuffix('.eml')}.metadata.json") as file:
+            labels = json.loads(file.read(1_000_000))["Payload"]["LabelIDs"]
+        return "/".join(
+            [PROTON_LABELS[label] for label in labels if label in PROTON_LABELS] + [name]
+        )
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return name
 
 
 def beginning(table, start):
@@ -183,7 +199,7 @@ def messages_in(name, file, depth):
     """
     try:
         start = file.peek(512)
-        advice = beginning(UNREADABLE, start)
+        advice = OLM if name.endswith(".olm") else beginning(UNREADABLE, start)
         if advice and not depth:
             stop(f"{file.name}: {advice}")
         elif advice or depth > 4:
@@ -206,11 +222,16 @@ def messages_in(name, file, depth):
 def messages_in_zip(name, file, depth):
     with zipfile.ZipFile(file) as archive:
         for member in archive.infolist():
+            path = member.filename
+            if not member.flag_bits & 0x800:
+                with contextlib.suppress(UnicodeError):  # the Finder says nowhere that it is UTF-8
+                    path = path.encode("cp437").decode()
             if member.flag_bits & 1:
-                print(f"{name}: {member.filename} is encrypted; unpack it first", file=sys.stderr)
-            elif not member.is_dir() and not SKIPPED.fullmatch(member.filename):
+                print(f"{name}: {path} is encrypted; unpack it first", file=sys.stderr)
+            elif not member.is_dir() and not SKIPPED.fullmatch(path):
+                path = in_proton_folder(path, member.filename, archive.open)
                 with archive.open(member) as unpacked:
-                    yield from messages_in(member.filename, unpacked, depth + 1)
+                    yield from messages_in(path, unpacked, depth + 1)
 
 
 def messages_in_tar(file, depth):
@@ -300,6 +321,7 @@ ENCODED_WORD = r"=\?[^?\s]+\?[bBqQ]\?[^?]*\?="
 ENTRY = layout(  # of an address field: quoted strings, comments and <addresses> hold no comma
     r"""(?:"(?:[^"\\]|\\.)*" | \((?:[^()\\]|\\.)*\) | <[^<>]*> | [^,;])+?(?=[,;]|$)"""
 )
+EMLX_FLAGS = {2: b"D", 4: b"A", 64: b"T"}  # of Apple Mail, as in an X-Status
 HEADER_END = re.compile(rb"\n\r?\n")
 PLAIN_ADDRESS = re.compile(rb"[\w.+-]+@[\w.-]+", re.ASCII)
 BARE_ADDRESS = re.compile(r"""(?<![^\s<>"'(),;:])[^\s<>"'(),;:@]+@[^\s<>"'(),;:]+""")
@@ -375,8 +397,12 @@ def open_message(raw, again=True):
     if raw[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
         raw = raw.decode("utf-16", "replace").encode()
     raw = raw.removeprefix(codecs.BOM_UTF8)
+    status = b""
     if emlx := re.match(rb"\s*(\d{1,9})[ \t]*\r?\n", raw):
-        raw = raw[emlx.end() :][: int(emlx[1])]
+        end = emlx.end() + int(emlx[1])
+        if flags := re.search(rb"<key>flags</key>\s*<integer>(\d{1,20})<", raw[end:]):
+            status = b"".join(key for bit, key in EMLX_FLAGS.items() if int(flags[1]) & bit)
+        raw = raw[emlx.end() : end]
     raw = raw.lstrip()
     end = HEADER_END.search(raw, 0, 1_000_000)
     head, body = (raw[: end.start()], raw[end.end() :]) if end else (raw[:1_000_000], b"")
@@ -395,6 +421,8 @@ def open_message(raw, again=True):
         if FIRST_FIELDS.match(body.lstrip()):  # a blank line tore the header
             more, body = open_message(body, again=False)
             fields = more | fields
+    if status:
+        fields["x-status"] = status
     return fields, body
 
 
@@ -1044,7 +1072,7 @@ ALIASED = layout(
 )
 FILE_ENDING = re.compile(r"(?:\.(?:mbox|mbx|sbd|gz|bz2|xz|zip|tgz|tar))+$")
 ROOT = re.compile(r"^\.?(?:inbox\.)?\.?(?:\[?(?:gmail|google mail)\]?[/.]|inbox\.)?")
-PLACES = {"a draft": "drafts", "deleted": "trash", "spam": "spam"}
+PLACES = {"a draft": "drafts", "deleted": "trash", "spam": "spam", "a chat": "chats"}
 PLACES = {reason: set(map(str.casefold, phrases_of(key))) for reason, key in PLACES.items()}
 
 
@@ -1160,7 +1188,7 @@ def place_of(name, fields):
         folder = folder.strip(' "').casefold()
         if "&" in folder:  # in IMAP's form of UTF-7: Entw&APw-rfe
             folder = folder.replace("&", "+").replace(",", "/").encode().decode("utf-7", "replace")
-        folder = ROOT.sub("", FILE_ENDING.sub("", folder))
+        folder = ROOT.sub("", FILE_ENDING.sub("", unicodedata.normalize("NFC", folder)))
         for reason, folders in PLACES.items():
             if folder in folders:
                 return reason
@@ -1393,13 +1421,14 @@ def reason_not_to_answer(name, fields, subject, authors, answered):
     to = [pair for pair in reply_to if not is_author(*pair, authors)] or people_in(fields, "from")
     replied = re.match(rb"[\da-fA-F]{3}[2367abefABEF]", fields.get("x-mozilla-status", b""))
     replied = replied or b"A" in fields.get("x-status", b"") or "R" in maildir_flags(name)
-    spam = fields.get("x-spam-flag", b"").lower() == b"yes"
+    place, spam = place_of(name, fields), fields.get("x-spam-flag", b"").lower() == b"yes"
     reasons = {
         "no mail message": not fields.keys() & {"from", "date"},
         "in another folder of the Maildir": re.search(r"(?:^|/)\.[^/]+/(?:cur|new|tmp)/", name),
         "by the author": is_author(*sender_of(fields), authors),
         "already answered": replied or id_of(fields) in answered,
-        "deleted, a draft or spam": spam or place_of(name, fields),
+        "a chat": place == "a chat",
+        "deleted, a draft or spam": place or spam,
         "bulk or list mail": is_bulk(fields),
         "an automatic mail": is_automatic(fields, subject),
         "from an address that reads no replies": any(NO_REPLY.match(at.lower()) for _, at in to),

@@ -19,6 +19,7 @@ import subprocess
 import tarfile
 import tempfile
 import time
+import unicodedata
 import zipfile
 from email.message import EmailMessage
 from pathlib import Path
@@ -986,7 +987,7 @@ def test_every_phrase_of_a_language_is_used(language):
         assert cut(f"{phrase} Len Corrigan:\n> When does it cool?") == OWN, phrase
     for phrase in table.get("added", []):
         assert cut(phrase.replace("…", "iPhone").replace("*", "my desk")) == OWN, phrase
-    for kind in ("drafts", "trash", "spam"):
+    for kind in ("drafts", "trash", "spam", "chats"):
         for phrase in table.get(kind, []):
             label = {"x-gmail-labels": email.header.Header(phrase, "utf-8").encode().encode()}
             assert mail.place_of("mail", label), phrase
@@ -1675,6 +1676,82 @@ def test_gmails_drafts_are_not_learned(tmp_path, label):
 def test_labels_count_whole(tmp_path, label):
     raw = message(2, MAUD, OWN, "Re: kiln", In_Reply_To="<1@tern.example>", X_Gmail_Labels=label)
     assert replies(tmp_path, mbox(question(), raw.as_bytes())) == BOTH
+
+
+def test_what_proton_keeps_beside_a_mail(tmp_path, capsys):
+    archive = {"1": (question(), "5"), "2": (answer(), "7"), "3": (question(), "x")}
+    for label in ("8", "3", "4"):
+        archive[f"{label}a"] = (answer(number=label, text=f"I never sent {label}\n"), label)
+    files = {"labels.json": b'{"Version": 1, "Payload": []}', "4.metadata.json": b"{"}
+    for name, (raw, label) in archive.items():
+        files[f"{name}.eml"] = raw
+        payload = {"Payload": {"LabelIDs": ["0", label, "5"], "Subject": "kiln"}}
+        files[f"{name}.metadata.json"] = json.dumps(payload).encode()
+    folder = tmp_path / "mail_2024"
+    folder.mkdir()
+    for name, data in files.items():
+        (folder / name).write_bytes(data)
+    with zipfile.ZipFile(tmp_path / "mail.zip", "w") as zipped_archive:
+        for name, data in files.items():
+            zipped_archive.writestr(f"mail_2024/{name}", data)
+    for source in (folder, tmp_path / "mail.zip"):
+        rows = extracted(source, tmp_path / "out.csv")
+        assert [(row["response"], row["mail"]) for row in rows] == BOTH
+        output = capsys.readouterr()
+        assert output.err == ""
+        for reason in ("a draft", "deleted", "spam"):
+            assert f"left out      1: {reason}\n" in output.out
+
+
+@pytest.mark.parametrize(
+    ("flags", "reason"),
+    [(0b1, None), (0b11, "deleted, a draft or spam"), (0b101, "already answered"), (64, "deleted")],
+)
+def test_the_flags_of_apple_mail(tmp_path, capsys, flags, reason):
+    for number, bits in ((7, flags), (1, 1 << 33 | 1)):
+        raw = question().replace(b"<1@", f"<{number}@".encode())
+        plist = f"<plist><dict>\n\t<key>flags</key>\n\t<integer>{bits}</integer></dict></plist>\n"
+        (tmp_path / f"{number}.emlx").write_bytes(b"%d\n%s%s" % (len(raw), raw, plist.encode()))
+    rows = inbox(tmp_path, tmp_path, "--author", MAUD)
+    assert len(rows) == (1 if reason else 2)
+    assert not reason or f"left out      1: {reason}" in capsys.readouterr().out
+
+
+def test_names_of_folders_in_two_forms_of_unicode(tmp_path):
+    draft = mbox(answer(number=3, text="Not yet\n"))
+    for form in ("NFC", "NFD"):
+        name = unicodedata.normalize(form, "Entwürfe.mbox/mbox")
+        folder = tmp_path / form
+        (folder / name).parent.mkdir(parents=True)
+        (folder / name).write_bytes(draft)
+        (folder / "INBOX").write_bytes(mbox(question(), answer()))
+        # The Finder writes UTF-8 and says nowhere that it is.
+        finder = zipped(INBOX=mbox(question(), answer()), **{"EntwXXXrfe/mbox": draft})
+        finder = finder.replace(b"EntwXXXrfe", "Entwu\u0308rfe".encode())
+        (tmp_path / f"{form}.zip").write_bytes(finder)
+        for source in (folder, tmp_path / f"{form}.zip"):
+            rows = extracted(source, tmp_path / "out.csv")
+            assert [(row["response"], row["mail"]) for row in rows] == BOTH
+
+
+def test_an_archive_of_outlook_for_mac_is_named(tmp_path, capsys):
+    (tmp_path / "x.olm").write_bytes(zipped(Accounts__a__message_dot_xml="<emails>"))
+    with pytest.raises(SystemExit) as stopped:
+        extracted(tmp_path / "x.olm", tmp_path / "out.csv")
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2 and "Outlook for Mac" in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("label", ["Chat", "Inbox,Чат", "Bate-papo"])
+def test_chats_are_no_mail(tmp_path, capsys, label):
+    chat = message(7, LEN, "u there?", "Chat with Len", X_Gmail_Labels=label)
+    own = reply_to(1, text="yes", X_Gmail_Labels=label, number=8)
+    data = mbox(question(), chat.as_bytes())
+    (tmp_path / "new").write_bytes(data)
+    assert len(inbox(tmp_path, tmp_path / "new", "--author", MAUD)) == 1
+    assert "left out      1: a chat\n" in capsys.readouterr().out
+    assert replies(tmp_path, data + mbox(answer(), own)) == BOTH
+    assert "left out      1: a chat\n" in capsys.readouterr().out
 
 
 def test_two_short_replies_to_two_people_are_two_and_a_copy_is_none(tmp_path):
