@@ -710,6 +710,7 @@ HEADER = layout(  # From: Len, *From:* Len, | From | Len |
     | (?P<recipient>{one_of("to", "cc")}) | (?P<subject>{one_of("subject")}))
     \*{{0,2}}\s?(?(bar)\s*\||[:：])"""
 )
+UNKNOWN_HEADER = re.compile(r"[>\s]*\*{0,2}[^\s\d:：@][^:：@]{0,40}[:：]\*{0,2}\s?\S")
 SEPARATOR = layout(
     rf"""
     # -----Original Message-----
@@ -723,6 +724,8 @@ SEPARATOR = layout(
     | [-_=*\s]*Inline[ ]attachment[ ]follows
     """
 )
+RULE = re.compile(r"\s*(?:[-_=*#~+⸺—]\s?){3,}\s*")
+ABOVE_HEADER = layout(rf"{RULE.pattern} | \s*(?:{TITLE}|Original)\s?[:：]?\s*")
 FORWARD_TITLE = layout(rf"[\s\-_=*‐–—(]*{one_of('forwarded')}", re.IGNORECASE)
 BRACKETED = re.compile(r"[<(\[](?:mailto:)?[^\s<>()\[\]@]+@[^<>()\[\]@]+[>)\]]")
 INTRODUCTION = layout(
@@ -744,7 +747,8 @@ SELF = layout(rf"(?<!\w){one_of('self')}(?!\w)")
 YEAR = re.compile(r"(?<!\d)(?:19|20)\d\d(?!\d)|[۱۲][۰-۹]{3}|\d{1,2}[./-]\d{1,2}[./-]\d\d\b")
 PART = layout(rf"{BRACKETED.pattern} | {YEAR.pattern} | <$ | ^\W*{ON}(?!\w)")  # not own words
 CLOCK = re.compile(r"\d{1,2}\s?[:.時时h]\s?\d\d|[۰-۹]{1,2}:[۰-۹]{2}")
-QUOTED = re.compile(r"[ \t]{0,4}>(?!.*<<<)")
+QUOTED = re.compile(r"[ \t]{0,4}[>＞](?!.*<<<)")
+INITIALS = re.compile(r"\s{0,4}([^\W\d_]\w{0,14})>+(?=\s|$)")  # LC> When?
 DATE_LINE = layout(rf"{prepare_data.DATE}(?:\s+To:.*)?$")
 # Sender and date on the left, To:, cc: and Subject: on the right
 TWO_COLUMNS = re.compile(r"\s{8,}(?:\S.*?\s{2,})?To:\s")
@@ -752,7 +756,6 @@ SENT_BY = re.compile(r"\s*(?:Sent by|Please respond to)\b")
 LETTERHEAD = layout(rf"\s*{prepare_data.COMPANY}\b[.,]?\s*$")
 SUBJECT_RIGHT = re.compile(r"\s{8,}(?:\S.*?\s{2,})?Subject:")
 TELEPHONE = re.compile(r"^.{,40}\b\d{3}[-. ]\d{4}\b", re.MULTILINE)
-RULE = re.compile(r"\s*(?:[-_=*#~+⸺—]\s?){3,}\s*")
 WITHIN_LINE = layout(  # words before quoted text that stand behind own words, on the same line
     r"""(?<=\w[^\s>-])(?<!=09)(?<!=20)[ \t]*(?=-{4,}[ ]?(?:Original[ ]Message|Forwarded[ ]by))
     | (?<=[^\s-])[ \t]*(?=(?:-{2,}|(?<=[ \t])-*)[ ]?On[ ](?=[^\n]{0,40}\d)[^\n]{5,150}
@@ -825,6 +828,13 @@ def marked_lines(lines):
     One more, False, stands for what is below the last line.
     """
     marks = [bool(QUOTED.match(line)) for line in lines] + [False]
+    initials, before = set(), ""
+    for i, line in enumerate(lines):
+        if match := INITIALS.match(line):
+            if is_introduction(before, True):
+                initials.add(match[1])
+            marks[i] = match[1] in initials
+        before = line or before
     marked = marks.copy()
     for i, line in enumerate(lines):
         above, below = i > 0 and marks[i - 1], marks[i + 1]
@@ -935,7 +945,7 @@ def header_kind(line):
 def header_length(lines, i, above):
     """How many lines a quoted header takes from line i on; `above` is the last own line."""
     if not (first := header_kind(lines[i])):
-        return 0
+        return unknown_header_length(lines, i) if "@" in lines[i] else 0
     kinds, end, addressed = set(), i, False
     for j in range(i, min(i + 60, len(lines))):
         if kind := header_kind(lines[j]):
@@ -957,10 +967,18 @@ def header_length(lines, i, above):
     return end - i if is_mail else 0
 
 
+def unknown_header_length(lines, i):
+    """The same in an unknown language: four lines or more, two with addresses, one with a date."""
+    header = list(itertools.takewhile(UNKNOWN_HEADER.match, lines[i : i + 8]))
+    addressed = sum("@" in line for line in header)
+    dated = any(YEAR.search(line) and CLOCK.search(line) for line in header[1:-1])
+    return len(header) if len(header) > 3 and addressed > 1 and dated else 0
+
+
 def start_of_header(lines, i, end):
-    """Where a header begins of which lines i to `end` are known: at a sender, letterhead, line."""
+    """Where a header begins of which lines i to `end` are known: at a sender, letterhead, title."""
     start = start_of_lotus_header(lines, i, end)
-    while (above := filled_above(lines, start, 2)) < start and RULE.fullmatch(lines[above]):
+    while (above := filled_above(lines, start, 2)) < start and ABOVE_HEADER.fullmatch(lines[above]):
         start = above
     return start
 
@@ -1307,7 +1325,7 @@ def join_answered(sent, answered, authors):
         elif not text and not quoted:
             left_out["answers no mail"] += 1
         else:
-            unmarked = re.sub(r"^[ \t]{0,4}> ?", "", quoted, flags=re.MULTILINE)
+            unmarked = re.sub(r"^[ \t]{0,4}[A-Z]{0,3}[>＞] ?", "", quoted, flags=re.MULTILINE)
             row |= {"To": address or name or row["To"], "mail": text or unmarked}
             reply.thread += links
             replies.append(reply)

@@ -1249,6 +1249,68 @@ def test_own_words_between_and_below_quoted_lines_stay():
     assert mail.split_own_words(text)[0] == "By six.\n\n\nLen does.\n\n\nHere.\n\nMaud"
 
 
+UNKNOWN = [  # header lines in languages that data/mail_phrases.toml does not have
+    "Nork: Len <len@tern.example>\nBidaltze-data: asteazkena, 2019(e)ko otsailaren 6a 13:12\n"
+    "Nori: Maud Okafor <maud@tern.example>\nGaia: labea",
+    "Oddiwrth: Len <len@tern.example>\nAnfonwyd: Mercher, 6 Chwefror 2019 13:12\n"
+    "At: Maud <maud@tern.example>; Joss <joss@tern.example>\nCc: Ana\nPwnc: odyn",
+    "**გამგზავნი:** Len [mailto:len@tern.example]\n**გაგზავნილია:** 6 თებერვალი, 2019 13:12\n"
+    "**მიმღები:** maud@tern.example\n**თემა:** kiln",
+]
+
+
+@pytest.mark.parametrize("header", UNKNOWN)
+@pytest.mark.parametrize("line", ["", "________________________________\n"])
+def test_a_header_in_an_unknown_language_is_known_by_its_form(header, line):
+    assert mail.split_own_words(f"{OWN}\n\n{line}{header}\n\nWhen?\n")[0] == OWN
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Len: len@tern.example\nAna: ana@tern.example\nJoss: j@tern.example\nStart: 6/2/2019 13:12",
+        "Owner: Len <len@tern.example>\nOpened: 6 Feb 2019, 13:12\nPlace: shed\nKey: Joss",
+    ],
+)
+def test_lists_with_addresses_stay(text):
+    assert mail.own_words(f"Hello Len,\n\n{text}")[0] == f"Hello Len,\n\n{text}"
+
+
+@pytest.mark.parametrize("title", ["Original", "原始邮件", "Ursprüngliche Nachricht"])
+def test_a_title_without_dashes_goes_with_the_header(title):
+    header = "From: Len <len@tern.example>\nDate: Wed, Feb 6, 2019\nTo: Maud\nSubject: kiln"
+    body = f"{OWN}\n\n\n         {title}\n         \n       \n{header}\n\nWhen?"
+    assert mail.split_own_words(body)[0] == OWN
+    assert (
+        mail.split_own_words(f"{OWN}\n\n{title}\n\nis lost.")[0] == f"{OWN}\n\n{title}\n\nis lost."
+    )
+
+
+BAT = "Wednesday, February 6, 2019, 1:12:05 PM, you wrote:\n\nLC> When?\nLC>\nLC>> Now?\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "own"),
+    [
+        (
+            f"Hello Len,\n\n{BAT}\nBy six.\n\nLC> Who opens it?\n\nJoss.",
+            "Hello Len,\n\nBy six.\n\nJoss.",
+        ),
+        (f"{OWN}\n\nВы писали 6 февраля 2019 г., 13:12:05:\n\nМО> Когда?", OWN),
+        (f'>>>>> "Len" == Len <len@tern.example> writes:\n\n    Len> When?\n\n{OWN}', OWN),
+        (
+            "＞ 窯はいつ冷めますか。\n\n六時です。\n＞＞ 誰が？\nジョスです。",
+            "六時です。\n\nジョスです。",
+        ),
+        ("Type this:\n\nSQL> select 1\n\nand wait.", None),
+        ("The levels of 6 Feb:\n\nA> 900\nB> 800", None),
+    ],
+)
+def test_marks_of_quoted_lines_with_initials_or_wide(text, own):
+    words = mail.own_words(text)[0]
+    assert "".join(words.split()) == "".join((own or text).split())
+
+
 CLEAN = [
     "By six.\n\nMaud",
     "To: everybody\nFrom: Maud\nDate: today\nSubject: the kiln\n\nIt cools by six.",
