@@ -213,7 +213,7 @@ def fill_defaults(args, rows):
 
 def read_start(run, settings):
     """Which adapter the training starts from; die where it is not one of the same shape."""
-    weights = run / "adapter" / "adapter_model.safetensors"  # PEFT would take a pickle, too
+    weights = run / "adapter" / "adapter_model.safetensors"  # PEFT would take others, too
     try:
         old = {} | json.loads((run / "train.json").read_bytes())
         digest = hashlib.sha256(weights.read_bytes()).hexdigest()

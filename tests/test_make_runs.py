@@ -68,7 +68,7 @@ BAD = [  # what is made, the one line that is neither make's nor curl's
     ("drafts INBOX=no", "mail.py: no: No such file or directory"),
     ("drafts INBOX=my.mbox RUN=no", "generate.py: error: no/train.json: no such file"),
     ("reply", "say which mail: make reply MAIL=x.eml"),
-    ("reply MAIL=no", "mail.py: no: No such file or directory"),
+    ("reply MAIL=no", "generate.py: error: runs/mine/train.json: no such file; `make mine`"),
     ("reply MAIL=x.eml RUN=no", "generate.py: error: no/train.json: no such file"),
     (f"{MINITEST} DATA_SOURCE=file:///no", f"cannot fetch {MINITEST}: set DATA_SOURCE"),
     (f"{MINITEST} DATA_SOURCE=file://HERE/x", f"{MINITEST} is not the study's file: its SHA-256"),
