@@ -9,8 +9,7 @@ The first prints every measure with its 95 % interval and writes metrics.json an
 results_summary.txt to the run's folder: seconds for 16 mails, a quarter of a minute for 215. The
 second prints an answer, the tests behind it and a table of the runs, and writes them, for all mails
 and for the clean ones, as Markdown, JSON, a picture and report.html, a page to browse with every
-mail and all replies: seconds. With --corners, one table of a run before and after tuning, without
-notes and with them.
+mail and all replies: seconds.
 """
 
 import argparse
@@ -19,6 +18,7 @@ import hashlib
 import html
 import io
 import json
+import math
 import os
 import random
 import sys
@@ -32,6 +32,7 @@ from operator import itemgetter
 from pathlib import Path
 from string import Template
 from types import SimpleNamespace
+from urllib.parse import quote
 
 import numpy as np
 import regex
@@ -45,6 +46,7 @@ MEASURES = {  # name: (what is better, what it says)
     "perplexity_token": ("lower", "surprise of the model at the author's real reply, a token"),
     "perplexity_char": ("lower", "the same a character, to compare tokenizers"),
     "style": ("higher", "share of replies that a classifier takes for the author's"),
+    "delta": ("lower", "distance of their frequent words from the author's, all replies at once"),
     "rouge1": ("higher", "words shared with the real reply, F1"),
     "rouge2": ("higher", "pairs of words shared, F1"),
     "rougeL": ("higher", "longest sequence of words shared, F1"),
@@ -54,51 +56,38 @@ MEASURES = {  # name: (what is better, what it says)
     "length_ratio": ("author's", "words of the replies over words of the real ones"),
     "signoff_rate": ("author's", "share that ends in a frequent closing of the author's"),
     "stop_rate": ("higher", "share of replies that ended by themselves"),
+    "same_reply": ("author's", "share of the most frequent reply"),
     "memorized_rate": ("lower", f"share that copies {COPY_WORDS} words of a training reply"),
     "longest_copy": ("lower", "most words copied from a training reply, not from the mail"),
     "notes_recall": ("higher", "share of the words of the notes that the reply has"),
 }
 ROUGE = ["rouge1", "rouge2", "rougeL", "rougeLsum"]
-COLUMNS = ["perplexity_token", "perplexity_char", "style", "rougeL", "bleu", "chrf"]
-COLUMNS += ["length_ratio", "signoff_rate", "memorized_rate", "notes_recall"]
-CORNERS = ["style", "notes_recall", "rouge1", "length_ratio", "perplexity_token"]
+COLUMNS = ["perplexity_char", "style", "delta", "stop_rate", "same_reply", "length_ratio"]
+COLUMNS += ["rougeL", "signoff_rate", "memorized_rate", "notes_recall"]
 
 # Declared in advance: these two are primary, all others are secondary. A character, unlike a token,
 # is the same unit for every model.
-PRIMARY = {
-    "perplexity_char": "By how little the author's real replies surprise it",
-    "style": "By how often its replies pass for the author's",
-}
+PRIMARY = {"perplexity_char": "Perplexity", "style": "Style"}
 LEVEL = 0.05  # for all primary tests of one question on the same mails, by Holm's correction
 DOUBLING = "a doubling"  # takes a run's place in the tests of a trend
-QUESTIONS = {
-    "tests": "Is {first} closer to the author than every other model?",
-    "trend": "Does more of the author's mail help?",
-}
-ANSWERS = {
-    1: "yes.",
-    0: "no, the tests do not show it.",
-    -1: "on the contrary, the opposite holds.",
+DELTA_WORDS = 100  # the most frequent ones; many more are too rare in mail
+PIECES = 10  # of each author's replies, by which the shares of words vary
+STYLE_LIMITS = {  # style says little of a run below the first or above the second
+    "stop_rate": (0.5, 1, "{:.0%} of its replies end by themselves"),
+    "length_ratio": (0, 3, "its replies have {:.1f} times the author's words"),
+    "same_reply": (0, 0.5, "{:.0%} of its replies are one and the same text"),
 }
 # What two trainings have in common that differ in the seed only, as train.json names it
 RECIPE = ["train_data_sha256", "limit", "train_rows", "base_model", "quantization", "epochs"]
 RECIPE += "learning_rate batch_size rank alpha dropout max_length max_reply_length".split()
+TESTS_NOTE = (
+    "Each difference is {first} minus the other run, with its 95 % interval. p is how often chance "
+    "makes one as large, corrected for the number of tests of these two measures (chosen in "
+    f"advance), in bold below {LEVEL}."
+)
+TREND_NOTE = "What a doubling of the mails does must show over the mails and over the trainings."
+TRAINING_NOTE = "Intervals are over the mails: a second training would differ, too."
 NOTHING = "Nothing to test: no two models with primary measures."
-NOTES = (
-    f"Each test is of {{first}} minus another run, or of the slope with {DOUBLING} of the training "
-    "mails: the difference, its 95 % interval, and p by approximate randomisation, in bold below "
-    f"{LEVEL}. Perplexity a character and style were declared primary in advance; Holm's "
-    "correction is over all their tests of one question on the same mails. Intervals are over "
-    "mails: a second training would vary, too. One without width says that all mails agree; none "
-    "of {n} still leaves up to {rare:.1%}. In the tables of values the best one is bold, copied "
-    "replies have been seen by the style classifier, and the author's line shows how high style "
-    "can get."
-)
-CORNER_NOTES = (
-    "Each difference is of the tuned run minus the untuned one with the same notes, with its 95 % "
-    f"interval and p by approximate randomisation, in bold below {LEVEL}, not corrected for the "
-    "number of tests."
-)
 
 # A character of a script without blanks between words, such as Chinese, Japanese or Thai, is one
 # beside which Unicode lets a line break (its annex 14): ideographs, kana, the complex scripts of
@@ -148,14 +137,11 @@ def parse_args(argv):
     several("--output", metavar="MD", type=Path, help="Markdown; the other files go beside it")
     several("--against", metavar="RUN", type=Path, help="tested against all (default: the first)")
     several("--examples", metavar="N", type=int, default=0, help="mails to show (%(default)s)")
-    text = "instead of --compare: untuned and tuned without notes, then both with notes"
-    several("--corners", metavar="RUN", nargs=4, type=Path, help=text)
     args = parser.parse_args(argv)
     given = {name for name, value in vars(args).items() if value}
     steps = {  # the flags that each needs, and those that it knows
         evaluate: ({"run"}, {"style_data", "style_holdout", "brief"}),
         compare: ({"compare", "output"}, {"against", "examples"}),
-        corners: ({"corners", "output"}, set()),
     }
     asked = [step for step, (need, may) in steps.items() if need <= given <= need | may]
     if not asked:
@@ -185,16 +171,25 @@ def evaluate(args):
     )
     per_mail, signatures = overlap(references, replies)
     per_mail |= likelihood(rows)
-    author, style, author_replies = {}, None, []  # author: terms of the real replies
+    per_mail["same_reply"] = same_reply(replies)
+    author, others, style, author_replies = {"same_reply": same_reply(references)}, {}, None, []
     if args.style_data:
-        classifier, author_replies, style = train_classifier(args, rows)
-        closings = closings_of(author_replies)
+        authors, files = read_authors(args, rows)
+        author_replies, least = authors[0], min(map(len, authors))
+        authors = [random.Random(SEED).sample(replies, least) for replies in authors]
+        classifier, others["style"], style = train_classifier(authors)
+        style["files"] = files
+        closings, delta_terms = closings_of(author_replies), delta_of(authors)
+        deltas = [estimate("delta", delta_terms(texts[: len(rows)])) for texts in authors[1:]]
+        others["delta"] = min(filter(None, deltas), key=itemgetter("value"), default=None)
         method = "char 1-4-grams|TF-IDF, sublinear|logistic regression C=10|"
         signatures["style"] = method + version("scikit-learn")
+        signatures["delta"] = f"cosine|{DELTA_WORDS} most frequent words|{PIECES} pieces an author"
     source = read_training(run)
     if source["problem"]:
         print(f"memorization not measured: {source['problem']}", file=sys.stderr)
     learned = [row["reference"] for row in source["training"]]
+    # author: terms of the real replies
     for terms, texts, known in ((per_mail, replies, learned), (author, references, author_replies)):
         pairs = zip(texts, references, strict=True)
         counts = [[len(spread(text).split()) for text in pair] for pair in pairs]
@@ -202,6 +197,7 @@ def evaluate(args):
         if style:
             labels = zip(classifier.predict(texts), texts, strict=True)
             terms["style"] = rate(label == 0 and text.strip() for label, text in labels)
+            terms["delta"] = delta_terms(texts)
             terms["signoff_rate"] = rate(ends_in(text, closings) for text in texts)
         if known:
             terms |= copies(texts, mails, known)
@@ -210,6 +206,7 @@ def evaluate(args):
         "n": len(rows),
         "metrics": {name: estimate(name, per_mail.get(name)) for name in MEASURES},
         "reference": {name: estimate(name, terms) for name, terms in author.items()},
+        "others": others,
         "style": style,
         "signatures": signatures | {"interval": bootstrap},
         "predictions_sha256": sha256(run / "predictions.jsonl"),
@@ -287,7 +284,7 @@ def read_training(run):
     are unknown, if so; on how many mails it was trained, if it was; and how."""
     file = run / "train.json"
     if not file.is_file() and not (file := run / "baseline.json").is_file():
-        return {"training": [], "problem": None, "size": None, "recipe": None}
+        return {"training": [], "problem": None, "size": None, "recipe": None, "copies": False}
     settings = parse(file.read_bytes(), f"{file}: not JSON; its script makes it again")
     path, limit = settings.get("train_data"), settings.get("limit")
     if not (isinstance(path, str) and isinstance(limit, int | None)):
@@ -301,7 +298,8 @@ def read_training(run):
         rows = read_completions(Path(path))[:limit]
     size = settings.get("train_rows")  # a baseline has none
     recipe = [settings.get(name) for name in RECIPE]
-    return {"training": rows, "problem": problem, "size": size, "recipe": recipe}
+    known = {"training": rows, "problem": problem, "size": size, "recipe": recipe}
+    return known | {"copies": file.name == "baseline.json"}
 
 
 # ---------------------------------------------------------------------- measures, for every script
@@ -400,15 +398,16 @@ def rate(values):
     return np.array([[int(bool(value)), 1] for value in values])
 
 
-def train_classifier(args, rows):
-    """A classifier of authors by character n-grams, which learns as many replies of each: none that
-    is tested or held out, itself or its mail, and none that the main sender of another file sent.
-    Returns it (the first author is class 0), the first author's replies, and the facts."""
-    from sklearn.feature_extraction.text import TfidfVectorizer
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.model_selection import StratifiedKFold, cross_val_score
-    from sklearn.pipeline import make_pipeline
+def same_reply(texts):
+    """Whether each text is the most frequent one, unless that is empty."""
+    texts = [" ".join(text.split()) for text in texts]
+    ((most_frequent, _),) = Counter(texts).most_common(1)
+    return rate(text and text == most_frequent for text in texts)
 
+
+def read_authors(args, rows):
+    """The replies of each author, the tested one's first: none that is tested or held out, itself
+    or its mail, and none that the main sender of another file sent; and facts on the files."""
     paths = args.style_data
     if len(set(paths)) < max(2, len(paths)):
         die("--style-data needs files of two authors or more, each once")
@@ -430,10 +429,20 @@ def train_classifier(args, rows):
         counts = {"rows": len(mail[path]), "left_out": len(mail[path]) - len(replies)}
         files.append({"path": str(path), "sha256": sha256(path)} | counts)
         authors.append(replies)
+    return authors, files
 
-    least = min(map(len, authors))
-    texts = [text for replies in authors for text in random.Random(SEED).sample(replies, least)]
-    labels = np.repeat(np.arange(len(authors)), least)
+
+def train_classifier(authors):
+    """A classifier of authors, by character n-grams, from equally many replies of each (the first
+    is class 0); the share of the others' replies that it takes for the first's when they are held
+    out; and facts on it."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import StratifiedKFold, cross_val_predict
+    from sklearn.pipeline import make_pipeline
+
+    texts = [text for replies in authors for text in replies]
+    labels = np.repeat(np.arange(len(authors)), len(authors[0]))
     classifier = make_pipeline(
         TfidfVectorizer(
             analyzer="char", ngram_range=(1, 4), min_df=2, lowercase=False, sublinear_tf=True
@@ -442,10 +451,39 @@ def train_classifier(args, rows):
         LogisticRegression(C=10, solver="newton-cg"),
     )
     folds = StratifiedKFold(5, shuffle=True, random_state=SEED)
-    accuracy = cross_val_score(classifier, texts, labels, cv=folds).mean()
-    facts = {"files": files, "rows_per_author": least, "chance": 1 / len(authors)}
-    facts["cross_validated_accuracy"] = accuracy
-    return classifier.fit(texts, labels), authors[0], facts
+    held_out = cross_val_predict(classifier, texts, labels, cv=folds)
+    facts = {"rows_per_author": len(authors[0]), "chance": 1 / len(authors)}
+    facts["cross_validated_accuracy"] = float(np.mean(held_out == labels))
+    others = estimate("style", rate(held_out[labels > 0] == 0))
+    return classifier.fit(texts, labels), others, facts
+
+
+def delta_of(authors):
+    """A function that makes the per-mail terms of Cosine Delta from the first author (Burrows 2002;
+    Evert et al. 2017): by how many deviations, over pieces of each author's replies, a mail has
+    more of each frequent word than the mean. Their sum over mails has the direction of the pooled
+    text; in front is how far they go in the author's direction."""
+    pieces = ["\n".join(replies[i::PIECES]) for replies in authors for i in range(PIECES)]
+    found = Counter(word for piece in pieces for word in words(piece))
+    frequent = [word for word, _ in found.most_common(DELTA_WORDS)]
+
+    def count(texts):
+        found = [Counter(words(text)) for text in texts]
+        counts = np.array([[text[word] for word in frequent] for text in found])
+        return counts, counts.sum(axis=1, keepdims=True)
+
+    def terms(texts):
+        counts, totals = count(texts)
+        scores = np.round((counts - totals * mean) / deviation, 3)  # or the file would be large
+        return np.column_stack([scores @ direction, scores])
+
+    counts, totals = count(pieces)
+    shares = counts / np.maximum(totals, 1)
+    mean, deviation = shares.mean(axis=0), shares.std(axis=0)
+    deviation[deviation == 0] = np.inf  # such a word tells nothing
+    direction = ((shares[:PIECES] - mean) / deviation).mean(axis=0)
+    direction /= np.linalg.norm(direction) or 1
+    return terms
 
 
 def main_sender(rows):
@@ -498,6 +536,9 @@ def score(name, terms, weights):
     if name == "longest_copy":  # a maximum; its interval shows how much hangs on a single mail
         return np.where(weights > 0, terms[:, 0], 0).max(axis=1)
     sums = weights @ terms
+    if name == "delta":
+        with np.errstate(invalid="ignore"):  # nan where no mail has a word
+            return 1 - sums[:, 0] / np.linalg.norm(sums[:, 1:], axis=1)
     if name == "bleu":
         # Where no reference in a sample has four tokens, BLEU is of the lengths that runs of tokens
         # have, or identical replies would score 0.
@@ -528,32 +569,43 @@ def resample(mails):
 
 
 def estimate(name, terms):
-    """A measure with its 95 % interval, {"value", "low", "high"}, by the percentile bootstrap
-    (Efron 1979); None without terms."""
+    """A measure with its 95 % interval, {"value", "low", "high"}, by the bootstrap; None without
+    terms."""
     if terms is None or np.isnan(value := score(name, terms, np.ones((1, len(terms)), int))[0]):
         return None
-    low, high = np.nanpercentile(score(name, terms, resample(len(terms))), [2.5, 97.5])
-    return {"value": float(value), "low": float(low), "high": float(high)}
+    low, high = interval(name, value, score(name, terms, resample(len(terms))))
+    return {"value": float(value), "low": low, "high": high}
+
+
+def interval(name, value, drawn):
+    """The percentile interval (Efron 1979) of a measure's values in the bootstrap samples. As these
+    repeat mails, they are farther off by delta than the mails: there they are put around those."""
+    if name == "delta":
+        drawn = drawn + value - np.nanmean(drawn)
+    return np.nanpercentile(drawn, [2.5, 97.5]).tolist()
 
 
 def summarise(run, facts):
     """results_summary.txt: metrics.json for people."""
     import pandas as pd
 
-    metrics, author, style = facts["metrics"], facts["reference"], facts["style"]
+    metrics, style = facts["metrics"], facts["style"]
     table = pd.DataFrame(
         {
             "measure": name,
             "value": cell(metrics[name]).split("\n")[0],
             "95 % interval": cell(metrics[name], 3).split("\n")[-1],
-            "author": cell(author.get(name)).split("\n")[0],
+            "author": cell(facts["reference"].get(name)).split("\n")[0],
+            "others": cell(facts["others"].get(name)).split("\n")[0],
             "better": better,
-            "what it says": text,
+            "what it says": "; but ".join(
+                [text, *(warnings_on(metrics) if name == "style" else [])]
+            ),
         }
         for name, (better, text) in MEASURES.items()
     )
     lines = [f"run         {run}", f"test mails  {facts['n']}", "", as_text(table, "left"), ""]
-    lines += ["author: the author's real replies; better: lower, higher or near the author's"]
+    lines += ["author, others: their real replies; better: lower, higher or near the author's"]
     if style:
         lines += [
             f"style classifier of {style['rows_per_author']} replies an author: cross-validated "
@@ -563,13 +615,13 @@ def summarise(run, facts):
     return "\n".join(lines) + "\n"
 
 
-def cell(value, digits=2, bold=False):
+def cell(value, digits=2, is_best=False, is_doubtful=False):
     """An estimate in two lines, value and interval; the best value is in bold."""
     if not value:
         return "-"
-    mark = "**" if bold else ""
+    mark, doubt = "**" if is_best else "", "†" if is_doubtful else ""
     low, high = number(value["low"], digits), number(value["high"], digits)
-    return f"{mark}{number(value['value'], 3)}{mark}\n{low}–{high}"
+    return f"{mark}{number(value['value'], 3)}{mark}{doubt}\n{low}–{high}"
 
 
 def number(value, digits, sign=""):
@@ -604,7 +656,7 @@ def compare(args):
     for run in runs:
         if run["notes"] != first["notes"]:
             named = f"{first['path']} and {run['path']} were not given the same notes"
-            die(f"{named}, so they are no rivals; --corners shows runs without and with notes")
+            die(f"{named}, so they are no rivals: compare those without notes, then those with")
 
     count = len(first["rows"])
     clean, cleanness = clean_rows(runs)
@@ -613,49 +665,17 @@ def compare(args):
         parts.append(measure(runs, first, f"the {clean.sum()} clean ones", clean))
     twins = [run["name"] for run in runs if first["size"] and run["recipe"] == first["recipe"]]
     verdict = answer(first["name"], twins, parts)
-    notes = [NOTES.format(first=first["name"], n=count, rare=min(1, 3 / count)), cleanness]
-    if len(twins) > 1:
-        alike = "Trained on the same mail by the same settings, they show what chance does"
-        notes.append(f"{alike}: {', '.join(twins)}.")
-
+    notes = [*notes_on(first["name"], twins, parts), cleanness]
     whole, clean_part = parts[0], None if clean is None else parts[-1]
-    facts = {"against": first["name"], "verdict": verdict}
+    facts = {"against": first["name"], "verdict": verdict, "others": first["others"]}
     facts |= {key: value for key, value in whole.items() if key != "metrics"}
-    facts["runs"] = {
-        run["name"]: {
-            "path": str(run["path"]),
-            "train_rows": run["size"],
-            "metrics": whole["metrics"][run["name"]],
-        }
-        for run in runs
-    }
     facts |= {"clean": clean_part, "n_clean": clean_part and clean_part["n"]}
-    facts["clean_unknown"] = cleanness if clean is None else None
-    write(args.output.with_name("comparison.json"), json.dumps(facts, indent=1, allow_nan=False))
+    facts |= {"clean_unknown": cleanness if clean is None else None, "runs": {}}
+    for run in runs:
+        settings = {"path": str(run["path"]), "train_rows": run["size"]}
+        facts["runs"][run["name"]] = settings | {"metrics": whole["metrics"][run["name"]]}
+    write(args.output.with_suffix(".json"), json.dumps(facts, indent=1, allow_nan=False))
     report(runs, parts, verdict, notes, clean, args)
-
-
-def corners(args):
-    """Put an untuned and a tuned run, without notes and with them, into one table."""
-    import pandas as pd
-
-    runs = load_runs(args.corners)
-    notes = [run["notes"] for run in runs]
-    if any(notes[0] + notes[1]) or not any(notes[2]) or notes[2] != notes[3]:
-        die("--corners needs two runs without notes and two that were given the same notes")
-    table, text = {"measure": CORNERS}, CORNER_NOTES
-    for title, pair in (("without notes", runs[:2]), ("with notes", runs[2:])):
-        part = measure(pair, pair[1], title, np.full(len(pair[0]["rows"]), True))
-        tests = {test["measure"]: difference(test, test["p"]) for test in part["tests"]}
-        for kind, run in zip(("untuned", "tuned"), pair, strict=True):
-            metrics = part["metrics"][run["name"]]
-            table[f"{kind}\n{title}"] = [cell(metrics[name]) for name in CORNERS]
-            text += f"\n{kind} {title}: {run['path']}"
-        table[f"difference\n{title}"] = [tests.get(name, "-") for name in CORNERS]
-    blocks = [pd.DataFrame(table), text]
-    print("\n" + "\n\n".join(map(as_text, blocks)))
-    write(args.output, "\n\n".join(["# Four corners", *map(as_markdown, blocks)]) + "\n")
-    print(f"\n{args.output} written")
 
 
 def load_runs(paths):
@@ -668,7 +688,7 @@ def load_runs(paths):
         facts = parse(file.read_bytes() if file.is_file() else b"{}", f"{file}: not JSON; {again}")
         if facts.get("predictions_sha256") != sha256(path / "predictions.jsonl"):
             die(f"{path}: no metrics.json of these predictions; {again}")
-        if not facts.keys() >= {"per_mail", "reference_per_mail", "signatures", "style"}:
+        if not facts.keys() >= {"per_mail", "reference_per_mail", "others", "style"}:
             die(f"{path}: its metrics.json is of an older version; {again}")
         if facts["style"]:  # what the classifier learned from decides what it says
             sources = [(file["sha256"], file["left_out"]) for file in facts["style"]["files"]]
@@ -680,6 +700,7 @@ def load_runs(paths):
         run = {"name": name if names.count(name) == 1 else str(path), "path": path, "rows": rows}
         run["mails"] = [(row["id"], row["mail"], row["reference"]) for row in rows]
         run["notes"] = [row["notes"] for row in rows]
+        run["others"] = facts["others"]
         for key in ("per_mail", "reference_per_mail"):
             run[key] = {name: np.array(terms, dtype=float) for name, terms in facts[key].items()}
         run |= read_training(path)
@@ -730,7 +751,7 @@ def measure(runs, first, title, selected):
     sizes = sizes_of(runs)
     part = {"title": title, "n": int(selected.sum()), "metrics": metrics, "reference": reference}
     part["tests"] = run_tests(differences, terms, metrics)
-    part["trend"] = run_tests({DOUBLING: slope(sizes)} if sizes else {}, terms, metrics)
+    part["trend"] = run_tests({DOUBLING: slope(sizes)} if sizes else {}, terms, metrics, sizes)
     return part | {"sizes": sizes}
 
 
@@ -753,20 +774,39 @@ def slope(sizes):
     return dict(zip(sizes, logs / (logs @ logs), strict=True))
 
 
-def run_tests(contrasts, terms, metrics):
+def run_tests(contrasts, terms, metrics, sizes=()):
     """Tests of every measure: contrasts are the factors of runs, {label: {run: factor}}. The
     primary ones are corrected as one family (Holm 1979); the others have None as p_holm."""
-    tests = [
-        {"run": label, "measure": name, "p_holm": None}
-        | contrast(name, [terms[run][name] for run in factors], factors.values())
-        for label, factors in contrasts.items()
-        for name in MEASURES
-        if all(metrics[run][name] for run in factors)
-    ]
+    tests = []
+    for label, factors in contrasts.items():
+        for name in MEASURES:
+            if all(metrics[run][name] for run in factors):
+                test = contrast(name, [terms[run][name] for run in factors], factors.values())
+                if sizes:
+                    test |= trend_over_runs(sizes, [metrics[run][name]["value"] for run in sizes])
+                tests.append({"run": label, "measure": name, "p_holm": None} | test)
+
+    def p_of(test):  # a trend must show over the mails and over the runs
+        return max(test["p"], test.get("p_runs", 0))
+
     family, bound = [test for test in tests if test["measure"] in PRIMARY], 0
-    for rank, test in enumerate(sorted(family, key=itemgetter("p"))):
-        bound = test["p_holm"] = max(bound, min(1.0, (len(family) - rank) * test["p"]))
+    for rank, test in enumerate(sorted(family, key=p_of)):
+        bound = test["p_holm"] = max(bound, min(1.0, (len(family) - rank) * p_of(test)))
     return tests
+
+
+def trend_over_runs(sizes, values):
+    """The slope of runs' values over log2 of their sizes as one of trainings, not of mails: its
+    95 % interval and its p by the t test of a least-squares line."""
+    from scipy.stats import linregress, t
+
+    values = np.round(values, 9)  # as in contrast()
+    if np.ptp(values) == 0:
+        return {"low_runs": 0.0, "high_runs": 0.0, "p_runs": 1.0}
+    line = linregress(np.log2(list(sizes.values())), values)
+    half = t.ppf(0.975, len(values) - 2) * line.stderr
+    ends = {"low_runs": line.slope - half, "high_runs": line.slope + half}
+    return {name: float(value) for name, value in (ends | {"p_runs": line.pvalue}).items()}
 
 
 def contrast(name, terms, factors):
@@ -782,7 +822,7 @@ def contrast(name, terms, factors):
         weights = (deals == run).reshape(DEALS, -1).astype(float)
         dealt = dealt + factor * score(name, pooled, weights)
     dealt = np.round(dealt, 9)  # or a zero with a rounding error would count as a difference
-    low, high = np.nanpercentile(drawn, [2.5, 97.5]).tolist()
+    low, high = interval(name, dealt[0], drawn)
     p = float(np.mean(np.abs(dealt) >= abs(dealt[0])))
     return {"difference": float(dealt[0]), "low": low, "high": high, "p": p}
 
@@ -797,24 +837,69 @@ def deal(mails, runs):
 
 
 def answer(first, twins, parts):
-    """The question and, for each primary measure and part, one of three answers. Trainings that
+    """The question and, for each primary measure and part, what the tests say. Trainings that
     differ in the seed only are no rivals, nor are copying baselines, which have no perplexity."""
     kind = "trend" if parts[0]["trend"] else "tests"
     models = [run for run, values in parts[0]["metrics"].items() if values["perplexity_char"]]
     rivals = {DOUBLING, *models} - set(twins)
-    lines = [QUESTIONS[kind].format(first=first)]
-    for name, how in PRIMARY.items():
-        better = {"higher": 1, "lower": -1}[MEASURES[name][0]]
+    question = f"Is {first} closer to the author than every other model?"
+    lines = ["Does more of the author's mail help?" if kind == "trend" else question]
+    for name, label in PRIMARY.items():
         for part in parts:
-            signs = {
-                better * np.sign(test["difference"]) if test["p_holm"] < LEVEL else 0
-                for test in part[kind]
-                if test["measure"] == name and test["run"] in rivals
-            }
-            if signs:
-                sign = signs.pop() if len(signs) == 1 else 0
-                lines.append(f"{how}, on {part['title']}: {ANSWERS[sign]}")
+            family = [test for test in part[kind] if test["measure"] in PRIMARY]
+            tests = [t for t in family if t["measure"] == name and t["run"] in rivals]
+            if tests:
+                needed = mails_needed(len(family), len(part["sizes"]) if kind == "trend" else 2)
+                few = f"too few mails to show anything; it takes {needed} or more"
+                found = finding(tests, MEASURES[name][0]) if part["n"] >= needed else few
+                lines.append(f"{label} ({part['title']}): {found}.")
     return "\n".join(lines) if lines[1:] else NOTHING
+
+
+def mails_needed(tests, runs):
+    """The fewest mails on which p can be low enough: of all ways to deal their replies to the runs
+    two are the farthest from chance, and Holm's correction is by the number of tests."""
+    return math.floor(math.log(2 * tests / LEVEL, math.factorial(runs))) + 1
+
+
+def finding(tests, better):
+    """What the tests of one measure say, in words."""
+    ways = {}
+    for test in tests:
+        way = f"{'lower' if test['difference'] < 0 else 'higher'} than"
+        way = way if test["p_holm"] < LEVEL else "not told apart from"
+        ways.setdefault(way, []).append(test["run"])
+    answer = "not shown" if "not told apart from" in ways else "no"
+    if ways.keys() == {f"{better} than"}:
+        answer = "yes"
+    if "p_runs" in test:
+        over = f"p = {test['p']:.2g} over the mails, {test['p_runs']:.2g} over the trainings"
+        return f"{answer}, {test['difference']:+.3f} with each doubling ({over})"
+    if answer == "yes":
+        return f"yes, {better} than every other model"
+    return f"{answer}: " + "; ".join(f"{way} {', '.join(runs)}" for way, runs in ways.items())
+
+
+def notes_on(first, twins, parts):
+    """What must be known to read the page, as far as it is on it."""
+    tests, notes = parts[0]["tests"] + parts[0]["trend"], []
+    if tests:
+        notes += [TESTS_NOTE.format(first=first)]
+    notes += [TREND_NOTE if parts[0]["trend"] else TRAINING_NOTE]
+    if len(twins) > 1:
+        notes += [f"{', '.join(twins)} differ in the seed only: they show what chance does."]
+    ways = {}
+    for test in tests:
+        is_closer = (test["difference"] > 0) == (MEASURES[test["measure"]][0] == "higher")
+        way = "closer" if is_closer else "farther"
+        ways[test["measure"], test["run"]] = way if test["p"] < LEVEL else "not told apart"
+    for (measured, run), way in ways.items():
+        delta = ways.get(("delta", run), way)
+        if measured == "style" and way != delta:
+            notes += [f"Compared with {run}, {first} is {way} by style, but {delta} by delta."]
+    for run, metrics in parts[0]["metrics"].items():
+        notes += [f"† Style of {run}: {reason}." for reason in warnings_on(metrics)]
+    return notes
 
 
 def report(runs, parts, verdict, notes, clean, args):
@@ -822,44 +907,58 @@ def report(runs, parts, verdict, notes, clean, args):
     estimates = parts[0]["metrics"].values()
     names = [name for name in COLUMNS if any(metrics[name] for metrics in estimates)]
     output, tests = args.output, tests_table(parts)
-    tables = [score_table(part, names) for part in parts]
     head = [verdict] if tests.empty else [verdict, tests]
+    tables = [score_table(part, names, runs) for part in parts]
     values = tables[0].map(lambda text: text.split("\n")[0])
     examples = show_examples(runs, args.examples)
     print("\n" + "\n\n".join(map(as_text, [*head, values, *examples])))
 
-    blocks = [*head, *notes, picture := draw(parts, names)]
+    picture, png = draw(parts, names, runs[0]["others"]), output.with_suffix(".png")
+    blocks = [*head, *notes, (png.name, picture)]
     for part, table in zip(parts, tables, strict=True):
         blocks += [f"## {part['title'].capitalize()}", table]
-    write(output.with_name("comparison.png"), picture)
-    page = report_page(runs, blocks, clean, output.absolute().parent.name)
-    write(output.with_name("report.html"), page)
+    write(png, picture)
+    page = output.with_name("report.html" if output.stem == "comparison" else f"{output.stem}.html")
+    write(page, report_page(runs, blocks, clean, output.absolute().parent.name))
     fenced = [f"~~~text\n{example}\n~~~" for example in examples]
     write(output, "\n\n".join(["# Comparison", *map(as_markdown, blocks), *fenced]) + "\n")
-    files = f"{output.name}, comparison.json, comparison.png and report.html"
+    files = f"{output.name}, {output.stem}.json, {png.name} and {page.name}"
     print(f"\n{output.parent}/: {files} written")
 
 
-def score_table(part, names):
-    """Runs by measures, the best in bold, the author's own replies last."""
+def warnings_on(metrics):
+    """Why a run's style says little, if so."""
+    return [
+        text.format(metrics[name]["value"])
+        for name, (low, high, text) in STYLE_LIMITS.items()
+        if metrics["style"] and metrics[name] and not low <= metrics[name]["value"] <= high
+    ]
+
+
+def score_table(part, names, runs):
+    """Runs by measures, the best in bold, real replies last. A run that copies replies is never the
+    best, nor is a style that says little the best style; that one is marked."""
     import pandas as pd
 
-    table = {"run": [*part["metrics"], "the author"]}
+    copies = {run["name"] for run in runs if run["copies"]}
+    doubtful = {run for run, metrics in part["metrics"].items() if warnings_on(metrics)}
+    table = {"run": [*part["metrics"], "the author", "other authors"]}
     for name in names:
-        author = part["reference"].get(name)
-        values = [metrics[name] for metrics in part["metrics"].values()]
+        author, values = part["reference"].get(name), part["metrics"]
         # No measure of which more is better goes beyond 100.
         goals = {"lower": 0, "higher": 100, "author's": author["value"] if author else 0}
-        goal = goals[MEASURES[name][0]]
-        misses = [abs(value["value"] - goal) if value else np.inf for value in values]
-        best = min(misses)
-        cells = [cell(value, bold=miss == best) for value, miss in zip(values, misses, strict=True)]
-        table[name.replace("_", "\n")] = [*cells, cell(author)]
+        goal, marked = goals[MEASURES[name][0]], doubtful if name == "style" else set()
+        able = [run for run in values if values[run][name] and run not in copies | marked]
+        misses = {run: abs(values[run][name]["value"] - goal) for run in able}
+        best = {run for run in able if misses[run] == min(misses.values())}
+        cells = [cell(values[run][name], 2, run in best, run in marked) for run in values]
+        cells += [cell(author), cell(runs[0]["others"].get(name))]
+        table[name.replace("_", "\n")] = cells
     return pd.DataFrame(table)
 
 
 def tests_table(parts):
-    """The primary differences with p (by Holm) and interval, runs by measures and mails."""
+    """The primary differences, runs by measures and mails."""
     import pandas as pd
 
     table = {}
@@ -867,53 +966,47 @@ def tests_table(parts):
         title = f"\n{part['title']}" if len(parts) > 1 else ""
         for test in [*part["tests"], *part["trend"]]:
             if test["p_holm"] is not None:
-                column = table.setdefault(test["measure"] + title, {})
-                column[test["run"]] = difference(test, test["p_holm"])
+                table.setdefault(test["measure"] + title, {})[test["run"]] = difference(test)
     return pd.DataFrame(table).fillna("-").rename_axis("against").reset_index()
 
 
-def difference(test, p):
-    """A test in two lines, its difference and p (in bold where that is low) and its interval."""
-    mark = "**" if p < LEVEL else ""
-    low, high = (number(test[end], 2, "+") for end in ("low", "high"))
-    return f"{mark}{number(test['difference'], 3, '+')}, p {p:.4f}{mark}\n{low} to {high}"
+def difference(test):
+    """A difference and its p by Holm (in bold where it is low) and, in the next line, its interval
+    over the mails; of a trend, in a third one that over the runs."""
+    mark = "**" if test["p_holm"] < LEVEL else ""
+    text = f"{mark}{number(test['difference'], 3, '+')}, p {test['p_holm']:.4f}{mark}"
+    for ends in (("low", "high"), ("low_runs", "high_runs")):
+        if ends[0] in test:
+            text += "\n" + " to ".join(number(test[end], 2, "+") for end in ends)
+    return text
 
 
-def draw(parts, names):
-    """A PNG of the measures with their intervals: as bars or, where trainings differ in size, over
-    the number of training mails, with the other runs as level lines."""
+def draw(parts, names, others):
+    """A PNG of each measure of the runs that have it, with its interval, by the number of training
+    mails where trainings differ in it; and of real replies, as lines."""
     import matplotlib
     from matplotlib.figure import Figure
 
     matplotlib.rcParams["text.parse_math"] = False  # a run's name is no formula
     metrics, author, sizes = (parts[0][key] for key in ("metrics", "reference", "sizes"))
-    runs = sorted(sizes, key=sizes.get) or list(metrics)
-    places = np.array([sizes[run] for run in runs]) if sizes else np.arange(len(runs))
-    height, width, labels = -(-len(names) // 3), 0.6 / len(parts), {}
+    height, labels = -(-len(names) // 3), {}
     figure = Figure(figsize=(13, 3.4 * height), layout="constrained")
-    for number_of_axes, name in enumerate(names, 1):
-        axes = figure.add_subplot(height, 3, number_of_axes)
+    for position, name in enumerate(names, 1):
+        axes = figure.add_subplot(height, 3, position)
         axes.set_title(f"{name}: {MEASURES[name][0]} is better", fontsize=10)
+        shown = [run for run in metrics if metrics[run][name]]
+        shown.sort(key=lambda run: sizes.get(run, np.inf))
         for i, part in enumerate(parts):
-            estimates = [part["metrics"][run][name] or {} for run in runs]
-            ends = ("value", "low", "high")
-            value, low, high = (np.array([e.get(end, np.nan) for e in estimates]) for end in ends)
-            style = {"yerr": np.abs([value - low, high - value]), "label": part["title"]}
-            if sizes:
-                axes.errorbar(places, value, marker="o", capsize=3, **style)
-            else:
-                axes.bar(places + (i + 0.5) * width - 0.3, value, width, capsize=2, **style)
-        levels = {"the author": author.get(name)}
-        levels |= {run: metrics[run][name] for run in metrics if run not in runs}
-        for (label, level), line in zip(levels.items(), ("-", "--", "-.", ":"), strict=False):
-            if level:
-                axes.axhline(level["value"], linestyle=line, color="black", lw=1, label=label)
-        if sizes:
-            axes.set(xscale="log", xlabel="training mails")
-            axes.minorticks_off()
-        else:
-            axes.set_xlim(-0.5, len(runs) - 0.5)  # room for a run without the measure, too
-        axes.set_xticks(places, places if sizes else runs, rotation=30, ha="right")
+            for place, run in enumerate(shown):
+                if found := part["metrics"][run][name]:
+                    value, low, high = (found[end] for end in ("value", "low", "high"))
+                    style = {"fmt": "os"[i], "color": f"C{i}", "label": part["title"]}
+                    errors = np.abs([[value - low], [high - value]])
+                    axes.errorbar(place + 0.2 * i, value, errors, capsize=3, **style)
+        for level, label, line in ((author, "the author", "-"), (others, "other authors", ":")):
+            if level.get(name):
+                axes.axhline(level[name]["value"], ls=line, color="black", lw=1, label=label)
+        axes.set_xticks(range(len(shown)), shown, rotation=30, ha="right")
         handles = axes.get_legend_handles_labels()
         labels |= {label: handle for handle, label in zip(*handles, strict=True)}
     figure.legend(labels.values(), labels.keys(), loc="outside lower center", ncols=6)
@@ -983,10 +1076,10 @@ def show_examples(runs, count):
 
 
 def as_html(block):
-    if isinstance(block, bytes):
-        return (
-            f'<img alt="comparison" src="data:image/png;base64,{base64.b64encode(block).decode()}">'
-        )
+    if isinstance(block, tuple):
+        name, picture = block
+        data = base64.b64encode(picture).decode()
+        return f'<img alt="{html.escape(name)}" src="data:image/png;base64,{data}">'
     if isinstance(block, str):
         tag = "h2" if block.startswith("## ") else "p"
         return f"<{tag}>{html.escape(block.removeprefix('## '))}</{tag}>"
@@ -994,8 +1087,8 @@ def as_html(block):
 
 
 def as_markdown(block):
-    if isinstance(block, bytes):
-        return "![comparison](comparison.png)"
+    if isinstance(block, tuple):
+        return f"![comparison]({quote(block[0])})"
     if isinstance(block, str):
         return html.escape(block, quote=False).replace("\n", "  \n")
 

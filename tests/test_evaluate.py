@@ -18,6 +18,7 @@ import pytest
 from conftest import write_jsonl
 from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu.metrics import BLEU, CHRF
+from scipy.stats import linregress
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import generate  # noqa: E402
@@ -26,13 +27,17 @@ from evaluate import (  # noqa: E402
     MARKS,
     MEASURES,
     REPLY_MARKS,
+    answer,
     closings_of,
     copies,
+    delta_of,
     ends_in,
     estimate,
     likelihood,
+    mails_needed,
     main,
     measure,
+    notes_on,
     overlap,
     resample,
     score,
@@ -147,7 +152,7 @@ def metrics_of(run):
 
 def comparison(output, *runs):
     main(["--compare", *map(str, runs), "--output", str(output)])
-    return json.loads(output.with_name("comparison.json").read_text(encoding="utf-8"))
+    return json.loads(output.with_suffix(".json").read_text(encoding="utf-8"))
 
 
 def refused(capsys, *argv):
@@ -416,9 +421,9 @@ def test_notes_of_every_script_are_found_in_a_reply_that_says_them(script):
 
 
 @pytest.fixture(scope="module")
-def corner_runs(tmp_path_factory):
+def told_runs(tmp_path_factory):
     """Four scored runs; with notes, both replies say more, the tuned one in Ada's voice."""
-    folder = tmp_path_factory.mktemp("corners")
+    folder = tmp_path_factory.mktemp("told")
     authors = [write_author(folder / f"{name}.jsonl", name) for name in VOICES]
     references = [f"hey mend that pump {i}. cheers, Ada" for i in range(12)]
     replies = {
@@ -437,10 +442,10 @@ def corner_runs(tmp_path_factory):
     return runs
 
 
-def test_runs_that_were_told_different_things_are_no_rivals(corner_runs, tmp_path, capsys):
-    runs, output = corner_runs, ["--output", tmp_path / "c.md"]
+def test_runs_that_were_told_different_things_are_no_rivals(told_runs, tmp_path, capsys):
+    runs, output = told_runs, ["--output", tmp_path / "c.md"]
     line = refused(capsys, "--compare", *runs[:3], *output)
-    assert str(runs[0]) in line and str(runs[2]) in line and "--corners" in line
+    assert str(runs[0]) in line and str(runs[2]) in line
     assert "no rivals" in line and not (tmp_path / "c.md").exists()
     rows = [row | {"notes": "sell"} for row in read_rows(runs[2] / "predictions.jsonl")]
     main([str(write_run(tmp_path / "other", rows))])
@@ -450,45 +455,6 @@ def test_runs_that_were_told_different_things_are_no_rivals(corner_runs, tmp_pat
     assert "notes<br>recall" in output[1].read_text(encoding="utf-8")
     comparison(output[1], *runs[:2])
     assert "notes<br>recall" not in output[1].read_text(encoding="utf-8")
-
-
-def test_four_corners(corner_runs, tmp_path, capsys):
-    runs, output = corner_runs, tmp_path / "out" / "corners.md"
-    capsys.readouterr()
-    main(["--corners", *map(str, runs), "--output", str(output)])
-    page, printed = output.read_text(encoding="utf-8"), capsys.readouterr().out
-    lines = [line.strip("|").split("|") for line in page.splitlines() if line.startswith("| ")]
-    table = {cells[0].strip(): [cell.strip() for cell in cells[1:]] for cells in lines}
-    ways = ["without notes"] * 3 + ["with notes"] * 3
-    kinds = ["untuned", "tuned", "difference"] * 2
-    assert table.pop("measure") == [f"{k}<br>{w}" for k, w in zip(kinds, ways, strict=True)]
-    assert list(table) == ["style", "notes_recall", "rouge1", "length_ratio", "perplexity_token"]
-    assert table["style"][:2] == ["0.000<br>0.00–0.00", "1.000<br>1.00–1.00"]
-    assert (
-        table["style"][2].startswith("**+1.000, p 0.0") and table["style"][2] == table["style"][5]
-    )
-    assert table["notes_recall"][:3] == ["-"] * 3
-    assert [cell.split("<br>")[0] for cell in table["notes_recall"][3:5]] == ["0.500", "1.000"]
-    assert table["notes_recall"][5].startswith("**+0.500, p 0.0")
-    values = [float(cell.split("<br>")[0]) for cell in table["perplexity_token"][:2]]
-    terms = [(9.0 + i % 3, i + 2) for i in range(12)]
-    tokens = sum(count for _, count in terms)
-    expected = [math.exp((sum(nll for nll, _ in terms) - less) / tokens) for less in (0, 24)]
-    assert values == pytest.approx(expected, abs=0.001)
-    for run in runs:
-        assert str(run) in page and str(run) in "".join(printed.split())
-    assert not (output.parent / "comparison.json").exists()
-
-
-def test_corners_in_another_order_are_refused(corner_runs, tmp_path, capsys):
-    runs, output = corner_runs, ["--output", tmp_path / "c.md"]
-    for order in ([2, 3, 0, 1], [0, 2, 1, 3], [0, 1, 0, 1]):
-        line = refused(capsys, "--corners", *(runs[i] for i in order), *output)
-        assert "two runs without notes" in line
-    assert "expected 4 arguments" in refused(capsys, "--corners", *runs[:3], *output)
-    assert "--output" in refused(capsys, "--corners", *runs)
-    assert "--compare" in refused(capsys, "--corners", *runs, *output, "--examples", "2")
-    assert not (tmp_path / "c.md").exists()
 
 
 # Copies and closings
@@ -563,6 +529,119 @@ def test_baselines_copy_replies(tmp_path, capsys):
     with pytest.raises(SystemExit):
         generate.main(["--baseline", "nearest", "--data", str(test), "--output", str(output)])
     assert "--train-data" in capsys.readouterr().err
+
+
+# Style and its company
+
+
+def test_delta_by_hand():
+    """Two words in other shares: of the first author's pieces all are "a", of the second's "b"."""
+    terms = delta_of([["a a b"] * 10 + ["a"] * 10, ["b b a"] * 10 + ["b"] * 10])
+
+    def delta(*texts):
+        found = estimate("delta", terms(texts))
+        return found and found["value"]
+
+    assert delta("a b") is None  # at the mean in both
+    assert delta("a a a b") == pytest.approx(0) and delta("A", "a, a b") == pytest.approx(0)
+    assert delta("b") == pytest.approx(2)  # the opposite direction
+    assert delta("") is None and delta("c") is None  # no frequent word
+
+
+def test_a_thanks_does_not_pass_by_delta():
+    draw = random.Random(4)
+
+    def author(seed):
+        weights = [1 / (1 + (i * seed) % 41) for i in range(41)]
+        return [
+            " ".join(f"w{i}" for i in draw.choices(range(41), weights, k=30)) for _ in range(60)
+        ]
+
+    ada, bob = author(3), author(7)
+    terms = delta_of([ada[:40], bob[:40]])
+    thanks = [ada[0].split()[0]] * 20
+    found = [estimate("delta", terms(texts)) for texts in (ada[40:], thanks, bob[40:])]
+    values = [each["value"] for each in found]
+    assert values[0] < 0.3 < 0.6 < values[1] < values[2] and values[2] > 1.7
+    assert all(each["low"] - 1e-9 <= each["value"] <= each["high"] + 1e-9 for each in found)
+
+
+def test_style_has_a_ceiling_and_a_floor(tmp_path, authors):
+    """Two of Bob's thirty replies are as Ada writes."""
+    rows = read_rows(authors[1])
+    for row, other in zip(rows[:2], read_rows(authors[0])[7:], strict=False):
+        row["completion"][0]["content"] = other["completion"][0]["content"] + " thanks"
+    write_jsonl(authors[1], rows)
+    references = ["hey mend that pump. cheers, Ada"] * 3 + ["please APPROVE it. Sincerely, Bob"]
+    run = write_run(tmp_path / "run", rows_of(references, ["hey"] * 4))
+    main([str(run), "--style-data", *map(str, authors)])
+    facts = metrics_of(run)
+    assert facts["reference"]["style"]["value"] == 0.75
+    assert facts["others"]["style"]["value"] == pytest.approx(2 / 30)
+    assert facts["reference"]["delta"]["value"] < facts["others"]["delta"]["value"]
+    summary = (run / "results_summary.txt").read_text(encoding="utf-8")
+    line = next(line for line in summary.splitlines() if line.startswith("style "))
+    assert line.split()[3:5] == ["0.750", "0.067"]
+    data = comparison(tmp_path / "c.md", run)
+    assert data["others"] == facts["others"]
+    page = (tmp_path / "c.md").read_text(encoding="utf-8")
+    assert (
+        next(line for line in page.splitlines() if "| other authors " in line).count("0.067") == 1
+    )
+
+
+def test_style_says_little_of_loops_and_of_one_and_the_same_reply(tmp_path, authors):
+    hey = "hey grab the nets {}. cheers, Ada"
+    references = [hey.format(i) for i in range(8)]
+    replies = {
+        "fine": [f"yo mend that pump {i}. cheers, Ada" for i in range(8)],
+        "same": [hey.format(1)] * 5 + references[5:],
+        "cut": references,
+        "long": [" ".join([reference] * 4) for reference in references],
+        "nearest": references,
+    }
+    for name, texts in replies.items():
+        ends = ["stop" if i < 3 or name != "cut" else "length" for i in range(8)]
+        nll = {"reference_nll": [None] * 8} if name == "nearest" else {}
+        run = write_run(tmp_path / name, rows_of(references, texts, finish_reason=ends, **nll))
+        main([str(run), "--style-data", *map(str, authors), "--brief"])
+    learned_from(tmp_path / "nearest", authors[0], "baseline.json", limit=None)
+    said = {
+        "same": "62% of its replies are one and the same text",
+        "cut": "38% of its replies end by themselves",
+        "long": "its replies have 4.0 times the author's words",
+    }
+    comparison(tmp_path / "c.md", *(tmp_path / name for name in replies))
+    page = (tmp_path / "c.md").read_text(encoding="utf-8")
+    lines = [line.strip("|").split("|") for line in page.splitlines() if line.startswith("| ")]
+    rows = {
+        cells[0].strip(): [cell.strip().split("<br>")[0] for cell in cells[1:]] for cells in lines
+    }
+    header = next(cells for cells in lines if cells[0].strip() == "run")
+    style, same, length = (
+        [cell.strip() for cell in header].index(name) - 1
+        for name in ("style", "same<br>reply", "length<br>ratio")
+    )
+    assert rows["fine"][style] == "**1.000**" and rows["nearest"][style] == "1.000"
+    assert rows["same"][same] == "0.625" and rows["fine"][same] == "**0.125**"
+    assert rows["cut"][length] == "**1.000**" and rows["nearest"][length] == "1.000"
+    for name, reason in said.items():
+        assert rows[name][style] == "1.000†" and f"† Style of {name}: {reason}." in page
+        summary = (tmp_path / name / "results_summary.txt").read_text(encoding="utf-8")
+        assert f"for the author's; but {reason}" in summary
+    assert page.count("† Style of") == 3
+
+
+def test_where_the_measures_of_style_disagree_the_notes_say_so():
+    runs = []
+    for name, style, words_of_author in (("first", 1, 0.2), ("other", 0, 0.9), ("third", 0, 0.0)):
+        run = some_run(np.full(12, float(style)), name, "style")
+        scores = np.array([[words_of_author, 1.0 - words_of_author]] * 12) * [[1, 1]]
+        run["per_mail"]["delta"] = np.column_stack([scores[:, 0], scores])
+        runs.append(run)
+    parts = [measure(runs, runs[0], "mails", np.full(12, True))]
+    notes = [note for note in notes_on("first", [], parts) if note.startswith("Compared with")]
+    assert notes == ["Compared with other, first is closer by style, but farther by delta."]
 
 
 # Intervals and tests
@@ -672,12 +751,51 @@ def program(name, *args):
     return found.stdout.splitlines()
 
 
+def test_a_trend_has_the_trainings_as_units_beside_the_mails():
+    draw = np.random.default_rng(9)
+    runs = []
+    for size, level in ((9, 0.5), (18, 0.9), (36, 0.2), (72, 0.8), (144, 0.1)):
+        values = draw.normal(level, 0.1, size=60)
+        runs.append(some_run(values, str(size), "style", size, "ada@example.org"))
+    part = measure(runs, runs[0], "mails", np.full(60, True))
+    (found,) = part["trend"]
+    values = [round(part["metrics"][run]["style"]["value"], 9) for run in part["sizes"]]
+    line = linregress(np.log2([9, 18, 36, 72, 144]), values)
+    assert found["difference"] == pytest.approx(line.slope)
+    assert found["p_runs"] == pytest.approx(line.pvalue) and 0.1 < line.pvalue < 0.6
+    middle = (found["low_runs"] + found["high_runs"]) / 2
+    assert middle == pytest.approx(line.slope)
+    assert found["high_runs"] - middle == pytest.approx(3.182446 * line.stderr)  # t of 3 at .975
+    # The mails alone would show it.
+    assert found["p"] < 0.001 and found["p_holm"] == pytest.approx(found["p_runs"])
+    assert answer("9", [], [part]).count("\n") == 1 and "Style (mails): not shown, -" in answer(
+        "9", [], [part]
+    )
+
+
 def test_the_trend_of_the_readme_is_that_of_the_stored_figures():
-    perplexity, style = program("trend.py", *sorted(RESULTS.glob("experience2/exp*")))
-    assert perplexity == "perplexity_char: -0.039 (-0.045 to -0.033) a doubling, p = 6.6e-05"
-    assert style == "style: -0.035 (-0.170 to 0.100) a doubling, p = 0.51"
+    runs = []
+    for folder in sorted(RESULTS.glob("experience2/exp*")):
+        size = json.loads((folder / "train.json").read_text(encoding="utf-8"))["train_rows"]
+        terms = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["per_mail"]
+        terms = {name: np.array(terms[name], float) for name in ("perplexity_char", "style")}
+        run = {"name": folder.name, "per_mail": terms, "reference_per_mail": {}, "size": size}
+        runs.append(run | {"training": [{"From": "jeff"}]})
+    part = measure(runs, runs[0], "all 210 test mails", np.full(210, True))
+    perplexity, style = part["trend"]
+    numbers = [perplexity[key] for key in ("difference", "low_runs", "high_runs", "p_holm")]
+    assert [round(number, 4) for number in numbers] == [-0.0389, -0.0451, -0.0327, 0.0004]
+    numbers = [style[key] for key in ("difference", "low_runs", "high_runs", "p", "p_runs")]
+    assert [round(number, 3) for number in numbers] == [-0.035, -0.17, 0.1, 0.005, 0.513]
+    assert answer("exp1.144", [], [part]).split("\n") == [
+        "Does more of the author's mail help?",
+        "Perplexity (all 210 test mails): yes, -0.039 with each doubling "
+        "(p = 0.0002 over the mails, 6.6e-05 over the trainings).",
+        "Style (all 210 test mails): not shown, -0.035 with each doubling "
+        "(p = 0.0054 over the mails, 0.51 over the trainings).",
+    ]
     readme = " ".join((RESULTS.parents[1] / "README.md").read_text(encoding="utf-8").split())
-    assert "each doubling of the mails lowers it by .039" in readme
+    assert "each doubling of the mails lowers it by .039 (p = .0004)" in readme
 
 
 def test_how_replies_look(tmp_path):
@@ -745,7 +863,7 @@ def test_evaluate_and_compare_end_to_end(tmp_path, authors, capsys, monkeypatch)
     command = ["--compare", "runs/ada", "runs/bob", "--output", "out/table.md"]
     main([*command, "--examples", "2"])
     printed = capsys.readouterr().out
-    data = json.loads(Path("out/comparison.json").read_text(encoding="utf-8"))
+    data = json.loads(Path("out/table.json").read_text(encoding="utf-8"))
     page = Path("out/table.md").read_text(encoding="utf-8")
     assert max(map(len, printed.splitlines())) <= 120
     assert list(data["runs"]) == ["ada", "bob"] and data["against"] == "ada"
@@ -756,24 +874,25 @@ def test_evaluate_and_compare_end_to_end(tmp_path, authors, capsys, monkeypatch)
     assert data["n_clean"] is None and "have a subject" in data["clean_unknown"]
     assert data["clean_unknown"] in page
     row = next(line for line in page.splitlines() if line.startswith("| ada "))
-    assert row.split("|")[4].strip().startswith("**1.000**") and "| the author |" in page
+    assert row.split("|")[3].strip().startswith("**1.000**") and "| the author " in page
     assert references[0] in page and replies["bob"][6] in page and replies["bob"][6] in printed
     assert references[0] not in json.dumps(data)
 
     main(["--compare", "runs/ada", "--against", "runs/bob", "--output", "out/table.md"])
-    assert json.loads(Path("out/comparison.json").read_text())["against"] == "bob"
+    assert json.loads(Path("out/table.json").read_text())["against"] == "bob"
 
 
 def test_every_run_has_every_measure_of_the_contract(tmp_path):
     names = "rouge1 rouge2 rougeL rougeLsum bleu chrf perplexity_token perplexity_char style"
     names += " length_ratio signoff_rate stop_rate memorized_rate longest_copy notes_recall"
+    names += " delta same_reply"
     row = {"id": "1", "mail": "m", "reference": "yes", "prediction": "no", "notes": "say no"}
     run = write_run(tmp_path / "run", [row])
     main([str(run)])
     metrics = metrics_of(run)["metrics"]
     assert metrics.keys() == set(names.split())
     absent = "perplexity_token perplexity_char style signoff_rate stop_rate memorized_rate"
-    absent += " longest_copy"
+    absent += " longest_copy delta"
     assert {name for name, found in metrics.items() if found is None} == set(absent.split())
 
 
@@ -846,10 +965,6 @@ def test_the_marks_of_a_subject_are_those_of_the_data():
         assert REPLY_MARKS.sub("", whole) == whole
 
 
-YES, NO = "yes.", "no, the tests do not show it."
-CONTRARY = "on the contrary, the opposite holds."
-
-
 def test_verdict_says_what_holds_and_what_does_not(tmp_path):
     nll = {
         "near": [5.0 + i for i in range(12)],
@@ -863,16 +978,16 @@ def test_verdict_says_what_holds_and_what_does_not(tmp_path):
     def verdict(*names):
         data = comparison(tmp_path / "c.md", *(tmp_path / name for name in names))
         text = (tmp_path / "c.md").read_text(encoding="utf-8").replace("  \n", "\n")
-        page = html.unescape((tmp_path / "report.html").read_text(encoding="utf-8"))
+        page = html.unescape((tmp_path / "c.html").read_text(encoding="utf-8"))
         assert data["verdict"] in text and f"</h1>\n<p>{data['verdict']}</p>" in page
         return data["verdict"].split("\n")
 
-    how = "By how little the author's real replies surprise it, on all 12 test mails: "
+    how = "Perplexity (all 12 test mails): "
     for names, said in (
-        (["near", "far"], YES),
-        (["far", "near"], CONTRARY),
-        (["near", "far", "alike"], NO),
-        (["far", "near", "alike"], CONTRARY),
+        (["near", "far"], "yes, lower than every other model."),
+        (["far", "near"], "no: higher than near."),
+        (["near", "far", "alike"], "not shown: lower than far; not told apart from alike."),
+        (["far", "near", "alike"], "no: higher than near, alike."),
     ):
         question = f"Is {names[0]} closer to the author than every other model?"
         assert verdict(*names) == [question, how + said]
@@ -882,11 +997,29 @@ def test_verdict_says_what_holds_and_what_does_not(tmp_path):
     file = write_author(tmp_path / "ada.jsonl", "ada")
     for name in ("near", "alike"):
         learned_from(tmp_path / name, file, train_rows=30)
-    assert verdict("near", "alike", "far")[1] == how + YES
-    assert "near, alike" in (tmp_path / "c.md").read_text(encoding="utf-8")
+    assert verdict("near", "alike", "far")[1] == how + "yes, lower than every other model."
+    assert "near, alike differ in the seed only" in (tmp_path / "c.md").read_text(encoding="utf-8")
     assert verdict("near", "alike")[0].startswith("Nothing to test")
     learned_from(tmp_path / "alike", file, train_rows=30, epochs=2.0)
-    assert verdict("near", "alike")[1] == how + NO
+    assert verdict("near", "alike")[1] == how + "not shown: not told apart from alike."
+
+
+def test_too_few_mails_are_said_and_how_many_it_takes(tmp_path):
+    """With n mails the smallest p is 2 of 2 to the power of n; one test needs it below .05, three
+    tests below .05 / 3. Of three trainings 2 of 6 to the power of n."""
+    assert [mails_needed(tests, 2) for tests in (1, 3, 10)] == [6, 7, 9]
+    assert [mails_needed(2, runs) for runs in (3, 4, 6)] == [3, 2, 1]
+    for mails, said in (
+        (5, "too few mails to show anything; it takes 6 or more."),
+        (6, "yes, low"),
+    ):
+        for name, nll in (("near", 1.0), ("far", 9.0)):
+            columns = {"reference_nll": [nll + i for i in range(mails)]}
+            rows = rows_of(["a word"] * mails, ["x"] * mails, **columns)
+            main([str(write_run(tmp_path / name, rows))])
+        data = comparison(tmp_path / "c.md", tmp_path / "near", tmp_path / "far")
+        answer = data["verdict"].split("\n")[1]
+        assert answer.startswith(f"Perplexity (all {mails} test mails): {said}")
 
 
 def test_sizes_get_a_trend_and_a_curve(tmp_path):
@@ -895,7 +1028,7 @@ def test_sizes_get_a_trend_and_a_curve(tmp_path):
     file = write_author(tmp_path / "ada.jsonl", "ada")
     write_jsonl(file, [row | {"From": "ada@example.org"} for row in read_rows(file)])
     draw, runs = np.random.default_rng(0), []
-    for size in (5, 10, 20):
+    for size in (3, 5, 8, 14, 25):
         nll = [30.0 - 4 * math.log2(size) + draw.normal() for _ in range(12)]
         rows = rows_of(["a word or two"] * 12, ["x"] * 12, reference_nll=nll)
         runs.append(write_run(tmp_path / str(size), rows))
@@ -903,15 +1036,28 @@ def test_sizes_get_a_trend_and_a_curve(tmp_path):
         main([str(runs[-1])])
     data = comparison(tmp_path / "c.md", *runs)
     assert {test["run"] for test in data["trend"]} == {"a doubling"}
-    assert data["runs"]["20"]["train_rows"] == 20
+    assert data["runs"]["14"]["train_rows"] == 14
     question, answer, *_ = data["verdict"].split("\n")
     assert question == "Does more of the author's mail help?"
-    assert answer.endswith(f"on all 12 test mails: {YES}")
+    assert answer.startswith("Perplexity (all 12 test mails): yes, -")
+    assert answer.endswith(" over the trainings).")
     page = (tmp_path / "c.md").read_text(encoding="utf-8")
     assert "\n| a doubling | **-" in page
-    assert imread(tmp_path / "comparison.png").std() > 0 and "](comparison.png)" in page
-    report = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert imread(tmp_path / "c.png").std() > 0 and "](c.png)" in page
+    report = (tmp_path / "c.html").read_text(encoding="utf-8")
     assert report.count("data:image/png;base64,") == 1
+
+
+def test_two_comparisons_in_one_folder_are_kept(tmp_path):
+    run = write_run(tmp_path / "run", rows_of(REFERENCES, REPLIES))
+    main([str(run)])
+    for name in ("comparison", "seeds"):
+        comparison(tmp_path / f"{name}.md", run)
+        page = (tmp_path / f"{name}.md").read_text(encoding="utf-8")
+        assert f"![comparison]({name}.png)" in page
+    expected = "comparison.json comparison.md comparison.png report.html"
+    expected += " seeds.html seeds.json seeds.md seeds.png"
+    assert sorted(path.name for path in tmp_path.glob("*.*")) == expected.split()
 
 
 HOSTILE = [
@@ -950,7 +1096,7 @@ def hostile_report(folder):
     for run in runs:
         main([str(run)])
     comparison(folder / "<script>1<" / "c.md", *runs)
-    return folder / "<script>1<" / "report.html"
+    return folder / "<script>1<" / "c.html"
 
 
 def check_report(text):
@@ -1013,7 +1159,7 @@ def test_all_replies_empty(tmp_path, authors):
     learned_from(run, authors[0], limit=None)
     main([str(run), "--style-data", *map(str, authors)])
     metrics = metrics_of(run)["metrics"]
-    for name in ("perplexity_token", "perplexity_char", "stop_rate", "notes_recall"):
+    for name in ("perplexity_token", "perplexity_char", "stop_rate", "notes_recall", "delta"):
         assert metrics.pop(name) is None
     assert all(found == {"value": 0, "low": 0, "high": 0} for found in metrics.values())
 
@@ -1166,4 +1312,4 @@ def test_a_terminal_without_the_letters_and_broken_text_are_no_fault(tmp_path):
         command = [sys.executable, script, *arguments]
         done = subprocess.run(command, capture_output=True, env=environment)
         assert done.returncode == 0, done.stderr
-    assert "你好" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "你好" in (tmp_path / "c.html").read_text(encoding="utf-8")
