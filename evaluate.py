@@ -470,7 +470,7 @@ def delta_of(authors):
     def count(texts):
         found = [Counter(words(text)) for text in texts]
         counts = np.array([[text[word] for word in frequent] for text in found])
-        return counts, counts.sum(axis=1, keepdims=True)
+        return counts, np.array([[text.total()] for text in found])
 
     def terms(texts):
         counts, totals = count(texts)
@@ -937,7 +937,7 @@ def warnings_on(metrics):
 
 def score_table(part, names, runs):
     """Runs by measures, the best in bold, real replies last. A run that copies replies is never the
-    best, nor is a style that says little the best style; that one is marked."""
+    best, and a style that says little is marked and not in bold."""
     import pandas as pd
 
     copies = {run["name"] for run in runs if run["copies"]}
@@ -948,9 +948,9 @@ def score_table(part, names, runs):
         # No measure of which more is better goes beyond 100.
         goals = {"lower": 0, "higher": 100, "author's": author["value"] if author else 0}
         goal, marked = goals[MEASURES[name][0]], doubtful if name == "style" else set()
-        able = [run for run in values if values[run][name] and run not in copies | marked]
-        misses = {run: abs(values[run][name]["value"] - goal) for run in able}
-        best = {run for run in able if misses[run] == min(misses.values())}
+        models = [run for run in values if values[run][name] and run not in copies]
+        misses = {run: abs(values[run][name]["value"] - goal) for run in models}
+        best = {run for run in models if misses[run] == min(misses.values())} - marked
         cells = [cell(values[run][name], 2, run in best, run in marked) for run in values]
         cells += [cell(author), cell(runs[0]["others"].get(name))]
         table[name.replace("_", "\n")] = cells
