@@ -26,6 +26,8 @@ endif
 given = $(filter command environment,$(origin $1))
 kept = $(shell sed -n 's/^$1=//p' data/$(NAME)/knobs 2>/dev/null)
 differs = $(and $(call given,$1),$(call kept,$1),$(subst x$(call kept,$1),,x$(value $1)))
+MINE := runs/$(NAME) runs/$(NAME)/told
+NAMED := $(if $(filter-out mine,$(NAME)), NAME=$(NAME))
 OWN := $(filter mine drafts reply page export serve,$(MAKECMDGOALS))
 TAKEN := sample notes experience1 experience2 small_dataset demo sizes small
 $(if $(OWN),$(if $(or $(findstring /,$(NAME)),$(filter $(TAKEN),$(NAME)),$(word 2,$(NAME))),\
@@ -74,9 +76,10 @@ $(DEMO:=/predictions.jsonl): $(TEST.demo).jsonl
 $(E1:=/predictions.jsonl): $(TEST.experience1).jsonl
 $(E2:=/predictions.jsonl): $(TEST.experience2).jsonl
 runs/demo/notes/predictions.jsonl: data/sample/inbox.jsonl
-runs/demo/notes/predictions.jsonl: private FLAGS = $(DRAFT)
+runs/demo/notes/predictions.jsonl runs/$(NAME)/predictions.jsonl: private FLAGS = $(DRAFT)
 runs/small/predictions.jsonl: data/small_dataset/minitest.jsonl
 runs/$(NAME)/predictions.jsonl: data/$(NAME)/test.jsonl
+runs/$(NAME)/told/predictions.jsonl: data/$(NAME)/told.jsonl
 # Training mail is held against it
 SAMPLE := $(addprefix data/sample/,\
     maud_okafor_train_43 bernard_pell_train_43 tomek_wilk_train_43 ines_caldeira_train_43)
@@ -105,7 +108,8 @@ TESTED := $(TEST.experience1).jsonl $(TEST.experience2).jsonl
 STYLE.experience1 := --style-data $(AUTHORS:=.jsonl) --style-holdout $(TESTED)
 STYLE.experience2 := $(STYLE.experience1)
 STYLE.sizes := $(STYLE.experience1)
-$(DEMO:=/results_summary.txt): $(SAMPLE:=.jsonl)
+STYLE.$(NAME) := --style-data data/$(NAME)/train.jsonl $(SAMPLE:=.jsonl)
+$(DEMO:=/results_summary.txt) $(MINE:=/results_summary.txt): $(SAMPLE:=.jsonl)
 $(E1:=/results_summary.txt) $(E2:=/results_summary.txt): $(AUTHORS:=.jsonl) $(TESTED)
 # What is compared
 runs/demo/comparison.md: $(DEMO:=/results_summary.txt)
@@ -121,7 +125,7 @@ runs/demo/%/train.json: private FLAGS = --epochs 1 --learning-rate 2e-3 --batch-
     --alpha 32 --dropout 0 --max-length 224 --max-reply-length 64 --dtype float32
 runs/demo/comparison.md: private FLAGS = --examples 2
 NOTED := --notes 0.7
-data/$(NAME)/train.jsonl: private FLAGS = $(NOTED)
+data/%/train.jsonl: private FLAGS = $(NOTED)
 # The study's numbers are the same on any CPU; a person's model takes what the processor does best
 runs/%/train.json: private FLAGS = $(if $(GPU),--epochs 3,--epochs 1 --dtype float32)
 # Following notes is learned once, from the small model's fictional mail; then a person's voice
@@ -153,7 +157,10 @@ demo: runs/demo/comparison.md runs/demo/notes/replies.txt ## trainings on the sa
 experience1: runs/experience1/comparison.md ## is the model trained on Jeff's mail closest to Jeff?
 experience2: runs/experience2/comparison.md ## does more of his mail help?
 all: experience1 experience2 ## the ten experiments
-mine: runs/$(NAME)/results_summary.txt ## your own model: make mine MAILBOX=Sent.mbox AUTHOR=me@x.org
+mine: $(MINE:=/results_summary.txt) ## your own model: make mine MAILBOX=Sent.mbox AUTHOR=me@x.org
+	$Qpython evaluate.py --own $(MINE)
+	@echo 'Next: make reply MAIL=x.eml NOTES="yes, tuesday at 10"$(NAMED), for the page make page$(NAMED),'
+	@echo 'for all new mail make drafts INBOX=in.mbox$(NAMED); only you send anything'
 drafts: | .venv/installed ## for new mail: make drafts INBOX=in.mbox OUT=out.mbox AUTHOR=me@x.org
 	$(if $(value INBOX),,$(error say which: make drafts INBOX=in.mbox OUT=out.mbox AUTHOR=me@x.org))
 	$Qmkdir -m 700 -p data/$(NAME)
@@ -202,6 +209,8 @@ data/sample/maud_okafor_notes_43.jsonl: data/sample/maud_okafor_train_43.csv $(T
 data/%/train.jsonl: data/%/train.csv data/%/test.csv | .venv/installed
 	$Q$(format) $(FLAGS) $(BRIEF) $(FORMAT_FLAGS)
 
+data/%/told.jsonl: data/%/test.csv | .venv/installed
+	$Q$(format) --notes 1 $(BRIEF)
 data/sample/inbox.jsonl: data/sample/inbox.mbox data/sample/notes.txt | .venv/installed
 	$Qpython mail.py inbox $< $@ --author maud.okafor@ternandtallow.example \
 	    --notes data/sample/notes.txt
@@ -232,6 +241,8 @@ runs/sizes/%/predictions.jsonl: runs/sizes/%/train.json $(TEST.experience2).json
 runs/%/untuned/predictions.jsonl: | .venv/installed
 	$Q$(generate) --untuned --run $(call known,$(patsubst %/train.json,%,$(filter %/train.json,$^))) \
 	    --data $(data) --output $@ $(GENERATE_FLAGS)
+runs/%/told/predictions.jsonl: runs/%/train.json | .venv/installed
+	$Q$(generate) --run runs/$* --data $(data) --output $@ $(DRAFT) $(GENERATE_FLAGS)
 runs/demo/notes/replies.txt: runs/demo/notes/predictions.jsonl
 	$Qpython generate.py --run $(@D) --id 1 2 3 > $@
 	$Qcat $@

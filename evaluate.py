@@ -40,6 +40,8 @@ import regex
 RESAMPLES = 1_000  # bootstrap samples for an interval
 DEALS = 5_000  # random deals for a test's p value
 SEED = 0
+FOLDS = 5  # parts of the replies that the style classifier is held against
+FEW = 100  # replies: with fewer a model of one's own is said to have learned from few
 COPY_WORDS = 8  # this many words in a row are a copy; fewer are phrases that everybody writes
 
 MEASURES = {  # name: (what is better, what it says)
@@ -132,6 +134,8 @@ def parse_args(argv):
     one("--style-data", **files, help=text)
     one("--style-holdout", **files, help="mail that style must not know")
     one("--brief", action="store_true", help="print one line; the files hold the rest")
+    text = "a person's run and, in a folder of its own, its answers to the same mails with notes"
+    one("--own", metavar=("RUN", "TOLD"), nargs=2, type=Path, help=text)
     several = parser.add_argument_group("several runs").add_argument
     several("--compare", metavar="RUN", nargs="+", type=Path, help="evaluated run folders")
     several("--output", metavar="MD", type=Path, help="Markdown; the other files go beside it")
@@ -141,6 +145,7 @@ def parse_args(argv):
     given = {name for name, value in vars(args).items() if value}
     steps = {  # the flags that each needs, and those that it knows
         evaluate: ({"run"}, {"style_data", "style_holdout", "brief"}),
+        introduce: ({"own"}, set()),
         compare: ({"compare", "output"}, {"against", "examples"}),
     }
     asked = [step for step, (need, may) in steps.items() if need <= given <= need | may]
@@ -424,7 +429,7 @@ def read_authors(args, rows):
             if row["reference"].strip() and row["From"] not in others
             if not tested & {tuple(words(row["mail"])), tuple(words(row["reference"]))}
         ]
-        if len(replies) < 10:
+        if len(replies) < FOLDS:
             die(f"{path}: {len(replies)} replies that are not tested here are too few for style")
         counts = {"rows": len(mail[path]), "left_out": len(mail[path]) - len(replies)}
         files.append({"path": str(path), "sha256": sha256(path)} | counts)
@@ -450,7 +455,7 @@ def train_classifier(authors):
         # The default solver finds the same in four times the time.
         LogisticRegression(C=10, solver="newton-cg"),
     )
-    folds = StratifiedKFold(5, shuffle=True, random_state=SEED)
+    folds = StratifiedKFold(FOLDS, shuffle=True, random_state=SEED)
     held_out = cross_val_predict(classifier, texts, labels, cv=folds)
     facts = {"rows_per_author": len(authors[0]), "chance": 1 / len(authors)}
     facts["cross_validated_accuracy"] = float(np.mean(held_out == labels))
@@ -613,6 +618,50 @@ def summarise(run, facts):
         ]
     lines += ["", *(f"{name}: {how}" for name, how in facts["signatures"].items())]
     return "\n".join(lines) + "\n"
+
+
+def introduce(args):
+    """Say in a few lines what a person's model learned, and put its scores, without notes and with
+    them, into one results_summary.txt."""
+    run, summaries = args.own[0], []
+    plain, noted = load_runs(args.own)
+    for path in args.own:
+        facts = parse((path / "metrics.json").read_bytes(), f"{path}: its metrics.json is damaged")
+        summaries.append(summarise(path, facts))
+    said, style = facts["metrics"]["notes_recall"], facts["metrics"]["style"]
+    size, own = plain["size"], facts["reference"].get("style")
+    few = f": few; with {FEW} or more they sound more like you" if size < FEW else ""
+    lines = [f"Your model has learned from {size} of your replies{few}."]
+    if said:
+        lines += [
+            f"Of {len(noted['rows'])} mails that it had not seen, its drafts say "
+            f"{said['value']:.0%} of the words of your notes."
+        ]
+    if style:
+        lines += [
+            f"{style['value']:.0%} of the drafts pass for yours beside four writers, who are "
+            f"fictional; of your own replies {own['value']:.0%} do."
+        ]
+    shown = [place for place, row in enumerate(noted["rows"]) if row["notes"]][:3]
+    for place in shown:
+        row, free = noted["rows"][place], plain["rows"][place]
+        texts = {"mail": row["mail"], "you": row["reference"], "without notes": free["prediction"]}
+        texts |= {"notes": row["notes"], "with them": row["prediction"]}
+        lines += ["", *(excerpt(*text) for text in texts.items())]
+    text = "\n".join(lines)
+    files = zip(("Without notes", "With notes"), summaries, strict=True)
+    tables = "\n\n".join(f"{title}\n\n{summary}" for title, summary in files)
+    write(run / "results_summary.txt", f"{text}\n\n{tables}")
+    print(f"{text}\n\nAll measures: {run}/results_summary.txt")
+
+
+def excerpt(label, text):
+    """A text on a few lines, for a terminal."""
+    text = " ".join(text.split()) or "(empty)"
+    text = f"{label}: {text[:240]}{' ...' if len(text) > 240 else ''}"
+    # A joiner is a part of words and of emoji; other invisible characters may be commands.
+    text = "".join(c if c.isprintable() or c in "\u200c\u200d" else "�" for c in text)
+    return textwrap.fill(text, 98, subsequent_indent="    ")
 
 
 def cell(value, digits=2, is_best=False, is_doubtful=False):
@@ -1064,14 +1113,7 @@ def show_examples(runs, count):
     """Up to `count` mails spread over the file, with all replies, cut where they are long."""
     mails, examples = len(runs[0]["rows"]), []
     for place in [mails * i // count for i in range(min(count, mails))]:
-        lines = []
-        for label, text in texts_of(runs, place):
-            text = " ".join(text.split()) or "(empty)"
-            text = f"{label}: {text[:240]}{' ...' if len(text) > 240 else ''}"
-            # A joiner is a part of words and of emoji; other invisible characters may be commands.
-            text = "".join(c if c.isprintable() or c in "\u200c\u200d" else "�" for c in text)
-            lines.append(textwrap.fill(text, 98, subsequent_indent="    "))
-        examples.append("\n".join(lines))
+        examples.append("\n".join(excerpt(*text) for text in texts_of(runs, place)))
     return examples
 
 

@@ -1236,12 +1236,38 @@ def test_broken_predictions(tmp_path, capsys, text, says):
     assert not (tmp_path / "metrics.json").exists()
 
 
+def test_what_a_persons_model_has_learned_is_said_in_a_few_lines(tmp_path, capsys, authors):
+    notes = ["yes, six", "", "no wax"]
+    references, replies = ["At six. Bob", "Thanks. Bob", "No wax. Bob"], ["By six!", "Ok", "No wax"]
+    plain = write_run(tmp_path / "own", rows_of(references, ["Thanks", "Thanks", "Thanks"]))
+    told = write_run(tmp_path / "own" / "told", rows_of(references, replies, notes=notes))
+    learned = write_author(tmp_path / "learned.jsonl", "bob", 24)
+    learned_from(plain, learned, limit=None, train_rows=24)
+    style = ["--style-data", *map(str, authors), "--brief"]
+    for run in plain, told:
+        main([str(run), *style])
+    capsys.readouterr()
+    main(["--own", str(plain), str(told)])
+    shown = capsys.readouterr().out
+    assert "learned from 24 of your replies: few; with 100 or more" in shown
+    assert (
+        "Of 3 mails that it had not seen, its drafts say 75% of the words of your notes." in shown
+    )
+    assert "pass for yours beside four writers, who are fictional; of your own" in shown
+    lines = [line for line in shown.splitlines() if line.startswith(("notes: ", "with them: "))]
+    assert lines == ["notes: yes, six", "with them: By six!", "notes: no wax", "with them: No wax"]
+    assert shown.count("without notes: Thanks") == 2
+    text = (plain / "results_summary.txt").read_text()
+    assert "Without notes\n\nrun " in text and "With notes\n\nrun " in text
+    assert text.startswith(shown.partition("\n\nAll measures")[0])
+
+
 def test_other_mistakes(tmp_path, capsys, authors):
     assert "no such file" in refused(capsys, tmp_path / "nothing")
     run = write_run(tmp_path / "run", rows_of(REFERENCES, REPLIES))
     style, output = ["--style-data", authors[0]], ["--output", tmp_path / "c.md"]
     assert "two authors" in refused(capsys, run, *style)
-    few = write_author(tmp_path / "few.jsonl", "bob", 9)
+    few = write_author(tmp_path / "few.jsonl", "bob", 4)
     assert "too few" in refused(capsys, run, *style, few)
     broken = write_jsonl(tmp_path / "broken.jsonl", [{"id": "1"}])
     assert "line 1: no prompt" in refused(capsys, run, *style, broken)

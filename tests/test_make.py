@@ -189,12 +189,25 @@ def test_details_are_shown_when_asked_for(clone):
 def test_own_mail(clone):
     authors = "AUTHOR=me@a.example me@b.example"
     commands = method(clone, "mine", "MAILBOX=~/All mail.mbox", authors)
-    stages = "extract split format format train.py train.py format generate.py evaluate.py".split()
+    stages = "extract split train.py train.py generate.py evaluate.py generate.py evaluate.py"
+    stages = [*stages.split(), "evaluate.py"]
     assert [word for words in commands for word in words[1:3] if word in stages] == stages
     (extract,) = calls(commands, "mail.py")
     source = f"{os.environ['HOME']}/All mail.mbox"
     assert extract[""] == ["extract", source, "data/mine/replies.csv"]
     assert extract["--author"] == ["me@a.example", "me@b.example"]
+    plain, told = calls(commands, "generate.py")
+    assert plain["--data"] == ["data/mine/test.jsonl"] and "--output" not in plain
+    assert told["--data"] == ["data/mine/told.jsonl"] and told["--run"] == ["runs/mine"]
+    assert told["--output"] == ["runs/mine/told/predictions.jsonl"]
+    assert plain["--samples"] == told["--samples"] == ["8"]
+    *scores, last = calls(commands, "evaluate.py")
+    assert [call[""] for call in scores] == [["runs/mine"], ["runs/mine/told"]]
+    sample = ["maud_okafor", "bernard_pell", "tomek_wilk", "ines_caldeira"]
+    others = [f"data/sample/{name}_train_43.jsonl" for name in sample]
+    assert all(call["--style-data"] == ["data/mine/train.jsonl", *others] for call in scores)
+    assert last["--own"] == ["runs/mine", "runs/mine/told"]
+    assert commands[-1][0] == "echo" and "make drafts INBOX=in.mbox" in commands[-1][1]
 
 
 @pytest.mark.parametrize("name", ["my  mail/in.mbox", "pay$day", "Maud's", 'a "b" `c`; #d', "~x"])
@@ -214,7 +227,7 @@ def test_own_mail_goes_on_from_the_notes_that_the_small_model_learned_once(clone
     for model, start in (("models/SmolLM2-135M-Instruct", ["models/notes"]), ("other/model", None)):
         commands = method(clone, *own, f"MODEL={model}")
         *skill, training = calls(commands, "train.py")
-        (noted,) = calls(commands, "prepare_data.py", "--notes")
+        noted, _ = calls(commands, "prepare_data.py", "--notes")
         assert training.get("--start-from") == start and noted["--notes"] == ["0.7"]
         assert [call["--output-dir"] for call in skill] == ([start] if start else [])
         assert "--epochs" not in training and "--dtype" not in training
@@ -225,7 +238,7 @@ def test_the_demos_model_with_notes_is_made_like_ones_own(clone):
     for goal in (["runs/demo/notes/replies.txt"], ["mine", "MAILBOX=S", "AUTHOR=a@b.example"]):
         commands = method(clone, *goal)
         skill, training = calls(commands, "train.py")
-        (noted,) = calls(commands, "prepare_data.py", "--notes")
+        noted, *_ = calls(commands, "prepare_data.py", "--notes")
         names = training.pop("--train-data"), training.pop("--output-dir")
         assert noted[""][2] == names[0][0]
         made.append((skill, training, noted["--notes"]))
