@@ -39,6 +39,7 @@ CHUNK = 16  # tokens that a batch writes before the rows that have ended leave i
 NO_MODEL = "{}, the run's base model, is not there: say where it is by --base-model"
 FULL_DISK = ("No space left", "inline_container")  # in the errors of several libraries
 FULL_MEMORY = ("out of memory", "can't allocate memory")
+HERE = Path(__file__).resolve().parent
 RANK = int(os.environ.get("RANK", "0"))  # of several processes, by torchrun or accelerate
 LOCAL_RANK = int(os.environ.get("LOCAL_RANK", "0"))
 WORLD = int(os.environ.get("WORLD_SIZE", "1"))
@@ -244,7 +245,9 @@ def find_model(name):
     The hub is asked only for what is not in its cache: who asks at every start tells it who works
     when, and may get another model.
     """
-    if not Path(name).is_dir():
+    if (HERE / name).is_dir():  # a run knows its base model by its place in this folder
+        name = HERE / name
+    elif not Path(name).is_dir():
         if Path(name).is_absolute():  # no name on the hub
             die(NO_MODEL.format(name))
         from huggingface_hub import snapshot_download

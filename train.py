@@ -37,9 +37,11 @@ from importlib.metadata import version
 from pathlib import Path
 
 # With a GPU: the settings published for 7B models (QLoRA, arXiv:2305.14314, appendix B.2), for the
-# study's three epochs. Without: chosen for the embedded model on validation mail.
+# study's three epochs. Without: chosen for the embedded model on validation mail. Without a GPU
+# and --epochs there are two, and up to four where the data is so small that they make few updates.
+LEAST_UPDATES = 24
 DEFAULTS = {  # GPU, CPU
-    "epochs": (3.0, 1.0),
+    "epochs": (3.0, 2.0),
     "learning_rate": (2e-4, 1e-3),
     "batch_size": (16, 4),
     "rank": (64, 16),
@@ -59,6 +61,7 @@ NO_MODEL = (
 FULL_DISK = ("No space left", "inline_container")  # in the errors of several libraries
 FULL_MEMORY = ("out of memory", "can't allocate memory")
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch in pages of 2 MB: faster on a CPU
+HERE = Path(__file__).resolve().parent
 RANK = int(os.environ.get("RANK", "0"))  # of several processes, by torchrun or accelerate
 LOCAL_RANK = int(os.environ.get("LOCAL_RANK", "0"))
 WORLD = int(os.environ.get("WORLD_SIZE", "1"))
@@ -112,7 +115,8 @@ def parse_args(argv):
     add(files, "limit", int, "train on the first LIMIT rows (default all)")
     files.add_argument("--brief", action="store_true", help="print one line; train.json has it all")
     method = parser.add_argument_group("method")
-    add(method, "epochs", float, "passes over the data")
+    text = f"passes over the data; without a GPU up to 4 for {LEAST_UPDATES} updates"
+    add(method, "epochs", float, text)
     add(method, "learning_rate", float, "peak of the cosine schedule")
     add(method, "batch_size", int, "examples per update")
     add(method, "rank", int, "rank of the LoRA matrices")
@@ -181,6 +185,9 @@ def fill_defaults(args, rows):
     for name, (with_gpu, without) in DEFAULTS.items():
         if settings[name] is None:
             settings[name] = with_gpu if torch.cuda.is_available() else without
+    if args.epochs is None and not torch.cuda.is_available():
+        updates = math.ceil(len(rows) / max(1, settings["batch_size"]))  # of an epoch
+        settings["epochs"] = float(min(4, max(2, math.ceil(LEAST_UPDATES / updates))))
     limits = {"seed": (0, 2**31 - 1), "dropout": (0, 0.99), "validation_fraction": (0, 0.5)}
     for name, value in settings.items():
         low, high = limits.get(name, (1 if isinstance(value, int) else 1e-12, 1e12))
@@ -201,7 +208,9 @@ def fill_defaults(args, rows):
         "instruction": instruction.removesuffix(f" In the reply: {plain.get('notes')}"),
     }
     if Path(args.base_model).is_dir():  # so that it is found from any folder
-        settings["base_model"] = str(Path(args.base_model).resolve())
+        place = Path(args.base_model).resolve()
+        inside = place.is_relative_to(HERE)
+        settings["base_model"] = str(place.relative_to(HERE) if inside else place)
     if args.dtype == "auto":
         settings["dtype"] = native_type()
     if settings["dtype"] == "float16" and not torch.cuda.is_available():
@@ -286,7 +295,9 @@ def find_model(name):
     The hub is asked only for what is not in its cache: who asks at every start tells it who works
     when, and may get another model.
     """
-    if not Path(name).is_dir():
+    if (HERE / name).is_dir():  # a run knows its base model by its place in this folder
+        name = HERE / name
+    elif not Path(name).is_dir():
         if Path(name).is_absolute():  # no name on the hub
             die(NO_MODEL.format(name))
         from huggingface_hub import snapshot_download
@@ -833,7 +844,9 @@ def save_adapter(model, tokenizer, stop, settings, run):
     trained = [weight for name, weight in model.named_parameters() if "lora_B" in name]
     assert any(weight.any() for weight in trained), f"all {len(trained)} lora_B are zero"
     side, adapter = run / "adapter.part", run / "adapter"
-    model.peft_config["default"].base_model_name_or_path = settings["base_model"]
+    base = settings["base_model"]
+    place = str(HERE / base) if (HERE / base).is_dir() else base  # for PEFT, from any folder
+    model.peft_config["default"].base_model_name_or_path = place
     model.save_pretrained(side, save_embedding_layers=False)  # "auto" would ask the hub
     tokenizer.save_pretrained(side)
     GenerationConfig(
@@ -883,7 +896,7 @@ def finish(train_set, validation_set, history, seconds, settings, run):
 def model_card(facts):
     """The adapter's README.md: no mail in it, and no path."""
     base = facts["base_model"]
-    base = Path(base).name if Path(base).is_absolute() else base
+    base = Path(base).name if (HERE / base).is_dir() else base
     names = [name for name in DEFAULTS if name in facts] + ["quantization", "seed"]
     return f"""---
 base_model: {base}

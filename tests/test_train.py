@@ -358,6 +358,30 @@ def test_plain_transformers_asks_by_the_adapters_template_as_training_did(traine
     assert config.eos_token_id == [2] and config.max_new_tokens == 40 and not config.do_sample
 
 
+@pytest.mark.parametrize(
+    ("rows", "epochs"), [(4, 4), (24, 4), (25, 4), (29, 3), (44, 3), (45, 2), (900, 2)]
+)
+def test_a_small_mailbox_is_read_more_often(rows, epochs, tiny, tmp_path):
+    """Four replies an update: 24 updates if four epochs make so many, but at least two epochs."""
+    data = write_jsonl(tmp_path / "train.jsonl", [row(number) for number in range(rows)])
+    flags = ["--base-model", str(tiny), "--train-data", str(data), "--output-dir", "x"]
+    settings = train.fill_defaults(train.parse_args(flags), train.read_jsonl(data))
+    assert settings["epochs"] == (3 if torch.cuda.is_available() else epochs)
+    settings = train.fill_defaults(train.parse_args([*flags, "--epochs", "1"]), some_rows(4))
+    assert settings["epochs"] == 1
+
+
+def test_a_base_model_beside_the_script_is_known_by_its_place_there(tiny, tmp_path, monkeypatch):
+    """So that train.json names nobody's home."""
+    monkeypatch.setattr(train, "HERE", tiny.parent)
+    data = write_jsonl(tmp_path / "train.jsonl", some_rows(4))
+    train.main(arguments(tiny, data, tmp_path / "run", "--epochs", "1"))
+    assert json.loads((tmp_path / "run" / "train.json").read_text())["base_model"] == tiny.name
+    assert train.find_model(tiny.name) == str(tiny)
+    config = json.loads((tmp_path / "run" / "adapter" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == str(tiny)
+
+
 def test_finished_is_finished_and_other_settings_are_refused(tiny, trained, capsys):
     run, data = trained
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
