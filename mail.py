@@ -547,6 +547,14 @@ PICTURE_LINES = re.compile(rf"^(?:[ \t]*(?:{PICTURE.pattern}))+[ \t]*\n*", re.M 
 BLOCKS = set(
     "address blockquote body dd div dl dt h1 h2 h3 h4 h5 h6 hr li ol p pre table tr ul".split()
 )
+INVITATION = "an invitation or an answer to one"
+ENCRYPTED = {"multipart/encrypted", "application/pkcs7-mime", "application/x-pkcs7-mime"}
+UNWRITTEN_PARTS = {
+    "text/vnd.google.email-reaction+json": "a reaction",
+    "application/x-microsoft-rpmsg-message": "a protected mail",
+}
+UNWRITTEN = "reaction recall receipt protected_mail".split()
+UNWRITTEN = layout("|".join(f"(?P<{key}>{one_of(key)})" for key in UNWRITTEN), re.DOTALL)
 TAG = layout(r"""<(/?)([a-zA-Z][^\s/<>]*)((?:[^<>"'] | "[^"<]*" | '[^'<]*')*+> | [^<>]*>)""")
 CITED = layout(  # how programs write a <blockquote> that is a quote, and one that only indents
     r"""<blockquote[^<>]*(?:type=["']?cite | class=["'][^"'<>]*quote | border-left:)""",
@@ -561,15 +569,33 @@ def text_of(fields, body):
 
 
 def read_body(fields, body):
-    """(the text of a message, whether it is an invitation); see STUFFED."""
+    """(the text of a message, why no person wrote it to be answered or None); see STUFFED."""
     kinds = (name for name in fields if name.startswith("content-"))
     head = b"".join(b"%s: %s\n" % (name.encode(), fields[name]) for name in kinds)
     try:
         message = email.message_from_bytes(head + b"\n" + body)
-        invites = any(part.get_content_type() == "text/calendar" for part in message.walk())
-        return clean(text_in(message)), invites
+        text = clean(text_in(message))
+        return text, reason_not_written(message, text)
     except RecursionError:  # some hundred parts within one another: nobody wrote that
-        return "", False
+        return "", None
+
+
+def reason_not_written(message, text):
+    """Why no person wrote a message, by its parts and by how its text begins; None if one did."""
+    for part in message.walk():
+        kind = part.get_content_type()
+        if kind == "text/calendar":
+            method = re.search(r"METHOD[:=]\W?(\w+)", str(part), re.IGNORECASE)
+            if method and method[1] != "PUBLISH" or not method and not part.get_filename():
+                return INVITATION
+        elif kind in ENCRYPTED and not text:
+            return "encrypted"
+        elif kind in UNWRITTEN_PARTS:
+            return UNWRITTEN_PARTS[kind]
+    match = UNWRITTEN.search(text, 0, 500)
+    if match and not re.search("[:>]", text[: match.start()]):  # else it is quoted
+        return f"a {match.lastgroup}".replace("_", " ")
+    return None
 
 
 def text_in(part, first=True):
@@ -1074,7 +1100,6 @@ def print_own_words(args):
 
 SENT_FOLDERS = {"sent", "sent_items", "_sent_mail", "sent_mail"}  # of the Enron corpus
 ONE_DAY = datetime.timedelta(days=1)
-INVITATION = "an invitation or an answer to one"
 OWN_DRAFT = "draft."  # how the ids begin of the drafts that this program writes
 AUTOMATIC_SUBJECT = layout(rf"\W*{one_of('automatic')}", re.IGNORECASE)
 FORWARD_SUBJECT = layout(rf"\s*{one_of('forward')}\.?{SUBJECT_MARK}", re.IGNORECASE)
@@ -1162,9 +1187,9 @@ def read_own(name, fields, body, authors, keep_signature, seen):
     if assistant[0] and name_key(assistant[0]) != name_key(sender) and not is_bulk(fields):
         if not is_author(*assistant, authors):
             return None, "written by somebody else for the author"
-    text, invites = read_body(fields, body)
-    if invites:
-        return None, INVITATION
+    text, reason = read_body(fields, body)
+    if reason:
+        return None, reason
     links = links_of(fields)
     key = hash((normalise(subject), normalise(text), fields.get("to"), tuple(links)))
     if key in seen and not (date and seen[key] and abs(date - seen[key]) > ONE_DAY):
@@ -1466,10 +1491,10 @@ def people_in(fields, name):
 
 def read_mail(fields, body, subject, authors):
     """(the row of a mail to answer, with a prompt, None), or (None, why it wants no reply)."""
-    text, invites = read_body(fields, body)
+    text, reason = read_body(fields, body)
     text, date = text.replace(STUFFED, ""), date_of(fields)
-    if invites or not text.strip():
-        return None, INVITATION if invites else "no text"
+    if reason or not text.strip():
+        return None, reason or "no text"
     people = {name: people_in(fields, name.lower()) for name in PEOPLE}
     reached = {address.casefold() for name in ("To", "Cc") for _, address in people[name]}
     lines = {name: ", ".join(map(written, pairs)) for name, pairs in people.items()}

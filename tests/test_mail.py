@@ -1009,6 +1009,11 @@ def test_every_phrase_of_a_language_is_used(language):
         assert cut(f"{phrase}: …") == OWN, phrase
     for phrase in table.get("list", []):
         assert cut(f"______________________\n{phrase} http://lists.tern.example") == OWN, phrase
+    for key in ("reaction", "recall", "receipt", "protected_mail"):
+        for phrase in table.get(key, []):
+            text = f"Len Corrigan {phrase.replace('…', 'kiln')}"
+            reason = mail.reason_not_written(EmailMessage(), text)
+            assert reason == f"a {key.replace('_', ' ')}", phrase
     for phrase in table.get("picture", []):
         assert mail.clean(f"{OWN}\n\n[A kiln, {phrase}]\n") == OWN, phrase
     for phrase in table.get("virus", []):
@@ -1032,7 +1037,7 @@ def test_the_tables_have_only_known_keys():
     tests = set(
         "example on wrote quoting self from sent date to cc subject original forwarded added "
         "picture above reply forward drafts trash spam chats automatic reaction recall receipt "
-        "protected mail legal notice list virus sign_off advertisement".split()
+        "protected_mail mail legal notice list virus sign_off advertisement".split()
     )
     assert all(set(PHRASES[language]) <= tests for language in LANGUAGES) and set(
         PHRASES["any"]
@@ -1816,6 +1821,99 @@ def test_chats_are_no_mail(tmp_path, capsys, label):
     assert "left out      1: a chat\n" in capsys.readouterr().out
 
 
+BELOW = "\n\nOn 6 Feb 2019, Len wrote:\n> When does it cool?"
+
+
+def parts(*contents, kind="alternative"):
+    body = "".join(f"--b\n{content}\n" for content in contents)
+    return [f'Content-Type: multipart/{kind}; boundary="b"'], f"{body}--b--\n"
+
+
+QUOTES = f"\n\n{'_' * 32}\n{OUTLOOK}\n"
+REACTION = "Content-Type: text/vnd.google.email-reaction+json\n\n{}"
+STUB = "Len (len@tern.example) has sent you a protected message.\n\nRead the message<https://x.y>"
+UNWRITTEN = [  # header lines, text, reason
+    (
+        *parts(
+            f"Content-Type: text/plain\n\n\U0001f44d\n\nMaud reacted via Gmail{BELOW}", REACTION
+        ),
+        "a reaction",
+    ),
+    ([], f"[like]  Maud Okafor reacted to your message:{QUOTES}", "a reaction"),
+    ([], f"Maud Okafor hat auf Ihre Nachricht reagiert:{QUOTES}", "a reaction"),
+    ([], 'Maud Okafor would like to recall the message, "kiln".\n', "a recall"),
+    (
+        [],
+        "Your message\n\n   To: Maud\n   Subject: kiln\n   Sent: Monday\n\n was read on Monday.\n",
+        "a receipt",
+    ),
+    ([], STUB, "a protected mail"),
+    (
+        *parts(
+            "Content-Type: text/plain\n\nOpen it there.",
+            "Content-Type: application/x-microsoft-rpmsg-message\n\nx",
+            kind="mixed",
+        ),
+        "a protected mail",
+    ),
+    ([], "Len has sent you an email via Gmail confidential mode:\n\nkiln", "a protected mail"),
+    (
+        *parts(
+            "Content-Type: application/pgp-encrypted\n\nVersion: 1",
+            "Content-Type: application/octet-stream\n\nx",
+            kind="encrypted",
+        ),
+        "encrypted",
+    ),
+    (["Content-Type: application/pkcs7-mime; smime-type=enveloped-data"], "x", "encrypted"),
+]
+
+
+@pytest.mark.parametrize(("fields", "text", "reason"), UNWRITTEN)
+def test_what_no_person_wrote_is_neither_learned_nor_answered(
+    tmp_path, capsys, fields, text, reason
+):
+    for sender in (f"Maud Okafor <{MAUD}>", "Joss <joss@tern.example>"):
+        raw = answer(*fields, text=text, sender=sender, number=3)
+        data = mbox(question(), answer(), raw)
+        if MAUD in sender:
+            assert replies(tmp_path, data) == BOTH
+        else:
+            (tmp_path / "new").write_bytes(mbox(raw, answer(number=9, sender=LEN)))
+            assert len(inbox(tmp_path, tmp_path / "new", "--author", MAUD)) == 1
+        assert f"left out      1: {reason}\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"Thanks!{QUOTES}\nLen reacted to your message:\n",
+        "Thanks!\n\n> Len (len@tern.example) has sent you a protected message.\n",
+        "The glaze reacted to your recipe.",
+        "I would like to recall how it was.",
+    ],
+)
+def test_what_a_person_wrote_about_such_mail_is_learned(tmp_path, text):
+    own = text.partition("\n")[0]
+    assert replies(tmp_path, mbox(question(), answer(text=text)))[0][0] == own
+
+
+@pytest.mark.parametrize(
+    ("calendar", "learned"),
+    [
+        ('Content-Type: text/calendar; name="t.ics"\n\nBEGIN:VCALENDAR\nMETHOD:PUBLISH', 1),
+        ('Content-Type: text/calendar; name="t.ics"\n\nBEGIN:VCALENDAR', 1),
+        ('Content-Type: text/calendar; name="i.ics"; method=REQUEST\n\nBEGIN:VCALENDAR', 0),
+        ("Content-Type: text/calendar\n\nBEGIN:VCALENDAR\nMETHOD:REPLY", 0),
+        ("Content-Type: text/calendar\n\nBEGIN:VCALENDAR", 0),
+    ],
+)
+def test_a_calendar_file_is_no_invitation(tmp_path, calendar, learned):
+    fields, text = parts(PLAIN, calendar, kind="mixed")
+    data = mbox(question(), answer(*fields, text=text), answer(number=4, text="Or seven.\n"))
+    assert len(replies(tmp_path, data)) == 1 + learned
+
+
 def test_two_short_replies_to_two_people_are_two_and_a_copy_is_none(tmp_path):
     second = question(text="And the other?\n").replace(b"<1@", b"<7@").replace(b"len@", b"joss@")
     thanks = answer(text="Thanks!\n")
@@ -1923,7 +2021,6 @@ def test_a_forward_is_no_reply_and_answers_no_mail(tmp_path, subject, quoted):
     assert len(inbox(tmp_path, tmp_path / "new", "--author", MAUD)) == 1
 
 
-BELOW = "\n\nOn 6 Feb 2019, Len wrote:\n> When does it cool?"
 BACK = [  # the recipient, the sender as the quote names him
     ("len.corrigan@tern.example", "Len Corrigan@TT\n02/06/2019 01:40 PM"),
     ("Len Corrigan/Ops/TT@TT", "Len M Corrigan\n02/06/2019 01:40 PM"),
