@@ -547,6 +547,10 @@ PICTURE_LINES = re.compile(rf"^(?:[ \t]*(?:{PICTURE.pattern}))+[ \t]*\n*", re.M 
 BLOCKS = set(
     "address blockquote body dd div dl dt h1 h2 h3 h4 h5 h6 hr li ol p pre table tr ul".split()
 )
+ABOVE = layout(  # Caution: This email originated from outside of the organization
+    rf"\A(?:[\W_]*(?:\w+[\W_]+)?{one_of('above')}[^\n]*(?:\s*[-_=*]{{5,}})*\s*)+",
+    re.IGNORECASE | re.DOTALL,
+)
 INVITATION = "an invitation or an answer to one"
 ENCRYPTED = {"multipart/encrypted", "application/pkcs7-mime", "application/x-pkcs7-mime"}
 UNWRITTEN_PARTS = {
@@ -560,12 +564,22 @@ CITED = layout(  # how programs write a <blockquote> that is a quote, and one th
     r"""<blockquote[^<>]*(?:type=["']?cite | class=["'][^"'<>]*quote | border-left:)""",
     re.IGNORECASE,
 )
+HIDDEN = re.compile(  # an element that is not shown, mostly a line for lists of mail
+    r"""<(\w+)\s[^<>]*\bstyle=["'][^"'<>]*(?:display:\s*none|mso-hide:\s*all|visibility:\s*hidden)"""
+    r"[^<>]*>[^<]*(?:<(?!/?\1\b)[^<]*)*</\1\s*>",
+    re.IGNORECASE,
+)
 INDENTED = re.compile(r"border:\s*(?:none|0|medium none)|webkit-indent|margin:0 0 0 40px", re.I)
 
 
 def text_of(fields, body):
     """The text of a message as a person reads it."""
-    return read_body(fields, body)[0].replace(STUFFED, "")
+    return as_prompt(read_body(fields, body)[0])
+
+
+def as_prompt(text):
+    """A text without what programs put above it, and without marks of our own."""
+    return ABOVE.sub("", text).replace(STUFFED, "")
 
 
 def read_body(fields, body):
@@ -574,7 +588,7 @@ def read_body(fields, body):
     head = b"".join(b"%s: %s\n" % (name.encode(), fields[name]) for name in kinds)
     try:
         message = email.message_from_bytes(head + b"\n" + body)
-        text = clean(text_in(message))
+        text = clean(text_in(message) or text_in(message, named=True))
         return text, reason_not_written(message, text)
     except RecursionError:  # some hundred parts within one another: nobody wrote that
         return "", None
@@ -589,7 +603,7 @@ def reason_not_written(message, text):
             if method and method[1] != "PUBLISH" or not method and not part.get_filename():
                 return INVITATION
         elif kind in ENCRYPTED and not text:
-            return "encrypted"
+            return "encrypted, or S/MIME in one piece"
         elif kind in UNWRITTEN_PARTS:
             return UNWRITTEN_PARTS[kind]
     match = UNWRITTEN.search(text, 0, 500)
@@ -598,36 +612,37 @@ def reason_not_written(message, text):
     return None
 
 
-def text_in(part, first=True):
-    """The text in a part of a message; `first` if none came before it, so that it may be named."""
+def text_in(part, named=False):
+    """The text in a part of a message; `named` if a part may be it that has a name of a file."""
     kind, subtype = part.get_content_maintype(), part.get_content_subtype()
     if kind == "multipart" and part.is_multipart():
         if subtype == "alternative":
-            return best_alternative(part.get_payload(), first)
+            return best_alternative(part.get_payload(), named)
         texts = []
         for child in part.get_payload():
-            text = text_in(child, first and not texts)
+            text = text_in(child, named and not texts)
             if normalise(text) and normalise(text) not in normalise("\n".join(texts)):
                 texts.append(text.strip("\n"))
             if texts and subtype in ("related", "signed", "report"):
                 break
         return "\n\n".join(texts)
-    attached = part.get_content_disposition() == "attachment"
     if kind != "text" or subtype not in ("plain", "html"):
         return ""
-    if not first and (part.get_filename() or attached) or attached and "content-id" in part:
+    name, attached = part.get_filename() or "", part.get_content_disposition() == "attachment"
+    behind_picture = re.fullmatch(r"ATT\d+\.(?:txt|html?)", name)  # so Exchange calls such text
+    if (name or attached) and not named and not behind_picture or attached and "content-id" in part:
         return ""
     return text_of_part(part, subtype)
 
 
-def best_alternative(parts, first):
+def best_alternative(parts, named):
     """The plain part, unless it is no more than a note that the mail is in HTML."""
     plain = rich = ""
     for part in parts:
         if part.get_content_type() == "text/plain":
-            plain = plain or text_in(part, first)
+            plain = plain or text_in(part, named)
         elif len(plain) < 600:
-            rich = text_in(part, first) or rich
+            rich = text_in(part, named) or rich
     plain_words, rich_words = (
         set(re.findall(r"\w+", re.sub(r"https?://\S+", "", text).casefold()))
         for text in (plain, rich)
@@ -637,6 +652,8 @@ def best_alternative(parts, first):
 
 
 def text_of_part(part, subtype):
+    if encoding := part.get("content-transfer-encoding"):  # often with a blank or ; behind it
+        part.replace_header("content-transfer-encoding", str(encoding).strip(" ;"))
     try:
         data = part.get_payload(decode=True) or b""
     except binascii.Error:  # uuencoded, but torn
@@ -687,6 +704,7 @@ def html_to_text(source):
     *comments, rest = source.split("-->")
     source = "".join(piece.partition("<!--")[0] for piece in comments) + rest.replace("<!--", "")
     source = re.sub(r"<[!?][^<>]*>", "", source)  # <!DOCTYPE html>, <![if !mso]>, <?xml …?>
+    source = HIDDEN.sub("", source)
     cited = bool(CITED.search(source))
     pieces, quotes, hidden, pre, position = ["\n"], [], "", False, 0
     for match in itertools.chain(TAG.finditer(source), [None]):
@@ -1191,10 +1209,11 @@ def read_own(name, fields, body, authors, keep_signature, seen):
     if reason:
         return None, reason
     links = links_of(fields)
-    key = hash((normalise(subject), normalise(text), fields.get("to"), tuple(links)))
-    if key in seen and not (date and seen[key] and abs(date - seen[key]) > ONE_DAY):
-        return None, "a copy of an earlier message"
-    seen[key] = date
+    content = hash((normalise(subject), normalise(text), fields.get("to"), tuple(links)))
+    for key in filter(None, [content, id_of(fields)]):
+        if key in seen and not (date and seen[key] and abs(date - seen[key]) > ONE_DAY):
+            return None, "a copy of an earlier message"
+        seen[key] = date
     own, quoted = own_words(text, keep_signature)
     if not normalise(own):
         return None, "no word of the author's own"
@@ -1351,7 +1370,7 @@ def join_answered(sent, answered, authors):
             left_out["answers no mail"] += 1
         else:
             unmarked = re.sub(r"^[ \t]{0,4}[A-Z]{0,3}[>＞] ?", "", quoted, flags=re.MULTILINE)
-            row |= {"To": address or name or row["To"], "mail": text or unmarked}
+            row |= {"To": address or name or row["To"], "mail": text or as_prompt(unmarked)}
             reply.thread += links
             replies.append(reply)
     return replies, left_out
@@ -1492,7 +1511,7 @@ def people_in(fields, name):
 def read_mail(fields, body, subject, authors):
     """(the row of a mail to answer, with a prompt, None), or (None, why it wants no reply)."""
     text, reason = read_body(fields, body)
-    text, date = text.replace(STUFFED, ""), date_of(fields)
+    text, date = as_prompt(text), date_of(fields)
     if reason or not text.strip():
         return None, reason or "no text"
     people = {name: people_in(fields, name.lower()) for name in PEOPLE}

@@ -826,6 +826,12 @@ PAGES = [
     ("<p>5 &lt; 6 &amp; a<b<p>Maud", "5 < 6 & a"),
     ("<p>By six.</p><!-- open <p>Maud</p>", "By six.\nopen\n\nMaud"),
     ("<P>By six.</P>\n<P>Maud</P>" + CITED.upper(), OWN),
+    (
+        f'<div style="display:none;max-height:0">No.<br>No.</div><p>By six.</p><p>Maud</p>{CITED}',
+        OWN,
+    ),
+    (f"<span class=x style='mso-hide: all'>&zwnj;No</span><p>By six.</p><p>Maud</p>{CITED}", OWN),
+    (f'<p style="color:red">By six.</p><p>Maud</p><p style="display:none">No</p>{CITED}', OWN),
 ]
 
 
@@ -1014,6 +1020,9 @@ def test_every_phrase_of_a_language_is_used(language):
             text = f"Len Corrigan {phrase.replace('…', 'kiln')}"
             reason = mail.reason_not_written(EmailMessage(), text)
             assert reason == f"a {key.replace('_', ' ')}", phrase
+    for phrase in table.get("above", []):
+        text = f"{phrase.replace('…', 'it')} the house.\n\nWhen?"
+        assert mail.as_prompt(text) == "When?", phrase
     for phrase in table.get("picture", []):
         assert mail.clean(f"{OWN}\n\n[A kiln, {phrase}]\n") == OWN, phrase
     for phrase in table.get("virus", []):
@@ -1454,6 +1463,10 @@ ADDED = [
     "-----BEGIN PGP SIGNATURE-----\nVersion: GnuPG v2\n\niQEzBAEBCAAdFiEE\n=AbCd\n-----END PGP "
     "SIGNATURE-----",
     "begin 644 kiln.txt\n#0V%T\n`\nend",
+    "\u2063Get BlueMail for Android \u200b",
+    "Gesendet mit der Telekom Mail App",
+    "[image: Mailtrack]\n<https://tern.example?utm=1&>\nSender\nnotified by\nMailtrack\n"
+    "<https://tern.example?utm=1&>\n02/06/19,\n01:12:05 PM",
     "Diese Nachricht ist vertraulich. Falls Sie nicht der Empfänger sind,\nlöschen Sie sie bitte.",
     "Ce message est confidentiel. Si vous n'en êtes pas le destinataire,\nmerci de le détruire.",
 ]
@@ -1912,6 +1925,81 @@ def test_a_calendar_file_is_no_invitation(tmp_path, calendar, learned):
     fields, text = parts(PLAIN, calendar, kind="mixed")
     data = mbox(question(), answer(*fields, text=text), answer(number=4, text="Or seven.\n"))
     assert len(replies(tmp_path, data)) == 1 + learned
+
+
+NAMED = 'Content-Type: text/plain; name="{0}"\nContent-Disposition: attachment; filename="{0}"\n\n'
+LOG = NAMED.format("log.txt") + "12:00 980 C"
+PICTURE = 'Content-Type: image/jpeg; name="kiln.jpg"\nContent-Disposition: inline\n\nx'
+
+
+@pytest.mark.parametrize(
+    ("contents", "own"),
+    [
+        ([LOG, PLAIN], OWN),
+        ([LOG, ALTERNATIVE], OWN),
+        ([LOG, HTML], OWN),
+        ([PLAIN, LOG], OWN),
+        ([LOG], "12:00 980 C"),
+        (
+            ["Content-Type: text/plain\n\nBy six.", PICTURE, NAMED.format("ATT00001.txt") + "Maud"],
+            OWN,
+        ),
+        ([PICTURE, NAMED.format("ATT00001.txt") + OWN], OWN),
+        (["Content-Type: text/plain\n\nBy six.", PICTURE, "Content-Type: text/plain\n\nMaud"], OWN),
+    ],
+)
+def test_text_before_and_behind_attachments(tmp_path, contents, own):
+    fields, text = parts(*contents, kind="mixed")
+    assert replies(tmp_path, mbox(question(), answer(*fields, text=text)))[0][0] == own
+
+
+@pytest.mark.parametrize(
+    ("encoding", "text"),
+    [
+        ("base64 ", "QnkgR3LDtsOfZSA3Lg=="),
+        ("base64;", "QnkgR3LDtsOfZSA3Lg=="),
+        (" Quoted-Printable ; ", "By Gr=C3=B6=C3=9Fe 7."),
+    ],
+)
+def test_an_encoding_with_more_behind_its_name(tmp_path, encoding, text):
+    header = f"Content-Type: text/plain; charset=utf-8\nContent-Transfer-Encoding: {encoding}"
+    fields, body = parts(f"{header}\n\n{text}", kind="mixed")
+    for raw in (answer(*header.split("\n"), text=text), answer(*fields, text=body)):
+        assert replies(tmp_path, mbox(question(), raw)) == [("By Größe 7.", "When does it cool?")]
+
+
+def test_a_copy_that_came_back_from_a_list_is_one(tmp_path, capsys):
+    footer = '\n\n-- \nYou received this message because you are in the Google Groups "kiln".\n'
+    copy = answer("List-Id: <kiln.lists.example>", text=f"{OWN}{footer}")
+    copy = copy.replace(b"Subject: ", b"Subject: [kiln] ")
+    assert replies(tmp_path, mbox(question(), answer(), copy)) == BOTH
+    assert "left out      1: a copy of an earlier message" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "CAUTION: This email originated from outside of the organization. Do not open it.",
+        "[This message came from outside Tern & Tallow]",
+        "Caution: This email originated from outside of the\nhouse. Do not open attachments unless "
+        "you\nknow the sender and the content is safe.",
+        "You don't often get email from l@tern.example. Learn why this is\nimportant<https://aka.ms/x>",
+        "##- Please type your reply above this line -##",
+        "ACHTUNG: Diese E-Mail stammt von außerhalb der Firma.\n\nReply above this line\n------",
+    ],
+)
+def test_lines_that_programs_put_above_a_mail_are_not_in_the_prompt(tmp_path, line):
+    text = f"{line}\n\nWhen does it cool?\n"
+    (tmp_path / "new").write_bytes(mbox(question(text=text)))
+    (row,) = inbox(tmp_path, tmp_path / "new")
+    assert row["prompt"][0]["content"] == "When does it cool?"
+    assert replies(tmp_path, mbox(question(text=text), answer())) == BOTH
+
+
+def test_a_mail_about_such_lines_stays_whole(tmp_path):
+    text = "Caution: it is hot.\n\nThis email originated from outside the shed."
+    (tmp_path / "new").write_bytes(mbox(question(text=text)))
+    assert inbox(tmp_path, tmp_path / "new")[0]["prompt"][0]["content"] == text
 
 
 def test_two_short_replies_to_two_people_are_two_and_a_copy_is_none(tmp_path):
