@@ -14,6 +14,7 @@ mail and all replies: seconds.
 
 import argparse
 import base64
+import colorsys
 import hashlib
 import html
 import io
@@ -289,7 +290,8 @@ def read_training(run):
     are unknown, if so; on how many mails it was trained, if it was; and how."""
     file = run / "train.json"
     if not file.is_file() and not (file := run / "baseline.json").is_file():
-        return {"training": [], "problem": None, "size": None, "recipe": None, "copies": False}
+        nothing = {"training": [], "problem": None, "size": None, "recipe": None, "copies": False}
+        return nothing | {"origin": "not trained on mail"}
     settings = parse(file.read_bytes(), f"{file}: not JSON; its script makes it again")
     path, limit = settings.get("train_data"), settings.get("limit")
     if not (isinstance(path, str) and isinstance(limit, int | None)):
@@ -304,6 +306,8 @@ def read_training(run):
     size = settings.get("train_rows")  # a baseline has none
     recipe = [settings.get(name) for name in RECIPE]
     known = {"training": rows, "problem": problem, "size": size, "recipe": recipe}
+    how = f"trained on {size} mails" if size else "copies replies"
+    known["origin"] = f"{how} of {Path(path).name}"
     return known | {"copies": file.name == "baseline.json"}
 
 
@@ -953,6 +957,8 @@ def notes_on(first, twins, parts):
 
 def report(runs, parts, verdict, notes, clean, args):
     """Print and write what people read of a comparison: text, Markdown, a picture and a page."""
+    import pandas as pd
+
     estimates = parts[0]["metrics"].values()
     names = [name for name in COLUMNS if any(metrics[name] for metrics in estimates)]
     output, tests = args.output, tests_table(parts)
@@ -962,13 +968,18 @@ def report(runs, parts, verdict, notes, clean, args):
     examples = show_examples(runs, args.examples)
     print("\n" + "\n\n".join(map(as_text, [*head, values, *examples])))
 
-    picture, png = draw(parts, names, runs[0]["others"]), output.with_suffix(".png")
+    colours, png = colours_of(runs), output.with_suffix(".png")
+    picture = draw(parts, names, runs[0]["others"], colours)
     blocks = [*head, *notes, (png.name, picture)]
     for part, table in zip(parts, tables, strict=True):
         blocks += [f"## {part['title'].capitalize()}", table]
     write(png, picture)
     page = output.with_name("report.html" if output.stem == "comparison" else f"{output.stem}.html")
-    write(page, report_page(runs, blocks, clean, output.absolute().parent.name))
+    about = pd.DataFrame([{"run": run["name"], "what it is": run["origin"]} for run in runs])
+    says = [(name, *MEASURES[name]) for name in names]
+    says = pd.DataFrame(says, columns=["measure", "better", "what it says"])
+    title, blocks_of_page = output.absolute().parent.name, [about, *blocks, "## The measures", says]
+    write(page, report_page(title, runs, blocks_of_page, clean, colours))
     fenced = [f"~~~text\n{example}\n~~~" for example in examples]
     write(output, "\n\n".join(["# Comparison", *map(as_markdown, blocks), *fenced]) + "\n")
     files = f"{output.name}, {output.stem}.json, {png.name} and {page.name}"
@@ -1030,7 +1041,14 @@ def difference(test):
     return text
 
 
-def draw(parts, names, others):
+def colours_of(runs):
+    """A colour for each run, light enough for a dark page and dark enough for a light one."""
+    hues = [colorsys.hls_to_rgb(i / len(runs), 0.5, 0.6) for i in range(len(runs))]
+    shades = [[round(255 * part) for part in hue] for hue in hues]
+    return {run["name"]: "#" + bytes(shade).hex() for run, shade in zip(runs, shades, strict=True)}
+
+
+def draw(parts, names, others, colours):
     """A PNG of each measure of the runs that have it, with its interval, by the number of training
     mails where trainings differ in it; and of real replies, as lines."""
     import matplotlib
@@ -1049,7 +1067,7 @@ def draw(parts, names, others):
             for place, run in enumerate(shown):
                 if found := part["metrics"][run][name]:
                     value, low, high = (found[end] for end in ("value", "low", "high"))
-                    style = {"fmt": "os"[i], "color": f"C{i}", "label": part["title"]}
+                    style = {"fmt": "os"[i], "color": colours[run], "label": part["title"]}
                     errors = np.abs([[value - low], [high - value]])
                     axes.errorbar(place + 0.2 * i, value, errors, capsize=3, **style)
         for level, label, line in ((author, "the author", "-"), (others, "other authors", ":")):
@@ -1068,24 +1086,29 @@ PAGE = Template("""<!DOCTYPE html><html lang="en"><meta charset="utf-8">
 <meta http-equiv="Content-Security-Policy"
   content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
 <meta name="viewport" content="width=device-width"><style>
+:root { color-scheme: light dark; overflow-wrap: anywhere } small { opacity: .75 }
 body { font: 15px/1.45 system-ui, sans-serif; max-width: 75rem; margin: 2rem auto; padding: 0 1rem }
-h1 + p { background: #f3f5f8; padding: 1rem; border-left: .3rem solid #36c; white-space: pre-line }
-h1 + p::first-line { font-size: 1.3rem; font-weight: 600 } img { max-width: 100% }
-table { border-collapse: collapse; display: block; overflow-x: auto }
+h1 + p { background: #8882; padding: 1rem; border-left: .3rem solid #36c; white-space: pre-line;
+  font-size: 1.1rem } img { max-width: 100% } i { padding-left: .7em; margin-right: .4em }
+table { border-collapse: collapse; display: block; overflow-x: auto; overflow-wrap: normal }
 td, th { padding: .25rem .6rem; vertical-align: top; white-space: pre-line }
-td { color: #666; border-top: 1px solid #ddd } td::first-line { color: #222 }
-section { display: grid; gap: .7rem; grid-template-columns: repeat(auto-fill, minmax(22rem, 1fr)) }
-pre { white-space: pre-wrap; overflow-wrap: anywhere; background: #f6f6f6; padding: .6rem;
-  margin: 0; font: inherit; unicode-bidi: isolate } summary { cursor: pointer }
-</style><title>$title</title><p><a href="#mails">The test mails and the replies</a></p>
-<h1>$title</h1>
-$blocks
-<h2 id="mails">The test mails and the replies</h2>
+td { border-top: 1px solid #8885 } td small { display: block; white-space: pre }
+section { display: grid; gap: .7rem; margin: .7rem 0;
+  grid-template-columns: repeat(auto-fill, minmax(min(22rem, 100%), 1fr)) }
+pre { white-space: pre-wrap; background: #8882; padding: .6rem; margin: 0; font: inherit;
+  unicode-bidi: isolate } summary { cursor: pointer; margin: .3rem 0 }
+</style><title>$title</title><h1>$title</h1>
+$verdict
+$runs
+<p><a href="#figures">The figures</a> are below the mails.</p>
+<h2>The test mails and the replies</h2>
 $mails
+<h2 id="figures">The figures</h2>
+$blocks
 """)
 
 
-def report_page(runs, blocks, clean, title):
+def report_page(title, runs, blocks, clean, colours):
     """One HTML page, all of it escaped, without a script and without a link to elsewhere."""
     mails = []
     for i, row in enumerate(runs[0]["rows"]):
@@ -1093,13 +1116,23 @@ def report_page(runs, blocks, clean, title):
         known += ["clean"] if clean is not None and clean[i] else []
         # Text from right to left must not turn round what is behind it.
         label = " · ".join(f"<bdi>{html.escape(text)}</bdi>" for text in known)
+        preview = html.escape(row["mail"].strip().split("\n")[0][:100])
         replies = "".join(
-            f'<div><b>{html.escape(name)}</b><pre dir="auto">\n{html.escape(text)}</pre></div>'
+            f'<div><b>{swatch(name, colours)}{html.escape(name)}</b><pre dir="auto">\n'
+            f"{html.escape(text)}</pre></div>"
             for name, text in texts_of(runs, i)
         )
-        mails.append(f"<details><summary>{label}</summary><section>{replies}</section></details>")
-    blocks = "\n".join(map(as_html, blocks))
-    return PAGE.substitute(title=html.escape(title), blocks=blocks, mails="\n".join(mails))
+        mails.append(
+            f"<details{' open' if i < 3 else ''}><summary>{label}<br><small><bdi>{preview}</bdi>"
+            f"</small></summary><section>{replies}</section></details>"
+        )
+    about, verdict, *others = (as_html(block, colours) for block in blocks)
+    known = {"title": html.escape(title), "verdict": verdict, "runs": about}
+    return PAGE.substitute(known, mails="\n".join(mails), blocks="\n".join(others))
+
+
+def swatch(run, colours):
+    return f'<i style="background: {colours[run]}"></i>' if run in colours else ""
 
 
 def texts_of(runs, i):
@@ -1117,7 +1150,7 @@ def show_examples(runs, count):
     return examples
 
 
-def as_html(block):
+def as_html(block, colours):
     if isinstance(block, tuple):
         name, picture = block
         data = base64.b64encode(picture).decode()
@@ -1125,7 +1158,15 @@ def as_html(block):
     if isinstance(block, str):
         tag = "h2" if block.startswith("## ") else "p"
         return f"<{tag}>{html.escape(block.removeprefix('## '))}</{tag}>"
-    return regex.sub(r"\*\*(.+?)\*\*", r"<b>\1</b>", as_text(block, tablefmt="html"))
+    align = "left" if "what" in " ".join(block.columns) else "right"
+    table = as_text(block, align, "html")
+    table = regex.sub(r"\*\*(.+?)\*\*", r"<b>\1</b>", table)
+    for run in colours:
+        cell = regex.escape(html.escape(run)) + r"\s*</td>"
+        table = regex.sub(
+            f">({cell})", lambda found, run=run: f">{swatch(run, colours)}{found[1]}", table
+        )
+    return regex.sub(r"\n([^<]*)</td>", r"<small>\1</small></td>", table)
 
 
 def as_markdown(block):

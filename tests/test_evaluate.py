@@ -29,6 +29,7 @@ from evaluate import (  # noqa: E402
     REPLY_MARKS,
     answer,
     closings_of,
+    colours_of,
     copies,
     delta_of,
     ends_in,
@@ -1109,7 +1110,7 @@ def check_report(text):
         assert not any(name.startswith("on") for name in attributes)
         assert not {"src", "href"} & attributes.keys() or (
             attributes.get("src", "data:image/png").startswith("data:image/png")
-            and attributes.get("href", "#mails") == "#mails"
+            and attributes.get("href", "#figures") == "#figures"
         ), tag
     texts = [text.strip() for text in reader.texts[:4]]
     assert texts == [HOSTILE[0], HOSTILE[0], HOSTILE[-1], HOSTILE[-1]]
@@ -1120,6 +1121,40 @@ def test_the_page_escapes_all_mail_and_loads_nothing(tmp_path):
     check_report(text)
     assert "long name</td>" in text and r"\n" not in text  # lines end in cells, too
     assert "default-src 'none'" in text and "http://" not in text and "https://" not in text
+
+
+def test_the_page_has_the_mails_before_the_figures_and_one_colour_a_run(tmp_path):
+    file = write_author(tmp_path / "ada.jsonl", "ada")
+    mails = [f"  \nFirst <line> {i}\nsecond" for i in range(4)]
+    runs = [tmp_path / name for name in ("tuned", "copied", "untuned")]
+    for run in runs:
+        columns = {"mail": mails}
+        if run.name == "copied":
+            columns |= {"reference_nll": [None] * 4, "finish_reason": [None] * 4}
+        write_run(run, rows_of(REFERENCES, REPLIES, **columns))
+    learned_from(runs[0], file, limit=None, train_rows=30)
+    learned_from(runs[1], file, "baseline.json", limit=None)
+    for run in runs:
+        main([str(run), "--brief"])
+    comparison(tmp_path / "out" / "comparison.md", *runs)
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert page.count("<details open>") == 3 and page.count("<details>") == 1
+    assert all(
+        page.count(f"<small><bdi>First &lt;line&gt; {i}</bdi></small>") == 1 for i in range(4)
+    )
+    assert page.index("</h1>") < page.index("First &lt;") < page.index('<h2 id="figures">')
+    colours = colours_of([{"name": run.name} for run in runs])
+    assert list(colours.values()) == ["#cc3333", "#33cc33", "#3333cc"]
+    for name, colour in colours.items():  # a row of what it is, four replies, its row of values
+        tests = name != "tuned" and name != "copied"  # the one whose likelihoods are compared
+        assert page.count(f'<i style="background: {colour}"></i>{name}') == 6 + tests
+    cells = (
+        "trained on 30 mails of ada.jsonl",
+        "copies replies of ada.jsonl",
+        "not trained on mail",
+    )
+    assert all(page.count(f">{cell}") == 1 for cell in cells)
+    assert f">{MEASURES['rougeL'][1]}" in page and "::first-line" not in page
 
 
 @pytest.mark.slow
