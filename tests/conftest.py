@@ -25,9 +25,10 @@ CHATML = (
 WORDS = (
     "the kiln is cold again -- wax, wick and brass by noon? cheers, m. Dear Ms Brandt, 12 lamps!"
 ).split()
-
-
 CONTROL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+INSTRUCTION = "Respond to the given email"
+TINY = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
+TINY |= {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
 
 
 def tiny_tokenizer(
@@ -38,37 +39,25 @@ def tiny_tokenizer(
     The last of the control tokens ends a reply. `plain` ones are not called special; where the
     tokenizer `folds` letters, control tokens are known in any.
     """
-    from tokenizers import (
-        AddedToken,
-        Tokenizer,
-        decoders,
-        models,
-        normalizers,
-        pre_tokenizers,
-        trainers,
-    )
+    import tokenizers
+    from tokenizers import AddedToken, normalizers
     from transformers import PreTrainedTokenizerFast
 
-    raw = Tokenizer(models.BPE())
+    raw = tokenizers.Tokenizer(tokenizers.models.BPE())
     if folds:
         raw.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
-    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    raw.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
+    raw.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
         vocab_size=size,
         special_tokens=[AddedToken(text, normalized=folds) for text in control],
-        initial_alphabet=alphabet or pre_tokenizers.ByteLevel.alphabet(),
+        initial_alphabet=alphabet or tokenizers.pre_tokenizers.ByteLevel.alphabet(),
     )
     raw.train_from_iterator(WORDS, trainer)
     raw.add_tokens([AddedToken(text, normalized=False) for text in plain])
-    names = {"bos_token": bos} if bos else {}
-    return PreTrainedTokenizerFast(
-        tokenizer_object=raw,
-        eos_token=control[-1],
-        additional_special_tokens=[text for text in control[:-1] if text != bos],
-        chat_template=template,
-        **names,
-    )
+    names = {"tokenizer_object": raw, "eos_token": control[-1], "chat_template": template}
+    names |= {"additional_special_tokens": [text for text in control[:-1] if text != bos]}
+    return PreTrainedTokenizerFast(**names | ({"bos_token": bos} if bos else {}))
 
 
 @pytest.fixture(scope="session")
@@ -79,17 +68,8 @@ def tiny(tmp_path_factory):
 
     tokenizer = tiny_tokenizer()
     torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=16,
-        max_position_embeddings=2048,
-        eos_token_id=2,
-    )
+    sizes = TINY | {"vocab_size": len(tokenizer), "max_position_embeddings": 2048}
+    config = LlamaConfig(eos_token_id=2, **sizes)
     folder = tmp_path_factory.mktemp("tiny")
     LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -131,18 +111,10 @@ def write_llama(folder, tokenizer, **sizes):
     return sum(shape.numel() for shape in shapes.values())
 
 
-def row(
-    number,
-    mail="Is the kiln cold?",
-    reply="yes, by noon. cheers, m.",
-    system="Respond to the given email",
-):
-    prompt = [{"role": "system", "content": system}, {"role": "user", "content": mail}]
-    return {
-        "id": str(number),
-        "prompt": prompt,
-        "completion": [{"role": "assistant", "content": reply}],
-    }
+def row(number, mail="Is the kiln cold?", reply="yes, by noon. cheers, m.", system=INSTRUCTION):
+    texts = {"system": system, "user": mail, "assistant": reply}
+    *prompt, answer = [{"role": role, "content": text} for role, text in texts.items()]
+    return {"id": str(number), "prompt": prompt, "completion": [answer]}
 
 
 def some_rows(count):
@@ -157,6 +129,29 @@ def write_jsonl(path, rows):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
+
+
+def read_json(path):
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def read_jsonl(path):
+    return [json.loads(line) for line in path.read_bytes().splitlines()]
+
+
+@pytest.fixture
+def refused(capsys):
+    """refused(call, ...): the line on standard error in which the call ends, with exit status 2."""
+
+    def run(call, *arguments):
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stopped:
+            call(*arguments)
+        (line,) = capsys.readouterr().err.splitlines()
+        assert stopped.value.code == 2
+        return line
+
+    return run
 
 
 def plain_answers(model, folder, rows, new_tokens=None):
@@ -184,28 +179,17 @@ def plain_answers(model, folder, rows, new_tokens=None):
             if "completion" in turns:
                 text = turns["completion"][0]["content"] + "<|im_end|>"
                 reference = tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids
-                scores = model(input_ids=torch.cat([prompt, reference], 1)).logits[
-                    0, start - 1 : -1
-                ]
-                nll = torch.nn.functional.cross_entropy(
-                    scores, reference[0], reduction="sum"
-                ).item()
-                tokens = reference.shape[1]
+                logits = model(input_ids=torch.cat([prompt, reference], 1)).logits
+                scores, tokens = logits[0, start - 1 : -1], reference.shape[1]
+                nll = torch.nn.functional.cross_entropy(scores, reference[0], reduction="sum")
         reply = output.sequences[0, start:].tolist()
         ended = reply[-1] in config.eos_token_id
         texts = [decode(reply[:n]).strip() for n in range(len(reply) + 1 - ended)]
         best, second = torch.stack(output.logits)[:, 0].topk(2).values.T
-        answers.append(
-            {
-                "prediction": texts[-1],
-                "finish_reason": "stop" if ended else "length",
-                "reference_nll": nll,
-                "reference_tokens": tokens,
-                "prompt_tokens": start,
-                "texts": texts,
-                "gaps": (best - second).tolist(),
-            }
-        )
+        answer = {"prediction": texts[-1], "finish_reason": "stop" if ended else "length"}
+        answer |= {"reference_nll": nll if nll is None else nll.item(), "reference_tokens": tokens}
+        answer |= {"prompt_tokens": start, "texts": texts, "gaps": (best - second).tolist()}
+        answers.append(answer)
     return answers
 
 
