@@ -254,12 +254,14 @@ LLAMA2_TEMPLATE = (  # the one that comes with meta-llama/Llama-2-7b-chat-hf
 )
 
 
-def llama2_tokenizer(folder):
+def llama2_tokenizer(folder, **how):
     """Llama 2's tokenizer with its template, from the file that LLAMA2_TOKENIZER names."""
     from transformers import LlamaTokenizer
 
+    if not os.environ.get("LLAMA2_TOKENIZER"):
+        pytest.skip("LLAMA2_TOKENIZER names no tokenizer.model of Llama 2")
     shutil.copy(os.environ["LLAMA2_TOKENIZER"], Path(folder, "tokenizer.model"))
-    return LlamaTokenizer.from_pretrained(folder, chat_template=LLAMA2_TEMPLATE)
+    return LlamaTokenizer.from_pretrained(folder, chat_template=LLAMA2_TEMPLATE, **how)
 
 
 @pytest.fixture(scope="session")
