@@ -6,7 +6,12 @@
 EMBEDDED := models/SmolLM2-135M-Instruct
 GPU := $(filter GPU,$(shell nvidia-smi -L 2>/dev/null))
 ifeq ($(origin MODEL),undefined)
-MODEL := $(if $(GPU),meta-llama/Llama-2-7b-chat-hf,$(EMBEDDED))
+# With a GPU the study takes its own model, a person one that needs no account
+FOR_GPU := meta-llama/Llama-2-7b-chat-hf
+ifneq ($(filter mine,$(MAKECMDGOALS)),)
+FOR_GPU := Qwen/Qwen3-4B-Instruct-2507
+endif
+MODEL := $(if $(GPU),$(FOR_GPU),$(EMBEDDED))
 endif
 SMALL = $(filter $(EMBEDDED),$(MODEL))
 SKILL := models/notes

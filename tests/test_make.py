@@ -306,6 +306,17 @@ def test_model_and_run_are_not_ignored_by_the_study(clone):
     assert "runs/experience1/exp1.J-J/train.json is of another MODEL" in done.stderr
 
 
+def test_with_a_gpu_a_person_needs_no_account_and_the_study_takes_its_own_model(clone):
+    for goal, model in (
+        ("mine", "Qwen/Qwen3-4B-Instruct-2507"),
+        ("all", "meta-llama/Llama-2-7b-chat-hf"),
+    ):
+        commands = method(clone, goal, "GPU=GPU", "MAILBOX=a", "AUTHOR=b")
+        for training in calls(commands, "train.py"):
+            assert training["--base-model"] == [model] and "--quantization" not in training
+            assert "--start-from" not in training and "--dtype" not in training
+
+
 def test_drafts_and_one_reply(clone):
     names = ["INBOX=in.mbox", "OUT=Drafts/", "AUTHOR=me@a.example", "RUN=runs/x", "MAILBOX=S.mbox"]
     jsonl, answers = "data/mine/inbox.jsonl", "data/mine/answers.jsonl"
