@@ -7,30 +7,39 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import time
 import urllib.request
 from pathlib import Path
 
+import conftest
 import pytest
 import torch
-from conftest import EMBEDDED, ROOT, plain_answers, some_rows, write_jsonl
+from conftest import EMBEDDED, ROOT, read_json, read_jsonl, row, some_rows, write_jsonl
+from peft import AutoPeftModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 import generate
 import train
 
 MAIL = "Is the kiln cold again? " * 3
-FAST = "--epochs 4 --batch-size 4 --rank 4 --learning-rate 1e-2".split()
-FAST += "--max-length 160 --max-reply-length 40 --dtype float32".split()
+FAST = (
+    "--epochs 4 --batch-size 4 --rank 4 --learning-rate 1e-2 --max-length 160 "
+    "--max-reply-length 40 --dtype float32 --quantization none"
+)
+
+
+def fit(base, data, run, flags=""):
+    files = ["--base-model", base, "--train-data", data, "--output-dir", run]
+    train.main([*map(str, files), *flags.split()])
 
 
 @pytest.fixture(scope="module")
 def run(tiny, tmp_path_factory):
     """A finished training of the tiny model with larger weights: it answers each mail
     differently."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
     folder = tmp_path_factory.mktemp("trained")
     data, base = write_jsonl(folder / "train.jsonl", some_rows(12)), folder / "lively"
     model = AutoModelForCausalLM.from_pretrained(tiny)
@@ -38,73 +47,65 @@ def run(tiny, tmp_path_factory):
         weight.data *= 8 if weight.dim() > 1 else 1
     model.save_pretrained(base)
     AutoTokenizer.from_pretrained(tiny).save_pretrained(base)
-    train.main(
-        [
-            "--base-model",
-            str(base),
-            "--train-data",
-            str(data),
-            "--output-dir",
-            str(folder / "run"),
-            "--quantization",
-            "none",
-            *FAST,
-        ]
-    )
+    fit(base, data, folder / "run", FAST)
     return folder / "run"
+
+
+def user(mail):
+    """A conversation with no system message."""
+    return [{"role": "user", "content": mail}]
+
+
+def some_mails(count):
+    return [each["prompt"][1]["content"] for each in some_rows(count)]
 
 
 def predictions(run, tmp_path, rows, *flags):
     data, output = write_jsonl(tmp_path / "mails.jsonl", rows), tmp_path / "replies.jsonl"
     generate.main(["--run", str(run), "--data", str(data), "--output", str(output), *flags])
-    return [json.loads(line) for line in output.read_text().splitlines()]
+    return read_jsonl(output)
 
 
 def replies(run, tmp_path, mails, *flags):
     """What the batch answers to mails with no system message."""
-    rows = [
-        {"id": str(i), "prompt": [{"role": "user", "content": mail}]}
-        for i, mail in enumerate(mails)
-    ]
+    rows = [{"id": str(i), "prompt": user(mail)} for i, mail in enumerate(mails)]
     return [each["prediction"] for each in predictions(run, tmp_path, rows, *flags)]
 
 
-def one(monkeypatch, capsys, data, *flags):
-    """Standard output and standard error of generate.py with these bytes on standard input."""
-    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(data)))
-    capsys.readouterr()
-    generate.main(list(flags))
-    return capsys.readouterr()
+@pytest.fixture
+def one(monkeypatch, capsys):
+    """one(data, *flags): standard output and standard error of generate.py with these bytes on
+    standard input."""
+
+    def answer(data, *flags):
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(data)))
+        capsys.readouterr()
+        generate.main(list(map(str, flags)))
+        return capsys.readouterr()
+
+    return answer
 
 
 @pytest.fixture(scope="module")
 def stopping(run, tmp_path_factory):
     """The run with one more token that ends a reply: one that half of the replies hold."""
-    from peft import AutoPeftModelForCausalLM
-    from transformers import AutoTokenizer
-
     folder = tmp_path_factory.mktemp("stopping") / "run"
     shutil.copytree(run, folder)
     model = AutoPeftModelForCausalLM.from_pretrained(run / "adapter").eval()
     tokenizer, said = AutoTokenizer.from_pretrained(run / "adapter"), []
     for each in some_rows(11):
         ids = tokenizer.apply_chat_template(each["prompt"], add_generation_prompt=True)["input_ids"]
-        reply = model.generate(
-            torch.tensor([ids]), do_sample=False, max_new_tokens=40, pad_token_id=0
-        )
-        said.append(set(reply[0, len(ids) + 1 :].tolist()))
+        greedy = {"do_sample": False, "max_new_tokens": 40, "pad_token_id": 0}
+        said.append(set(model.generate(torch.tensor([ids]), **greedy)[0, len(ids) + 1 :].tolist()))
     half = min(set.union(*said), key=lambda id: (abs(sum(id in ids for ids in said) - 5), id))
     config = folder / "adapter" / "generation_config.json"
-    settings = json.loads(config.read_text())
-    config.write_text(json.dumps(settings | {"eos_token_id": [2, half]}))
+    config.write_text(json.dumps(read_json(config) | {"eos_token_id": [2, half]}))
     return folder
 
 
 def test_replies_and_likelihoods_are_those_of_plain_peft(stopping, tmp_path, capsys):
     """One mail at a time, without padding or merging, by the adapter's own files."""
-    from peft import AutoPeftModelForCausalLM
-
-    new = {"id": "new", "prompt": [{"role": "user", "content": "Cold?"}], "message_id": "<1@x>"}
+    new = {"id": "new", "prompt": user("Cold?"), "message_id": "<1@x>"}
     rows = some_rows(11) + [new]
     found = predictions(stopping, tmp_path, rows, "--batch-size", "5")
     assert "12 replies" in capsys.readouterr().out
@@ -116,28 +117,25 @@ def test_replies_and_likelihoods_are_those_of_plain_peft(stopping, tmp_path, cap
 
     adapter = stopping / "adapter"
     model = AutoPeftModelForCausalLM.from_pretrained(adapter, dtype=torch.float32).eval()
-    for answer, plain in zip(found, plain_answers(model, adapter, rows), strict=True):
+    for answer, plain in zip(found, conftest.plain_answers(model, adapter, rows), strict=True):
         if plain["prompt_tokens"] > 120:  # generate.py has cut this mail
             continue
-        assert answer["prediction"] == plain["prediction"]
-        assert answer["finish_reason"] == plain["finish_reason"]
-        assert answer["reference_tokens"] == plain["reference_tokens"]
+        for name in ("prediction", "finish_reason", "reference_tokens"):
+            assert answer[name] == plain[name], name
         if answer["id"] != "new":
             assert answer["reference_nll"] == pytest.approx(plain["reference_nll"], rel=1e-3)
     assert {answer["finish_reason"] for answer in found} == {"stop", "length"}
 
 
-@pytest.mark.parametrize("flags", [["--batch-size", "1"], ["--batch-size", "7"]])
-def test_the_batch_does_not_change_a_reply(run, tmp_path, flags):
-    mails = [each["prompt"][1]["content"] for each in some_rows(9)]
-    assert replies(run, tmp_path, mails) == replies(run, tmp_path, mails, *flags)
+@pytest.mark.parametrize("size", ["1", "7"])
+def test_the_batch_does_not_change_a_reply(run, tmp_path, size):
+    mails = some_mails(9)
+    assert replies(run, tmp_path, mails) == replies(run, tmp_path, mails, "--batch-size", size)
 
 
 def test_rows_that_have_ended_leave_the_batch(stopping, tmp_path, monkeypatch):
     """The shorter the pieces in which a batch is written, the fewer rows go on in each."""
-    from transformers import LlamaForCausalLM
-
-    mails = [each["prompt"][1]["content"] for each in some_rows(9)]
+    mails = some_mails(9)
     expected, sizes = replies(stopping, tmp_path, mails, "--batch-size", "1"), []
     monkeypatch.setattr(generate, "CHUNK", 3)
     write = LlamaForCausalLM.generate
@@ -161,7 +159,7 @@ def test_numbers_are_the_runs_unless_others_are_asked_for(run, tmp_path):
     assert kind() == "torch.float32" and kind("--dtype", "bfloat16") == "torch.bfloat16"
     other = tmp_path / "run"
     shutil.copytree(run, other)
-    settings = json.loads((run / "train.json").read_text()) | {"dtype": "float16"}
+    settings = read_json(run / "train.json") | {"dtype": "float16"}
     (other / "train.json").write_text(json.dumps(settings))
     run = other  # a run of a GPU, answered on this machine
     assert kind() == f"torch.{generate.native_type()}" == kind("--dtype", "auto")
@@ -207,19 +205,17 @@ def test_the_best_reply_says_the_notes_and_is_like_the_others(texts, notes, best
     assert generate.choose(drawn, notes) == best
 
 
-def test_one_mail_gets_the_best_reply_behind_a_bar(stopping, tmp_path, monkeypatch, capsys):
-    (row,) = some_rows(1)
-    (best,) = predictions(stopping, tmp_path, [row], "--samples", "4")
-    mail = row["prompt"][1]["content"].encode()
-    flags = ["--run", str(stopping), "--mail", "-", "--samples", "4"]
-    assert one(monkeypatch, capsys, mail, *flags).out == best["prediction"] + "\n"
-    (tmp_path / "x.EML").write_bytes(b"From: a@x.example\nSubject: kiln\n\n" + mail)
-    flags[3] = str(tmp_path / "x.EML")
-    assert one(monkeypatch, capsys, b"", *flags).out == best["prediction"] + "\n"
+def test_one_mail_gets_the_best_reply_behind_a_bar(stopping, tmp_path, one):
+    (best,) = predictions(stopping, tmp_path, some_rows(1), "--samples", "4")
+    mail, eml = some_mails(1)[0].encode(), tmp_path / "x.EML"
+    eml.write_bytes(b"From: a@x.example\nSubject: kiln\n\n" + mail)
+    for data, file in (mail, "-"), (b"", eml):
+        printed = one(data, "--run", stopping, "--samples", 4, "--mail", file).out
+        assert printed == best["prediction"] + "\n"
 
 
 def test_when_a_gpus_memory_runs_out_the_batch_is_halved(run, tmp_path, monkeypatch):
-    mails = [each["prompt"][1]["content"] for each in some_rows(9)]
+    mails = some_mails(9)
     expected, answer, sizes = replies(run, tmp_path, mails), generate.answer, []
 
     def full(tokenizer, model, examples, *options):
@@ -236,75 +232,68 @@ def test_when_a_gpus_memory_runs_out_the_batch_is_halved(run, tmp_path, monkeypa
 def test_the_adapter_changes_the_answer_and_a_row_without_system_text_gets_the_runs_own(
     run, tmp_path
 ):
+    def nats(rows, *flags):
+        return [each["reference_nll"] for each in predictions(run, tmp_path, rows, *flags)]
+
     rows = some_rows(3)
-    without = [each | {"prompt": each["prompt"][1:]} for each in rows]
-    tuned = [each["reference_nll"] for each in predictions(run, tmp_path, rows)]
-    assert [each["reference_nll"] for each in predictions(run, tmp_path, without)] == tuned
-    untuned = [each["reference_nll"] for each in predictions(run, tmp_path, rows, "--untuned")]
-    assert sum(tuned) < 0.95 * sum(untuned)
+    tuned = nats(rows)
+    assert nats([each | {"prompt": each["prompt"][1:]} for each in rows]) == tuned
+    assert sum(tuned) < 0.95 * sum(nats(rows, "--untuned"))
 
 
 def test_a_base_model_that_has_moved_is_given_again(run, tmp_path, capsys):
-    settings = json.loads((run / "train.json").read_text())
-    moved, gone = tmp_path / "moved", tmp_path / "run"
+    settings = read_json(run / "train.json")
+    moved, gone, rows = tmp_path / "moved", tmp_path / "run", some_rows(2)
     shutil.copytree(settings["base_model"], moved)
     shutil.copytree(run, gone)
     settings["base_model"] = str(tmp_path / "old place")
     (gone / "train.json").write_text(json.dumps(settings))
-    data = write_jsonl(tmp_path / "mails.jsonl", some_rows(2))
     with pytest.raises(SystemExit):
-        generate.main(["--run", str(gone), "--data", str(data)])
+        predictions(gone, tmp_path, rows)
     assert "old place" in (error := capsys.readouterr().err) and "--base-model" in error
-    rows = some_rows(2)
-    assert predictions(gone, tmp_path, rows, "--base-model", str(moved)) == predictions(
-        run, tmp_path, rows
-    )
+    found = predictions(gone, tmp_path, rows, "--base-model", str(moved))
+    assert found == predictions(run, tmp_path, rows)
 
 
 # ---------------------------------------------------------------------------------------- one mail
 
 
-def test_the_streamed_reply_is_the_one_of_the_batch(run, tmp_path, monkeypatch, capsys):
-    mails = [each["prompt"][1]["content"] for each in some_rows(6)]
+def test_the_streamed_reply_is_the_one_of_the_batch(run, tmp_path, one):
+    mails = some_mails(6)
     expected = replies(run, tmp_path, mails)
     assert len(set(expected)) == 6
     for mail, reply in zip(mails, expected, strict=True):
-        printed = one(monkeypatch, capsys, mail.encode(), "--run", str(run), "--mail", "-").out
-        assert printed.strip() == reply
+        assert one(mail.encode(), "--run", run, "--mail", "-").out.strip() == reply
 
 
-def test_a_mail_that_is_not_utf8_is_read(run, tmp_path, monkeypatch, capsys):
-    text = "Grüße, können wir um fünf?"
+def test_a_mail_that_is_not_utf8_is_read(run, tmp_path, one):
+    text, file = "Grüße, können wir um fünf?", tmp_path / "mail.txt"
     (expected,) = replies(run, tmp_path, [text])
-    (tmp_path / "mail.txt").write_bytes(text.encode("latin-1"))
-    capsys.readouterr()
-    generate.main(["--run", str(run), "--mail", str(tmp_path / "mail.txt")])
-    assert capsys.readouterr().out.strip() == expected
-    printed = one(monkeypatch, capsys, text.encode("latin-1"), "--run", str(run), "--mail", "-")
-    assert printed.out.strip() == expected
+    file.write_bytes(text.encode("latin-1"))
+    for data, place in (b"", file), (file.read_bytes(), "-"):
+        assert one(data, "--run", run, "--mail", place).out.strip() == expected
 
 
-def test_notes_join_the_instruction_and_stay_whole(run, tmp_path, monkeypatch, capsys):
-    system = {"role": "system", "content": "Respond to the given email. In the reply: no, Tuesday"}
-    rows = [{"id": "1", "prompt": [system, {"role": "user", "content": MAIL}]}]
-    expected = predictions(run, tmp_path, rows)[0]["prediction"]
-    flags = ("--run", str(run), "--mail", "-", "--notes", "no, Tuesday")
-    assert one(monkeypatch, capsys, MAIL.encode(), *flags).out.strip() == expected
-    assert "lost" in one(monkeypatch, capsys, MAIL.encode() * 40, *flags).err
+def test_notes_join_the_instruction_and_stay_whole(run, tmp_path, one, capsys):
+    asked = row(1, MAIL, system="Respond to the given email. In the reply: no, Tuesday")
+    (expected,) = predictions(run, tmp_path, [asked])
+    flags = ("--run", run, "--mail", "-", "--notes", "no, Tuesday")
+    assert one(MAIL.encode(), *flags).out.strip() == expected["prediction"]
+    assert "lost" in one(MAIL.encode() * 40, *flags).err
     with pytest.raises(SystemExit):
-        one(monkeypatch, capsys, MAIL.encode(), *flags[:-1], "no " * 200)
+        one(MAIL.encode(), *flags[:-1], "no " * 200)
     assert "raise --max-length" in capsys.readouterr().err
 
 
-def test_a_cut_mail_and_a_stopped_reply_are_told(run, monkeypatch, capsys):
-    flags = ("--run", str(run), "--mail", "-", "--max-new-tokens", "2")
-    error = one(monkeypatch, capsys, MAIL.encode() * 40, *flags).err
+def test_a_cut_mail_and_a_stopped_reply_are_told(run, one):
+    flags = ("--run", run, "--mail", "-", "--max-new-tokens", 2)
+    error = one(MAIL.encode() * 40, *flags).err
     assert "the mail lost its end: a prompt has room for 120 tokens" in error
     assert "stopped at 2 tokens" in error
-    assert "lost" not in one(monkeypatch, capsys, MAIL.encode(), *flags).err
+    assert "lost" not in one(MAIL.encode(), *flags).err
 
 
-def test_rows_by_their_ids(tmp_path, capsys):
+def test_rows_by_their_ids(tmp_path, capsys, refused):
     first = {"id": "7", "mail": "a\n\n\x1b[31mb?", "reference": "b.", "prediction": "c."}
     second = first | {"id": "9", "mail": "d", "notes": "no, late", "reference": None}
     write_jsonl(tmp_path / "predictions.jsonl", [first, second])
@@ -312,9 +301,7 @@ def test_rows_by_their_ids(tmp_path, capsys):
     lines = ["mail: d", "notes: no, late", "prediction: c.", ""]
     lines += ["mail: a �[31mb?", "reference: b.", "prediction: c.", ""]
     assert capsys.readouterr().out.splitlines() == lines
-    with pytest.raises(SystemExit) as stop:
-        generate.main(["--run", str(tmp_path), "--id", "7", "8"])
-    assert stop.value.code == 2 and "no id 8" in capsys.readouterr().err
+    assert "no id 8" in refused(generate.main, ["--run", str(tmp_path), "--id", "7", "8"])
 
 
 # -------------------------------------------------------------------------------------- an export
@@ -328,13 +315,10 @@ def exported(run, tmp_path_factory):
 
 
 def test_the_exported_model_answers_in_plain_transformers(run, exported, tmp_path):
-    from transformers import AutoModelForCausalLM
-
     model = AutoModelForCausalLM.from_pretrained(exported)
-    mails = [each["prompt"][1]["content"] for each in some_rows(4)]
-    rows = [{"prompt": [{"role": "user", "content": mail}]} for mail in mails]
-    found = [each["prediction"] for each in plain_answers(model, exported, rows)]
-    assert found == replies(run, tmp_path, mails)
+    rows = [{"prompt": user(mail)} for mail in some_mails(4)]
+    found = [each["prediction"] for each in conftest.plain_answers(model, exported, rows)]
+    assert found == replies(run, tmp_path, some_mails(4))
 
 
 def test_what_the_export_holds(run, exported):
@@ -342,7 +326,7 @@ def test_what_the_export_holds(run, exported):
     assert {"model.safetensors", "tokenizer.json", "README.md", "Modelfile"} <= names
     assert not any("adapter" in name for name in names)
     assert not exported.with_name("maud.part").exists()
-    config = json.loads((exported / "generation_config.json").read_text())
+    config = read_json(exported / "generation_config.json")
     assert config["eos_token_id"] == [2] and config["max_new_tokens"] == 40
     modelfile = (exported / "Modelfile").read_text()
     assert modelfile.startswith('FROM .\nTEMPLATE """{{ if .System }}<|im_start|>system\n')
@@ -372,21 +356,15 @@ def ollama(template, system, turns):
 
 @pytest.mark.parametrize("kind", ["ChatML", "Llama 2"])
 def test_ollamas_template_gives_what_the_chat_template_gives(kind, tiny):
-    from conftest import CHATML, LLAMA2_TEMPLATE
-    from transformers import AutoTokenizer
-
     tokenizer = AutoTokenizer.from_pretrained(tiny)
     if kind == "Llama 2":
         tokenizer.bos_token, tokenizer.eos_token = "<s>", "</s>"
     train.controls.cache_clear()
-    template = CHATML if kind == "ChatML" else LLAMA2_TEMPLATE
+    template = conftest.CHATML if kind == "ChatML" else conftest.LLAMA2_TEMPLATE
     train.finish_template(tokenizer, template, "Answer", {2})
     (known,) = [each for each in generate.MODELFILE_TEMPLATES if generate.fits(tokenizer, each)]
-    for turns in (
-        ["Cold?"],
-        ["Cold?", "Yes.", "Still?"],
-        ["Cold?", "Yes.", "Still?", "No.", "Now?"],
-    ):
+    for count in (1, 3, 5):
+        turns = "Cold? Yes. Still? No. Now?".split()[:count]
         messages = [
             {"role": ("user", "assistant")[n % 2], "content": turn} for n, turn in enumerate(turns)
         ]
@@ -398,32 +376,24 @@ def test_ollamas_template_gives_what_the_chat_template_gives(kind, tiny):
 
 
 def test_an_unknown_family_gets_no_ollama_template(tiny):
-    from transformers import AutoTokenizer
-
     tokenizer = AutoTokenizer.from_pretrained(tiny)
-    tokenizer.chat_template = (
-        "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|im_end|>{% endfor %}"
-    )
+    turns = "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|im_end|>{% endfor %}"
+    tokenizer.chat_template = turns
     assert not [each for each in generate.MODELFILE_TEMPLATES if generate.fits(tokenizer, each)]
 
 
-def test_an_export_replaces_an_export_and_nothing_else(run, exported, tmp_path, capsys):
+def test_an_export_replaces_an_export_and_nothing_else(run, exported, tmp_path, refused):
     before = sorted(path.name for path in exported.iterdir())
     (exported / "left.txt").touch()
     generate.main(["--run", str(run), "--export", str(exported)])
     assert sorted(path.name for path in exported.iterdir()) == before
     (tmp_path / "letters.txt").touch()
-    with pytest.raises(SystemExit) as stop:
-        generate.main(["--run", str(run), "--export", str(tmp_path)])
-    assert stop.value.code == 2 and "no export" in capsys.readouterr().err
+    assert "no export" in refused(generate.main, ["--run", str(run), "--export", str(tmp_path)])
     assert (tmp_path / "letters.txt").exists()
 
 
 @pytest.mark.slow
 def test_the_server_of_transformers_gives_the_same_reply(run, exported, tmp_path):
-    import socket
-    import time
-
     openai = pytest.importorskip("openai")
     pytest.importorskip("fastapi")
     with socket.socket() as free:
@@ -434,15 +404,13 @@ def test_the_server_of_transformers_gives_the_same_reply(run, exported, tmp_path
     server = subprocess.Popen([*command, "--port", str(port), "--device", "cpu"])
     url = f"http://127.0.0.1:{port}/v1"
     client = openai.OpenAI(base_url=url, api_key="none", max_retries=0, timeout=60)
-    mails = [each["prompt"][1]["content"] for each in some_rows(3)]
+    mails = some_mails(3)
     try:
         for mail, reply in zip(mails, replies(run, tmp_path, mails), strict=True):
-            messages = [{"role": "user", "content": mail}]
+            asked = {"model": str(exported), "messages": user(mail), "max_tokens": 40}
             for _ in range(240):
                 try:
-                    answer = client.chat.completions.create(
-                        model=str(exported), messages=messages, max_tokens=40
-                    )
+                    answer = client.chat.completions.create(**asked)
                     break
                 except openai.APIConnectionError:
                     assert server.poll() is None
@@ -464,10 +432,8 @@ def test_llama_cpp_gives_the_same_replies(tmp_path, monkeypatch):
         "Who opens the shop on Friday, and when?\n\nLen",
     ]
     run, data = tmp_path / "run", write_jsonl(tmp_path / "train.jsonl", some_rows(12))
-    flags = "--epochs 2 --max-length 256 --max-reply-length 48 --quantization none".split()
-    train.main(
-        ["--base-model", str(EMBEDDED), "--train-data", str(data), "--output-dir", str(run), *flags]
-    )
+    flags = "--epochs 2 --max-length 256 --max-reply-length 48 --quantization none"
+    fit(EMBEDDED, data, run, flags)
     subprocess.run(["make", f"{run}/model.gguf"], cwd=ROOT, check=True)
     wanted = replies(run, tmp_path, mails)
     assert len(set(wanted)) > 1
@@ -477,8 +443,7 @@ def test_llama_cpp_gives_the_same_replies(tmp_path, monkeypatch):
         model = llama_cpp.Llama(f"{run}/{name}", n_ctx=512, verbose=False)
         found = []
         for mail in mails:
-            messages = [{"role": "user", "content": mail}]
-            answer = model.create_chat_completion(messages, temperature=0, max_tokens=48)
+            answer = model.create_chat_completion(user(mail), temperature=0, max_tokens=48)
             found.append(answer["choices"][0]["message"]["content"].strip())
         same = sum(a == b for a, b in zip(found, wanted, strict=True))
         assert same == 3 or name == "q8.gguf" and same, (name, found)
@@ -488,24 +453,22 @@ def test_llama_cpp_gives_the_same_replies(tmp_path, monkeypatch):
 
 
 MISTAKES = [
-    (["--data", "x.jsonl"], "whose replies?"),
-    (["--run", "RUN"], "exactly one of"),
-    (["--run", "RUN", "--data", "missing.jsonl"], "missing.jsonl: no such file"),
-    (["--run", "nowhere", "--data", "missing.jsonl"], "`make mine` or train.py writes it"),
-    (["--run", "RUN", "--untuned", "--data", "x.jsonl"], "--output"),
-    (["--baseline", "nearest", "--data", "x.jsonl"], "--train-data"),
-    (["--run", "RUN", "--mail", "nowhere.txt"], "nowhere.txt: No such file or directory"),
-    (["--run", "RUN", "--mail", "/bin/sh"], "/bin/sh: no text of a mail"),
-    (["--run", "RUN", "--id", "1"], "no such file"),
+    ("--data x.jsonl", "whose replies?"),
+    ("--run RUN", "exactly one of"),
+    ("--run RUN --data missing.jsonl", "missing.jsonl: no such file"),
+    ("--run nowhere --data missing.jsonl", "`make mine` or train.py writes it"),
+    ("--run RUN --untuned --data x.jsonl", "--output"),
+    ("--baseline nearest --data x.jsonl", "--train-data"),
+    ("--run RUN --mail nowhere.txt", "nowhere.txt: No such file or directory"),
+    ("--run RUN --mail /bin/sh", "/bin/sh: no text of a mail"),
+    ("--run RUN --id 1", "no such file"),
 ]
 
 
 @pytest.mark.parametrize("flags, says", MISTAKES)
-def test_mistakes_end_in_one_line(flags, says, run, capsys):
-    with pytest.raises(SystemExit) as stop:
-        generate.main([str(run) if flag == "RUN" else flag for flag in flags])
-    error = capsys.readouterr().err
-    assert stop.value.code == 2 and says in error and error.count("\n") == 1
+def test_mistakes_end_in_one_line(flags, says, run, refused):
+    arguments = [str(run) if flag == "RUN" else flag for flag in flags.split()]
+    assert says in refused(generate.main, arguments)
 
 
 def test_a_function_that_both_scripts_have_is_one_text():
@@ -522,16 +485,20 @@ def test_a_function_that_both_scripts_have_is_one_text():
     assert {name: ours[name] for name in both} == {name: theirs[name] for name in both}
 
 
-@pytest.mark.parametrize("script", ["prepare_data", "train", "generate", "evaluate", "mail"])
+def python(*arguments):
+    """A program of Python's in the root; what it wrote."""
+    command, pipes = [sys.executable, *map(str, arguments)], {"capture_output": True, "text": True}
+    return subprocess.run(command, cwd=ROOT, check=True, **pipes)
+
+
+@pytest.mark.parametrize("script", "prepare_data train generate evaluate mail".split())
 def test_help_needs_no_heavy_library(script):
     code = f"""import sys, {script}
 try: {script}.main(['--help'])
 except SystemExit:
     heavy = ('torch', 'transformers', 'pandas', 'sklearn', 'matplotlib', 'sacrebleu', 'rouge_score')
     print(*(name for name in heavy if name in sys.modules), file=sys.stderr)"""
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
-    )
+    done = python("-c", code)
     assert "usage:" in done.stdout and done.stderr.strip() == ""
 
 
@@ -546,20 +513,12 @@ def test_a_reply_imports_nothing_that_it_does_not_need(run, tmp_path):
 generate.main({flags})
 unused = ('bitsandbytes', 'scipy', 'sklearn', 'pandas', 'datasets', 'matplotlib', 'mail')
 print(*(name for name in unused if sys.modules.get(name)), file=sys.stderr)"""
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
-    )
+    done = python("-c", code)
     assert done.stderr.splitlines()[-1] == "" and done.stdout.strip()
 
 
 def test_embedded_model_end_to_end(tmp_path):
     """From a sample CSV to scores, by the command lines only: what is learned shows on new mail."""
-
-    def python(script, *arguments):
-        command = [sys.executable, ROOT / script, *map(str, arguments)]
-        done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT)
-        return done.stdout
-
     sample, run, untuned = ROOT / "data" / "sample", tmp_path / "run", tmp_path / "untuned"
     for name in ("maud_okafor_train_43", "maud_okafor_test_16"):
         python("prepare_data.py", "format", sample / f"{name}.csv", tmp_path / f"{name}.jsonl")
@@ -574,19 +533,11 @@ def test_embedded_model_end_to_end(tmp_path):
     found = []
     for folder in (run, untuned):
         python("evaluate.py", folder)
-        found.append(json.loads((folder / "metrics.json").read_text())["metrics"])
+        found.append(read_json(folder / "metrics.json")["metrics"])
     assert found[0]["perplexity_token"]["value"] < 0.8 * found[1]["perplexity_token"]["value"]
-    comparison = [
-        "--compare",
-        run,
-        untuned,
-        "--output",
-        tmp_path / "comparison.md",
-        "--examples",
-        1,
-    ]
-    assert "untuned" in python("evaluate.py", *comparison)
-    assert (tmp_path / "comparison.md").exists()
+    comparison = tmp_path / "comparison.md"
+    flags = ["--compare", run, untuned, "--output", comparison, "--examples", 1]
+    assert "untuned" in python("evaluate.py", *flags).stdout and comparison.exists()
 
 
 # --- the page
@@ -666,7 +617,7 @@ def test_the_page_in_a_browser_without_a_network(tiny, tmp_path):
         if not shutil.which(program):
             pytest.skip(f"no {program} on this machine")
     run, data = tmp_path / "run", write_jsonl(tmp_path / "train.jsonl", some_rows(8))
-    train.main(["--base-model", str(tiny), "--train-data", str(data), "--output-dir", str(run)])
+    fit(tiny, data, run)
     eml, picture = tmp_path / "mail.eml", tmp_path / "page.png"
     eml.write_text("From: len@tern.example\nSubject: kiln\n\nIs <b>the kiln</b> cold?\n")
     program = "import sys, test_generate; test_generate.use_page(*sys.argv[1:])"
