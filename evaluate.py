@@ -596,23 +596,13 @@ def interval(name, value, drawn):
 
 def summarise(run, facts):
     """results_summary.txt: metrics.json for people."""
-    import pandas as pd
-
     metrics, style = facts["metrics"], facts["style"]
-    table = pd.DataFrame(
-        {
-            "measure": name,
-            "value": cell(metrics[name]).split("\n")[0],
-            "95 % interval": cell(metrics[name], 3).split("\n")[-1],
-            "author": cell(facts["reference"].get(name)).split("\n")[0],
-            "others": cell(facts["others"].get(name)).split("\n")[0],
-            "better": better,
-            "what it says": "; but ".join(
-                [text, *(warnings_on(metrics) if name == "style" else [])]
-            ),
-        }
-        for name, (better, text) in MEASURES.items()
-    )
+    table = [["measure", "value", "95 % interval", "author", "others", "better", "what it says"]]
+    for name, (better, text) in MEASURES.items():
+        real = (cell(facts[whose].get(name)).split("\n")[0] for whose in ("reference", "others"))
+        value, interval = cell(metrics[name]).split("\n")[0], cell(metrics[name], 3).split("\n")[-1]
+        text = "; but ".join([text, *warnings_on(metrics)]) if name == "style" else text
+        table.append([name, value, interval, *real, better, text])
     lines = [f"run         {run}", f"test mails  {facts['n']}", "", as_text(table, "left"), ""]
     lines += ["author, others: their real replies; better: lower, higher or near the author's"]
     if style:
@@ -957,14 +947,12 @@ def notes_on(first, twins, parts):
 
 def report(runs, parts, verdict, notes, clean, args):
     """Print and write what people read of a comparison: text, Markdown, a picture and a page."""
-    import pandas as pd
-
     estimates = parts[0]["metrics"].values()
     names = [name for name in COLUMNS if any(metrics[name] for metrics in estimates)]
     output, tests = args.output, tests_table(parts)
-    head = [verdict] if tests.empty else [verdict, tests]
+    head = [verdict, tests] if tests[1:] else [verdict]
     tables = [score_table(part, names, runs) for part in parts]
-    values = tables[0].map(lambda text: text.split("\n")[0])
+    values = [tables[0][0], *([cell.split("\n")[0] for cell in row] for row in tables[0][1:])]
     examples = show_examples(runs, args.examples)
     print("\n" + "\n\n".join(map(as_text, [*head, values, *examples])))
 
@@ -975,9 +963,8 @@ def report(runs, parts, verdict, notes, clean, args):
         blocks += [f"## {part['title'].capitalize()}", table]
     write(png, picture)
     page = output.with_name("report.html" if output.stem == "comparison" else f"{output.stem}.html")
-    about = pd.DataFrame([{"run": run["name"], "what it is": run["origin"]} for run in runs])
-    says = [(name, *MEASURES[name]) for name in names]
-    says = pd.DataFrame(says, columns=["measure", "better", "what it says"])
+    about = [["run", "what it is"], *([run["name"], run["origin"]] for run in runs)]
+    says = [["measure", "better", "what it is"], *([name, *MEASURES[name]] for name in names)]
     title, blocks_of_page = output.absolute().parent.name, [about, *blocks, "## The measures", says]
     write(page, report_page(title, runs, blocks_of_page, clean, colours))
     fenced = [f"~~~text\n{example}\n~~~" for example in examples]
@@ -998,11 +985,9 @@ def warnings_on(metrics):
 def score_table(part, names, runs):
     """Runs by measures, the best in bold, real replies last. A run that copies replies is never the
     best, and a style that says little is marked and not in bold."""
-    import pandas as pd
-
     copies = {run["name"] for run in runs if run["copies"]}
     doubtful = {run for run, metrics in part["metrics"].items() if warnings_on(metrics)}
-    table = {"run": [*part["metrics"], "the author", "other authors"]}
+    columns = [["run", *part["metrics"], "the author", "other authors"]]
     for name in names:
         author, values = part["reference"].get(name), part["metrics"]
         # No measure of which more is better goes beyond 100.
@@ -1013,21 +998,21 @@ def score_table(part, names, runs):
         best = {run for run in models if misses[run] == min(misses.values())} - marked
         cells = [cell(values[run][name], 2, run in best, run in marked) for run in values]
         cells += [cell(author), cell(runs[0]["others"].get(name))]
-        table[name.replace("_", "\n")] = cells
-    return pd.DataFrame(table)
+        columns.append([name.replace("_", "\n"), *cells])
+    return list(zip(*columns, strict=True))
 
 
 def tests_table(parts):
     """The primary differences, runs by measures and mails."""
-    import pandas as pd
-
-    table = {}
+    columns = {}
     for part in parts:
         title = f"\n{part['title']}" if len(parts) > 1 else ""
         for test in [*part["tests"], *part["trend"]]:
             if test["p_holm"] is not None:
-                table.setdefault(test["measure"] + title, {})[test["run"]] = difference(test)
-    return pd.DataFrame(table).fillna("-").rename_axis("against").reset_index()
+                columns.setdefault(test["measure"] + title, {})[test["run"]] = difference(test)
+    rows = dict.fromkeys(run for column in columns.values() for run in column)
+    table = [[run, *(column.get(run, "-") for column in columns.values())] for run in rows]
+    return [["against", *columns], *table]
 
 
 def difference(test):
@@ -1158,7 +1143,7 @@ def as_html(block, colours):
     if isinstance(block, str):
         tag = "h2" if block.startswith("## ") else "p"
         return f"<{tag}>{html.escape(block.removeprefix('## '))}</{tag}>"
-    align = "left" if "what" in " ".join(block.columns) else "right"
+    align = "left" if block[0][-1] == "what it is" else "right"
     table = as_text(block, align, "html")
     table = regex.sub(r"\*\*(.+?)\*\*", r"<b>\1</b>", table)
     for run in colours:
@@ -1178,14 +1163,16 @@ def as_markdown(block):
     def escape(text):
         return html.escape(text, quote=False).replace("|", "\\|").replace("\n", "<br>")
 
-    return as_text(block.map(escape).rename(columns=escape), tablefmt="pipe")
+    return as_text([[*map(escape, row)] for row in block], tablefmt="pipe")
 
 
 def as_text(block, align="right", tablefmt="plain"):
     if isinstance(block, str):
         return "\n".join(textwrap.fill(line, 100) for line in block.split("\n"))
-    options = {"index": False, "tablefmt": tablefmt, "disable_numparse": True}
-    return block.to_markdown(**options, colalign=["left", *[align] * (block.shape[1] - 1)])
+    from tabulate import tabulate
+
+    align = ["left", *[align] * (len(block[0]) - 1)]
+    return tabulate(block[1:], block[0], tablefmt, disable_numparse=True, colalign=align)
 
 
 if __name__ == "__main__":
