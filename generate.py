@@ -19,17 +19,13 @@ import fcntl
 import functools
 import hashlib
 import inspect
-import itertools
 import json
 import logging
 import os
 import re
 import shutil
-import subprocess
 import sys
-import tempfile
 import textwrap
-import threading
 import warnings
 from pathlib import Path
 
@@ -62,8 +58,6 @@ def main(argv=None):
     folder = find_model(args.base_model or settings["base_model"])
     if args.export:
         return export(folder, settings, args.run, args.export)
-    if args.page:
-        return open_page(*load_run(folder, settings, args.run, args.untuned), settings)
     rows = [read_mail(args.mail, args.notes)] if args.mail else read_jsonl(args.data)[: args.limit]
     if sys.stderr.isatty():
         print("loading the libraries and the model", file=sys.stderr)
@@ -98,7 +92,6 @@ def parse_args(argv):
     add("--output", type=Path, help="(default RUN/predictions.jsonl)")
     add("--mail", help="answer the mail in a text file, or - for standard input")
     add("--notes", default="", help="what the reply to the --mail should say")
-    add("--page", action="store_true", help="answer mails on a page in the browser")
     add("--export", type=Path, help="write the merged model to this folder")
     add("--id", nargs="+", help="print mail, reference and reply of these in RUN/predictions.jsonl")
     add = parser.add_argument_group("how").add_argument
@@ -111,14 +104,14 @@ def parse_args(argv):
     kinds = ["auto", "float32", "bfloat16", "float16"]
     add("--dtype", choices=kinds, help="numbers of the base model (default as in training)")
     args = parser.parse_args(argv)
-    if sum(map(bool, (args.data, args.mail, args.page, args.export, args.id))) != 1:
-        die("exactly one of --data, --mail, --page, --export and --id says what to do")
+    if sum(map(bool, (args.data, args.mail, args.export, args.id))) != 1:
+        die("exactly one of --data, --mail, --export and --id says what to do")
     if args.baseline and (args.run or not (args.train_data and args.data and args.output)):
         die("--baseline wants --train-data, --data and --output, and no --run")
     if not args.baseline and not args.run:
         die("--run or --baseline is missing: whose replies?")
-    if args.untuned and not (args.mail or args.page or args.data and args.output):
-        die("--untuned wants --data with an --output of its own, --mail or --page")
+    if args.untuned and not (args.mail or args.data and args.output):
+        die("--untuned wants --data with an --output of its own, or --mail")
     args.output = args.output or args.run and args.run / "predictions.jsonl"
     return args
 
@@ -653,14 +646,18 @@ def pad_left(rows):
 def write_replies(model, examples, cache, stop, samples=1, watch=None):
     """The ids of each row's reply with the one that ends it; rows that have ended leave.
 
-    With several samples each mail has so many rows, one behind the other.
+    With several samples each mail has so many rows, one behind the other: others in each "version"
+    of an example.
     """
     import torch
 
     examples = [example for example in examples for _ in range(samples)]
     if samples > 1 and cache is not None and cache.get_seq_length():
         cache.batch_repeat_interleave(samples)
-    dice = [make_die(example, row % samples) for row, example in enumerate(examples)]
+    dice = [
+        make_die(example, row % samples + samples * example.get("version", 0))
+        for row, example in enumerate(examples)
+    ]
     prompts = [torch.tensor(example["prompt"], device=model.device) for example in examples]
     ids, mask = pad_left(prompts), pad_left([torch.ones_like(prompt) for prompt in prompts])
     rows, replies = list(range(len(examples))), [[] for _ in examples]
@@ -738,51 +735,6 @@ def print_reply(tokenizer, model, example, samples, room):
         ended = whole[0, -1].item() in model.generation_config.eos_token_id
     if not ended:
         print(f"generate.py: stopped at {most} tokens: --max-new-tokens", file=sys.stderr)
-
-
-def open_page(tokenizer, model, settings):
-    """Serve a page on this machine: a box for the mail, one for the notes, the draft as it comes.
-
-    Nothing is asked of another host, and what is dropped in is deleted when the page closes.
-    """
-    import gradio
-    import torch
-    from transformers import TextIteratorStreamer
-
-    def text_of(file):
-        command = [sys.executable, Path(__file__).with_name("mail.py"), "text", file]
-        process = subprocess.run(command, capture_output=True, text=True, encoding="utf-8")
-        if process.returncode:
-            raise gradio.Error(process.stderr, print_exception=False)
-        return process.stdout.strip()
-
-    def draft(mail, notes):
-        row = {"id": "mail", "prompt": [{"role": "user", "content": mail}], "notes": notes.strip()}
-        try:
-            prompt = encode(tokenizer, row, settings)["prompt"]
-        except SystemExit:
-            raise gradio.Error("no room for the mail beside such notes") from None
-        ids = torch.tensor([prompt], device=model.device)
-        streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
-        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "streamer": streamer}
-        threading.Thread(target=model.generate, kwargs=inputs).start()
-        yield from (text.strip() for text in itertools.accumulate(streamer))
-
-    with tempfile.TemporaryDirectory() as folder:
-        os.environ["GRADIO_TEMP_DIR"] = folder
-        with gradio.Blocks(title="Reply writer", analytics_enabled=False) as page:
-            mail = gradio.Textbox(label="Mail", lines=12)
-            file = gradio.File(label="or an .eml file", file_types=[".eml"], height=90)
-            notes = gradio.Textbox(label="Notes: what the reply should say")
-            button = gradio.Button("Draft", variant="primary")
-            reply = gradio.Textbox(label="Draft", lines=8, buttons=["copy"])
-            file.upload(text_of, file, mail)
-            gradio.on([button.click, notes.submit], draft, [mail, notes], reply)
-        look = gradio.themes.Base(font=["sans-serif"], font_mono=["monospace"])  # not from a server
-        private = {"share": False, "run_history": False, "footer_links": [], "quiet": True}
-        options = {"server_name": "127.0.0.1", "inbrowser": True, "prevent_thread_lock": True}
-        print(f"{page.launch(theme=look, **options, **private)[1]} until Ctrl-C")
-        page.block_thread()
 
 
 def write_baseline(args):

@@ -103,6 +103,14 @@ def parse_arguments(argv):
     add("--archive", metavar="SENT", help="mail that was sent: what it answers is left out")
     said = "what replies should say, in lines of `SENDER, SUBJECT: NOTES`; if missing, it is begun"
     add("--notes", metavar="NOTES.txt", help=said)
+    there = (
+        "the mailbox for the drafts: a mail is left out that has its draft with these notes there"
+    )
+    add("--drafts", metavar="OUT", help=there)
+    add(
+        "--name",
+        help="the author's name for the drafts (default that of an AUTHOR `Name <address>`)",
+    )
 
     add = add_command("text", print_text, "the text of one mail, as the model reads it")
     add("source", metavar="MAIL.eml")
@@ -486,6 +494,11 @@ def keys_of_authors(texts):
         address = text.strip() if text[:1] == "/" else first_address(text)[1]
         keys.append(address.casefold() or name_key(text) or text.casefold())
     return list(dict.fromkeys(keys))
+
+
+def name_in(authors):
+    """The first name that is given with an address: of `Name <address>`."""
+    return next((name for name, at in map(first_address, authors) if name and at), "")
 
 
 def is_author(name, address, authors):
@@ -1386,25 +1399,52 @@ def print_left_out(left_out):
 NO_REPLY = re.compile(
     rf"(?:.*[-_.+])?{one_of('no_reply')}(?:[-_.+\d].*)?@".replace(r"\-", "[-_.]?")
 )
+NO_ARCHIVE = "without an archive of sent mail it is not known which mail was answered elsewhere"
 PEOPLE = ["From", "To", "Cc", "Reply-To"]
 
 
 def read_inbox(args):
-    authors = keys_of_authors(args.author)
+    drafted = drafts_in(args.drafts) if args.drafts else {}
+    rows, left_out = mails_to_answer(args.source, args.author, args.archive, args.name)
+    print(f"read {len(rows) + left_out.total()} messages from {args.source}")
+    print_left_out(left_out)
+    if not args.archive:
+        print(NO_ARCHIVE)
+    if not rows:
+        stop(f"{args.source}: no mail wants a reply")
+    if args.notes and not os.path.exists(args.notes):
+        lines = "".join(f"{title}: \n" for title, *_ in map(titles, rows))
+        prepare_data.write_whole({args.notes: lines, args.output: []})
+        print(f"{args.notes} is begun: say behind each colon what to reply, then call this again")
+        return
+    if args.notes:
+        add_notes(rows, args.notes)
+    new = [row for row in rows if not has_draft(*digests(row), drafted)]
+    print_left_out(+collections.Counter({"has its draft already": len(rows) - len(new)}))
+    prepare_data.write_whole({args.output: new})
+    print(f"kept {len(new)} mails to answer in {args.output}, the newest first")
+
+
+def mails_to_answer(source, authors, archive=None, name=None):
+    """(a row for each mail that wants a reply, the newest first, {why the others do not: count}).
+
+    `authors` is what --author gives.
+    """
+    name, authors = name or name_in(authors), keys_of_authors(authors)
     answered = set()
-    for source in filter(None, [args.archive, args.source if authors else None]):
-        for name, raw in messages(source):
+    for place in filter(None, [archive, source if authors else None]):
+        for path, raw in messages(place):
             fields, body = open_message(raw)
-            own = is_author(*sender_of(fields), authors) or source == args.archive and not authors
-            if own and answers(name, fields, body, authors):
+            own = is_author(*sender_of(fields), authors) or place == archive and not authors
+            if own and answers(path, fields, body, authors):
                 answered.update(links_of(fields))
     rows, seen, left_out = [], set(), collections.Counter()
-    for name, raw in messages(args.source):
+    for path, raw in messages(source):
         fields, body = open_message(raw)
         subject = decode_words(fields.get("subject", b""))
-        row, reason = None, reason_not_to_answer(name, fields, subject, authors, answered)
+        row, reason = None, reason_not_to_answer(path, fields, subject, authors, answered)
         if not reason:
-            row, reason = read_mail(fields, body, subject, authors)
+            row, reason = read_mail(fields, body, subject, authors, name)
         if row:
             key = row["Message-ID"] or (row["From"], row["subject"], row["prompt"][0]["content"])
             reason = "a copy of an earlier message" if key in seen else None
@@ -1413,34 +1453,22 @@ def read_inbox(args):
             left_out[reason] += 1
         else:
             rows.append(row)
-    print(f"read {len(rows) + left_out.total()} messages from {args.source}")
-    print_left_out(left_out)
-    if not rows:
-        stop(f"{args.source}: no mail wants a reply")
     rows.sort(key=prepare_data.sent_at, reverse=True)
-    rows = [row | {"id": str(number)} for number, row in enumerate(rows, 1)]
-    if args.notes:
-        add_notes(rows, args.notes)
-    prepare_data.write_whole({args.output: rows})
-    print(f"kept {len(rows)} mails to answer in {args.output}, the newest first")
+    return [row | {"id": str(number)} for number, row in enumerate(rows, 1)], left_out
+
+
+def titles(row):
+    """What a line of notes may begin with: sender and subject, or one of the two."""
+    name, address = email.utils.parseaddr(row["From"])
+    return [f"{name or address}, {row['subject']}", *filter(None, (name, address, row["subject"]))]
 
 
 def add_notes(rows, path):
     """Give mails the notes that a file has for them, in lines of "SENDER, SUBJECT: NOTES".
 
-    Sender or subject is enough where only one mail has it. A file that is not there is begun, with
-    a line for each mail.
+    Sender or subject is enough where only one mail has it.
     """
-    starts = []
-    for row in rows:
-        name, address = email.utils.parseaddr(row["From"])
-        title = f"{name or address}, {row['subject']}"
-        starts.append([title, *filter(None, (name, address, row["subject"]))])
-    if not os.path.exists(path):
-        prepare_data.write_whole({path: "".join(f"{title}: \n" for title, *_ in starts)})
-        stop(
-            f"{path} now has a line for each mail: add what the replies should say, and call again"
-        )
+    starts = [titles(row) for row in rows]
     try:
         with open(path, encoding="utf-8-sig") as file:
             lines = [line.strip() for line in file]
@@ -1508,7 +1536,7 @@ def people_in(fields, name):
     return [pair for pair in pairs if ADDRESS.fullmatch(pair[1])]
 
 
-def read_mail(fields, body, subject, authors):
+def read_mail(fields, body, subject, authors, name=""):
     """(the row of a mail to answer, with a prompt, None), or (None, why it wants no reply)."""
     text, reason = read_body(fields, body)
     text, date = as_prompt(text), date_of(fields)
@@ -1522,6 +1550,7 @@ def read_mail(fields, body, subject, authors):
     row |= {"Message-ID": bracketed(filter(None, [id_of(fields)]))}
     row |= {"References": bracketed(before[-20:])}
     row |= {"author": sorted(authors, key=lambda author: author not in reached)}
+    row |= {"name": name} if name else {}
     return row | {"prompt": [prepare_data.turn("user", text)]}, None
 
 
@@ -1543,6 +1572,8 @@ def print_text(args):
 
 
 DRAFT = ["prediction", "mail", "date", "subject", *PEOPLE, "Message-ID", "References"]
+DRAFT_ID = re.compile(rf"\s*<{re.escape(OWN_DRAFT)}(\w+)\.(\w+)@")  # see `digests`
+NO_NOTES = "0"
 MARKS = {  # of a draft in an mbox, for Thunderbird, Apple Mail, Dovecot and others
     "Status": "RO",
     "X-Status": "T",
@@ -1557,15 +1588,27 @@ QUOTED_PRINTABLE.body_encoding = email.charset.QP
 
 def write_drafts(args):
     rows = read_answers(args.source)
-    drafts = [write_draft(row) for row in rows if row["prediction"].strip()]
-    folder = args.output.endswith("/") or os.path.isdir(args.output)
-    added = (add_to_maildir if folder else add_to_mbox)(args.output, drafts)
-    left_out = {
-        "no word of a reply": len(rows) - len(drafts),
-        "is there already": len(drafts) - added,
-    }
-    print_left_out(+collections.Counter(left_out))
-    print(f"added {added} drafts to {args.output}; nothing is sent")
+    written = [row for row in rows if row["prediction"].strip()]
+    counts = save_drafts(args.output, written)
+    counts["no word of a reply"] = len(rows) - len(written)
+    added, replaced = (counts.pop(name, 0) for name in ("added", "replaced"))
+    print_left_out(+counts)
+    print(f"added {added} drafts to {args.output} and replaced {replaced}; nothing is sent")
+    for row in written:
+        if words := missing_words(str(row.get("notes") or ""), row["prediction"]):
+            title = one_line(titles(row)[0])
+            print(f"{title}: the draft leaves out of its notes: {', '.join(words)}")
+
+
+def missing_words(notes, reply):
+    """The words of notes that a reply does not say, not even with another ending."""
+    wanted, said = (dict.fromkeys(re.findall(r"\w+", text.casefold())) for text in (notes, reply))
+
+    def same(word, other):
+        short, long = sorted((word, other), key=len)
+        return word == other or len(short) > 3 and long.startswith(short)
+
+    return [word for word in wanted if not any(same(word, other) for other in said)]
 
 
 def read_answers(path):
@@ -1584,60 +1627,118 @@ def read_answers(path):
     return rows
 
 
-def not_in(box, drafts):
-    there = {message["Message-ID"] for message in box}
-    return [draft for draft in drafts if draft["Message-ID"] not in there]
+def digests(row):
+    """(digest of a mail, digest of its notes) of a row of inbox, or of its answer.
+
+    They are a draft's Message-ID: it tells nothing of this machine, and a mail gets one draft,
+    whatever the model says the next time, until its notes are others.
+    """
+    text = row["mail"] if "mail" in row else row["prompt"][-1]["content"]
+    known = [row[name] for name in DRAFT[2:]] + row["author"]
+    mail, notes = (
+        hashlib.sha256(json.dumps(part).encode()).hexdigest()
+        for part in ([text, *known], row.get("notes"))
+    )
+    return mail[:32], notes[:8] if row.get("notes") else NO_NOTES
 
 
-def add_to_maildir(path, drafts):
-    """How many drafts are new in the Maildir at this path."""
-    if os.path.isdir(path) and os.listdir(path) and not os.path.isdir(os.path.join(path, "cur")):
-        stop(f"{path}: is a folder but no Maildir; name a file for an mbox, or another folder")
+def has_draft(mail, notes, drafted):
+    """Whether a mail has its draft already; one without notes keeps whatever draft it has."""
+    there = drafted.get(mail, {})
+    return notes in there or notes == NO_NOTES and bool(there)
+
+
+def drafts_in(path):
+    """`drafts_of` the mailbox at a path, which need not be there yet."""
+    kind = mailbox.Maildir if is_maildir(path) else mailbox.mbox
+    there = os.path.exists(os.path.join(path, "cur") if kind is mailbox.Maildir else path)
+    return drafts_of(kind(path, create=False)) if there else {}
+
+
+def drafts_of(box):
+    """{digest of a mail: {digest of its notes: (key, message)}} of this program's drafts."""
+    drafted = {}
+    for key, message in box.items():
+        if digest := DRAFT_ID.match(str(message["Message-ID"] or "")):
+            drafted.setdefault(digest[1], {})[digest[2]] = key, message
+    return drafted
+
+
+def is_maildir(path):
+    """Whether the mailbox at a path is a Maildir, or becomes one; OSError if it is no mbox."""
+    folder = os.path.isdir(path)
+    if folder and os.listdir(path) and not os.path.isdir(os.path.join(path, "cur")):
+        advice = "name a file for an mbox, or another folder"
+        raise OSError(0, f"is a folder but no Maildir; {advice}", path)
+    if os.path.isfile(path.rstrip("/")):
+        with open(path, "rb") as file:
+            if file.read(5) not in (b"", b"From "):
+                raise OSError(0, "is there and is no mbox; name another output", path)
+    return folder or path.endswith("/")
+
+
+def save_drafts(path, rows, again=False):
+    """Put the drafts of answered rows into a mailbox: {"added" or "replaced" or why not: count}.
+
+    A draft replaces that of the same mail with other notes or, `again`, with the same.
+    """
+    drafts = [write_draft(row) for row in rows]
+    return (add_to_maildir if is_maildir(path) else add_to_mbox)(path, drafts, again)
+
+
+def add_to_maildir(path, drafts, again):
     for name in ("tmp", "new", "cur"):
         os.makedirs(os.path.join(path, name), exist_ok=True)
-    box = mailbox.Maildir(path)
-    new = [mailbox.MaildirMessage(draft) for draft in not_in(box, drafts)]
-    for draft in new:
+    drafts = [mailbox.MaildirMessage(draft) for draft in drafts]
+    for draft in drafts:
         draft.set_subdir("cur")
         draft.set_flags("DS")
-        box.add(draft)
-    return len(new)
+    return add(mailbox.Maildir(path), drafts, again)
 
 
-def add_to_mbox(path, drafts):
-    """How many drafts are new in an mbox; a copy is moved when whole, so a kill tears none."""
+def add_to_mbox(path, drafts, again):
+    """A copy of the mbox is moved when whole, so a kill tears none."""
+    for draft in drafts:
+        for name, value in MARKS.items():
+            draft[name] = value
     with open(path, "a+b") as file:
-        file.seek(0)
-        if file.read(5) not in (b"", b"From "):
-            stop(f"{path}: is there and is no mbox; name another output")
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if os.path.exists(f"{path}.lock"):
                 raise BlockingIOError
         except BlockingIOError:
-            stop(f"{path}: another program has it open; close that first")
+            raise OSError(0, "another program has it open; close that first", path) from None
         with open(side := f"{path}.part", "wb") as copy:
             file.seek(0)
             shutil.copyfileobj(file, copy)
         with contextlib.closing(mailbox.mbox(side)) as box:
-            new = not_in(box, drafts)
-            for draft in new:
-                for name, value in MARKS.items():
-                    draft[name] = value
-                box.add(draft)
+            counts = add(box, drafts, again)
         os.replace(side, os.path.realpath(path))
-    return len(new)
+    return counts
+
+
+def add(box, drafts, again):
+    drafted, counts = drafts_of(box), collections.Counter()
+    for draft in drafts:
+        mail, notes = DRAFT_ID.match(draft["Message-ID"]).groups()
+        if not again and has_draft(mail, notes, drafted):
+            counts["is there already"] += 1
+            continue
+        new, old = box.add(draft), drafted.pop(mail, {})
+        for key, _ in old.values():  # only now: a kill leaves two rather than none
+            box.remove(key)
+        drafted[mail] = {notes: (new, draft)}
+        counts["replaced" if old else "added"] += 1
+    return counts
 
 
 def write_draft(row):
     """A row of predictions.jsonl as a message: to whom "reply to all" goes, the original below.
 
     An address is only ever one that was told apart in the mail's header, and a field is one line.
-    The Message-ID is a digest of the mail: it tells nothing of this machine, and a mail gets one
-    draft, whatever the model says the next time.
     """
-    authors = [one_line(str(author)) for author in row["author"]]
-    texts = ("prediction", "mail")
+    authors, name = [one_line(str(author)) for author in row["author"]], row.get("name") or ""
+    digest, texts = ".".join(digests(row)), ("prediction", "mail")
     row = {name: row[name] if name in texts else one_line(row[name]) for name in DRAFT}
     to, copied, sender = people_to_answer(row, authors)
     reply, date = clean(row["prediction"]).strip(), prepare_data.sent_at(row)
@@ -1650,12 +1751,10 @@ def write_draft(row):
     # An mbox would mark a line that begins with "From ".
     body = re.sub("^From ", "=46rom ", message.get_payload(), flags=re.MULTILINE)
     message.set_payload(body)
-    digest = json.dumps(row | {"author": authors, "prediction": ""}).encode()
-    digest = hashlib.sha256(digest).hexdigest()[:32]
     own = next((author for author in authors if ADDRESS.fullmatch(author)), "")
     subject = f"Re: {prepare_data.REPLY_SUBJECT.sub('', row['subject']).strip()}"
     fields = {
-        "From": own,
+        "From": own and email.utils.formataddr((one_line(str(name)), own)),
         "To": ",\n ".join(map(email.utils.formataddr, to)),
         "Cc": ",\n ".join(map(email.utils.formataddr, copied)),
         "Subject": email.header.Header(subject, header_name="Subject").encode(),
