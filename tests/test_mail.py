@@ -1876,9 +1876,13 @@ UNWRITTEN = [  # header lines, text, reason
             "Content-Type: application/octet-stream\n\nx",
             kind="encrypted",
         ),
-        "encrypted",
+        "encrypted, or S/MIME in one piece",
     ),
-    (["Content-Type: application/pkcs7-mime; smime-type=enveloped-data"], "x", "encrypted"),
+    (
+        ["Content-Type: application/pkcs7-mime; smime-type=enveloped-data"],
+        "x",
+        "encrypted, or S/MIME in one piece",
+    ),
 ]
 
 
