@@ -2,7 +2,7 @@
 # the targets, `make -n experience1` prints the method, `make V=1 ...` shows commands and details.
 
 # Knobs: make VARIABLE=...; and EXTRACT_FLAGS, FORMAT_FLAGS, TRAIN_FLAGS, GENERATE_FLAGS,
-# EVALUATE_FLAGS, INBOX_FLAGS for the single stages
+# EVALUATE_FLAGS, INBOX_FLAGS, PAGE_FLAGS for the single stages
 EMBEDDED := models/SmolLM2-135M-Instruct
 GPU := $(filter GPU,$(shell nvidia-smi -L 2>/dev/null))
 ifeq ($(origin MODEL),undefined)
@@ -20,7 +20,7 @@ DATA_SOURCE ?= https://raw.githubusercontent.com/$(STUDY)/HEAD
 LAUNCH ?= python
 NAME ?= mine
 RUN ?= runs/$(NAME)
-DRAFTS := data/$(NAME)/drafts.mbox
+DRAFTS = $(if $(value OUT),$(call quote,OUT),data/$(NAME)/drafts.mbox)
 PORT ?= 8000
 ifndef V
 Q := @
@@ -126,6 +126,8 @@ data/experience1/random_train_625.jsonl: private FLAGS = --without-sender jeff.d
 data/experience2/%.jsonl: private FLAGS = --author-name "Jeff Dasovich"
 runs/demo/%: MODEL := $(EMBEDDED)
 DRAFT := --samples 8
+NEW = data/$(NAME)/inbox.jsonl
+ANSWERS = data/$(NAME)/answers.jsonl
 runs/demo/%/train.json: private FLAGS = --epochs 1 --learning-rate 2e-3 --batch-size 2 --rank 16 \
     --alpha 32 --dropout 0 --max-length 224 --max-reply-length 64 --dtype float32
 runs/demo/comparison.md: private FLAGS = --examples 2
@@ -169,18 +171,20 @@ mine: $(MINE:=/results_summary.txt) ## your own model: make mine MAILBOX=Sent.mb
 drafts: | .venv/installed ## for new mail: make drafts INBOX=in.mbox OUT=out.mbox AUTHOR=me@x.org
 	$(if $(value INBOX),,$(error say which: make drafts INBOX=in.mbox OUT=out.mbox AUTHOR=me@x.org))
 	$Qmkdir -m 700 -p data/$(NAME)
-	$Qpython mail.py inbox $(call quote,INBOX) data/$(NAME)/inbox.jsonl \
+	$Qpython mail.py inbox $(call quote,INBOX) $(NEW) \
 	    $(if $(AUTHOR),--author $(authors)) $(if $(value MAILBOX),--archive $(call quote,MAILBOX)) \
-	    $(if $(value NOTES),--notes $(call quote,NOTES)) $(INBOX_FLAGS)
-	$Qpython generate.py --run $(RUN) --data data/$(NAME)/inbox.jsonl --output data/$(NAME)/answers.jsonl \
+	    --drafts $(DRAFTS) $(if $(value NOTES),--notes $(call quote,NOTES)) $(INBOX_FLAGS)
+	$Q[ ! -s $(NEW) ] || python generate.py --run $(RUN) --data $(NEW) --output $(ANSWERS) \
 	    $(DRAFT) $(GENERATE_FLAGS)
-	$Qpython mail.py drafts data/$(NAME)/answers.jsonl $(if $(value OUT),$(call quote,OUT),$(DRAFTS))
+	$Q[ ! -s $(NEW) ] || python mail.py drafts $(ANSWERS) $(DRAFTS)
 reply: | .venv/installed ## the answer to one mail: make reply MAIL=x.eml NOTES="yes, tuesday at 10"
 	$(if $(value MAIL),,$(error say which mail: make reply MAIL=x.eml))
 	$Qpython generate.py --run $(RUN) --mail $(call quote,MAIL) --notes $(call quote,NOTES) \
 	    $(DRAFT) $(GENERATE_FLAGS)
-page: $(RUN)/train.json | .venv/page ## write replies on a page in your browser
-	$Qpython generate.py --run $(RUN) --page $(GENERATE_FLAGS)
+page: runs/$(NAME)/train.json | .venv/page ## drafts on a page in your browser: make page INBOX=in.mbox
+	$Qpython page.py --run runs/$(NAME) --out $(DRAFTS) \
+	    $(if $(value INBOX),--inbox $(call quote,INBOX)) $(if $(AUTHOR),--author $(authors)) \
+	    $(if $(value MAILBOX),--archive $(call quote,MAILBOX)) $(PAGE_FLAGS)
 
 # The method, stage by stage
 STUDY_FILES := $(addprefix data/,$(shell cut -c67- data/SHA256SUMS))

@@ -12,6 +12,7 @@ import functools
 import html
 import logging
 import os
+import signal
 import sys
 import tempfile
 import threading
@@ -37,11 +38,15 @@ POLICY = (  # Gradio's page is made by scripts in it, which compile its template
 )
 STYLE = """
 h1 { font-size: 1.4rem; margin: 0 }
-#list .wrap { max-height: 60vh; overflow-y: auto }
-#list label { width: 100% }
+:root:has(.dark), .dark { color-scheme: dark }
+#list .wrap { max-height: 55vh; overflow-y: auto; gap: 0 }
+#list label { width: 100%; padding: 6px }
+#list label:not(.selected) { background: none }
 #list label span { overflow-wrap: anywhere; unicode-bidi: plaintext }
-#said { min-height: 1.5em }
-progress { width: 100% }
+#list label span { max-height: 3em; overflow: hidden }
+progress { width: 100%; height: 6px; appearance: none }
+::-webkit-progress-bar { background: var(--border-color-primary) }
+::-webkit-progress-value { background: var(--color-accent) }
 @media (max-width: 700px) { #list .wrap { max-height: 30vh } }
 """
 KEYS = """() => addEventListener("keydown", event => {
@@ -49,7 +54,7 @@ KEYS = """() => addEventListener("keydown", event => {
         document.querySelector("#write").click()
 })"""
 THIS_TAB = "() => sessionStorage.tab = sessionStorage.tab || crypto.randomUUID()"
-FOCUS = "() => document.querySelector('#{} textarea').focus()"
+FOCUS = "() => document.querySelector('#{} textarea').focus({{preventScroll: {}}})"
 FOCUS_IF_FREE = """() => {
     if (document.activeElement.tagName != "TEXTAREA")
         document.querySelector("#reply textarea").focus()
@@ -58,6 +63,7 @@ FOCUS_IF_FREE = """() => {
 
 def main(argv=None):
     os.umask(0o077)  # private mail is for its owner only
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.modules["kernels"] = None  # with it the libraries would download code and run it
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     args = parse_args(argv)
@@ -162,8 +168,8 @@ def order(bench, item, again=False):
 
 def write_all(bench, tab):
     """Write the next of the drafts that are to be written; what is asked for meanwhile is first."""
-    if tab["todo"]:
-        item = tab["items"][tab["todo"].pop(0)]
+    if todo := tab["todo"]:
+        item = tab["items"][todo.pop(0)]
         if not item["draft"] and not item["busy"]:
             item |= {"told": "", "stopped": False, "busy": True}
             write(bench, item, 0)
@@ -295,8 +301,12 @@ def keep_others(desk, *fields):
     return remarks(keep(desk, *fields)[1])
 
 
-def ask(desk, *fields, again=False):
-    order(desk["bench"], keep(desk, *fields)[1], again)
+def ask(desk, *fields):
+    order(desk["bench"], keep(desk, *fields)[1])
+
+
+def ask_again(desk, *fields):
+    order(desk["bench"], keep(desk, *fields)[1], again=True)
 
 
 def ask_all(desk, *fields):
@@ -382,31 +392,27 @@ def build(desk):
         whole = [at["key"], at["list"], *fields[1:], at["said"]]
         first = "notes" if desk["rows"] else "mail"
         typing = {"trigger_mode": "always_last", "queue": False}
+        on([at["notes"].input, at["mail"].input], keep_others, fields, at["said"], **typing)
+        on(at["draft"].input, keep_draft, [*fields[:2], at["draft"]], at["said"], **typing)
         page.load(js=KEYS)
         loaded = on(page.load, show, at["key"], whole, js=THIS_TAB)
-        loaded.then(js=FOCUS.format(first))
-        on([at["notes"].input, at["mail"].input], keep_others, fields, at["said"], **typing)
-        on(at["draft"].input, keep_draft, fields[:2] + fields[4:], at["said"], **typing)
-        written = [
-            loaded,
-            on(at["write"].click, ask, fields, trigger_mode="multiple"),
-            on(at["again"].click, functools.partial(ask, again=True), fields),
-            on(at["all"].click, ask_all, fields),
-        ]
+        loaded.then(js=FOCUS.format(first, "true"))
         changing = [at["list"], at["draft"], at["said"], at["bar"]]
-        for event in written:
-            done = on(event.then, follow, at["key"], changing)
-            if event is not loaded:
+        on(loaded.then, follow, at["key"], changing)
+        for name, function in (("write", ask), ("again", ask_again), ("all", ask_all)):
+            asked = on(at[name].click, function, fields, trigger_mode="multiple")
+            done = on(asked.then, follow, at["key"], changing)
+            if name != "all":
                 done.then(js=FOCUS_IF_FREE)
         on([at["stop"].click, at["stop_all"].click], ask_to_stop, at["key"])
         on(at["save"].click, save_one, fields, [at["list"], at["said"]])
-        moved = [
-            on(at["list"].input, go_to, [at["list"], *fields], whole),
-            on(at["next"].click, go_on, fields, whole),
-            on(at["file"].upload, open_file, [at["file"], *fields], whole),
-        ]
-        for event in moved:
-            event.then(js=FOCUS.format(first))
+        for event, function, more in (
+            (at["list"].input, go_to, [at["list"]]),
+            (at["next"].click, go_on, []),
+            (at["file"].upload, open_file, [at["file"]]),
+        ):
+            shown = on(event, function, [*more, *fields], whole)
+            shown.then(js=FOCUS.format(first, "false"))
     page.queue(default_concurrency_limit=None)
     return page
 
@@ -417,7 +423,8 @@ def lay_out(desk):
 
     args, rows = desk["args"], desk["rows"]
     author = args.name or mail.name_in(args.author) or ", ".join(args.author) or args.run.name
-    whose = f"A model of {desk['bench'][2]['train_rows']} replies of {author} writes them."
+    replies = desk["bench"][2]["train_rows"]
+    whose = f"By a model that learned from {replies} replies of {author}."
     private = "Nothing is sent, and nothing leaves this machine."
     passed = [f"Passed over: {desk['passed']}."] if desk["passed"] else []
     passed += [] if args.archive else [f"{mail.NO_ARCHIVE.capitalize()}."]
@@ -429,10 +436,10 @@ def lay_out(desk):
             at["list"] = gradio.Radio([], label="Mail that wants a reply", elem_id="list")
             with gradio.Row():
                 at["all"], at["stop_all"] = button("Draft all"), button("Stop")
-            at["bar"] = gradio.HTML()
             gradio.HTML(paragraphs(*passed))
+            at["bar"] = gradio.HTML()
         with gradio.Column(scale=3, min_width=300):
-            size = {"lines": 8, "max_lines": 16}
+            size = {"lines": 6, "max_lines": 12}
             at["mail"] = gradio.Textbox(label="Mail", interactive=not rows, elem_id="mail", **size)
             kinds = [".eml", ".emlx"]
             at["file"] = gradio.UploadButton("Open an .eml", file_types=kinds, visible=not rows)

@@ -1,18 +1,14 @@
 """generate.py: the replies are model.generate's, the likelihoods exact, an export asks as training
 did."""
 
-import base64
 import io
 import json
-import os
 import re
 import shutil
 import socket
 import subprocess
 import sys
 import time
-import urllib.request
-from pathlib import Path
 
 import conftest
 import pytest
@@ -538,97 +534,3 @@ def test_embedded_model_end_to_end(tmp_path):
     comparison = tmp_path / "comparison.md"
     flags = ["--compare", run, untuned, "--output", comparison, "--examples", 1]
     assert "untuned" in python("evaluate.py", *flags).stdout and comparison.exists()
-
-
-# --- the page
-
-PAGE_MAIL = "The kiln is cold. <img src=x onerror=alert(1)> Who opens on Friday?"
-
-
-def driver(path, body=None, method="POST"):
-    """The answer to one command of the WebDriver protocol, by the chromedriver on port 9515."""
-    data = None if body is None else json.dumps(body).encode()
-    head = {"Content-Type": "application/json"}
-    request = urllib.request.Request(f"http://127.0.0.1:9515/{path}", data, head, method=method)
-    with urllib.request.urlopen(request, timeout=120) as answer:
-        return json.load(answer)["value"]
-
-
-def wait_for(condition):
-    """What the condition gives, as soon as it is something."""
-    for _ in range(240):
-        if found := condition():
-            return found
-        time.sleep(0.5)
-    raise AssertionError("nothing came in two minutes")
-
-
-def use_page(run, eml, picture):
-    """Use the page of a run in Chromium, with no other host in reach; print what was seen."""
-    subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
-    command = [sys.executable, ROOT / "generate.py", "--run", run, "--page"]
-    environment = os.environ | {"GRADIO_SERVER_PORT": "7861", "BROWSER": "true"}
-    server = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
-    chrome = subprocess.Popen(["chromedriver", "--port=9515"], stdout=subprocess.DEVNULL)
-    try:
-        assert server.stdout.readline() == "http://127.0.0.1:7861/ until Ctrl-C\n"
-        flags = "headless no-sandbox disable-gpu disable-background-networking no-first-run"
-        options = {"args": [f"--{flag}" for flag in [*flags.split(), "window-size=900,1000"]]}
-        browser = {"browserName": "chrome", "goog:chromeOptions": options}
-        session = driver("session", {"capabilities": {"alwaysMatch": browser}})["sessionId"]
-        here = f"session/{session}"
-        driver(f"{here}/url", {"url": "http://127.0.0.1:7861/"})
-
-        def find(css):
-            found = driver(f"{here}/elements", {"using": "css selector", "value": css})
-            return [f"{here}/element/{next(iter(each.values()))}" for each in found]
-
-        def texts():
-            return [
-                driver(f"{box}/property/value", method="GET")
-                for box in find("textarea, input[type=text]")
-            ]
-
-        mail, notes, _ = wait_for(
-            lambda: len(found := find("textarea, input[type=text]")) == 3 and found
-        )
-        driver(f"{mail}/value", {"text": PAGE_MAIL})
-        driver(f"{notes}/value", {"text": "no, len does"})
-        driver(f"{find('button.primary')[0]}/click", {})
-        seen = {"reply": wait_for(lambda: texts()[2])}
-        driver(f"{find('input[type=file]')[0]}/value", {"text": eml})
-        seen["eml"] = wait_for(lambda: texts()[0] != PAGE_MAIL and texts()[0])
-        script = "return performance.getEntriesByType('resource').map(each => each.name)"
-        seen["asked"] = driver(f"{here}/execute/sync", {"script": script, "args": []})
-        seen["images"] = find("img[src=x]")
-        Path(picture).write_bytes(base64.b64decode(driver(f"{here}/screenshot", method="GET")))
-        driver(here, method="DELETE")
-        print(json.dumps(seen))
-    finally:
-        for process in (server, chrome):
-            process.terminate()
-            process.wait()
-
-
-@pytest.mark.slow
-def test_the_page_in_a_browser_without_a_network(tiny, tmp_path):
-    pytest.importorskip("gradio", reason="gradio is not installed; `make page` installs it")
-    for program in ("chromedriver", "unshare", "ip"):
-        if not shutil.which(program):
-            pytest.skip(f"no {program} on this machine")
-    run, data = tmp_path / "run", write_jsonl(tmp_path / "train.jsonl", some_rows(8))
-    fit(tiny, data, run)
-    eml, picture = tmp_path / "mail.eml", tmp_path / "page.png"
-    eml.write_text("From: len@tern.example\nSubject: kiln\n\nIs <b>the kiln</b> cold?\n")
-    program = "import sys, test_generate; test_generate.use_page(*sys.argv[1:])"
-    command = ["unshare", "--net", "--map-root-user", sys.executable, "-c", program]
-    command += map(str, (run, eml, picture))
-    path = os.pathsep.join([str(ROOT / "tests"), *sys.path])
-    done = subprocess.run(
-        command, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    seen = json.loads(done.stdout.splitlines()[-1])
-    assert seen["reply"] and "Is <b>the kiln</b> cold?" in seen["eml"]
-    assert all(url.startswith("http://127.0.0.1:7861/") for url in seen["asked"])
-    assert seen["images"] == [] and picture.stat().st_size > 10_000

@@ -2,6 +2,7 @@
 
 import base64
 import collections
+import contextlib
 import csv
 import email
 import email.header
@@ -13,6 +14,7 @@ import io
 import json
 import mailbox
 import os
+import re
 import shutil
 import stat
 import subprocess
@@ -2811,6 +2813,140 @@ def test_drafts_refuse_in_one_line(tmp_path, capsys):
     assert (
         sorted(os.listdir(tmp_path)) == before and (tmp_path / "notes.txt").read_text() == "notes\n"
     )
+
+
+def without_drafts(tmp_path, out, notes=""):
+    """The rows of an inbox of three mails that have no draft with these notes there."""
+    (tmp_path / "notes.txt").write_text(notes)
+    write_mbox(tmp_path / "mail", [message(n, LEN, f"Is it {n}?", f"kiln {n}") for n in (1, 2, 3)])
+    flags = ["--author", MAUD, "--drafts", str(tmp_path / out), "--notes"]
+    return inbox(tmp_path, tmp_path / "mail", *flags, str(tmp_path / "notes.txt"))
+
+
+@pytest.mark.parametrize("out", ["drafts.mbox", "Drafts"])
+def test_a_mail_with_its_draft_is_not_answered_again(tmp_path, out, capsys):
+    rows = without_drafts(tmp_path, out, "kiln 2: no\n")
+    assert [row.get("notes") for row in rows] == [None, "no", None]
+    assert len(drafts(tmp_path, rows[:2], out + "/" * (out == "Drafts"))) == 2
+    capsys.readouterr()
+    assert [row["subject"] for row in without_drafts(tmp_path, out, "kiln 2: no\n")] == ["kiln 3"]
+    printed = capsys.readouterr().out
+    assert "left out      2: has its draft already\nkept 1 mails to answer" in printed
+    # Without notes a draft stays, by whatever notes it was written.
+    assert [row["subject"] for row in without_drafts(tmp_path, out)] == ["kiln 3"]
+    changed = without_drafts(tmp_path, out, "kiln 1: yes\nkiln 2: never\n")
+    assert [row["subject"] for row in changed] == ["kiln 1", "kiln 2", "kiln 3"]
+    drafts(tmp_path, changed, out + "/" * (out == "Drafts"))
+    assert without_drafts(tmp_path, out, "kiln 1: yes\nkiln 2: never\n") == []
+    assert (tmp_path / "inbox.jsonl").read_text() == ""
+    assert "left out      3: has its draft already\nkept 0 mails" in capsys.readouterr().out
+
+
+def open_box(path):
+    return mailbox.Maildir(path) if str(path).endswith("/") else mailbox.mbox(path)
+
+
+@pytest.mark.parametrize("out", ["drafts.mbox", "Drafts/"])
+def test_other_notes_replace_the_draft_and_nothing_else(tmp_path, out, capsys):
+    write_mbox(tmp_path / "mail", [QUESTION, message(2, LEN, "And?", "lamps")])
+    rows = inbox(tmp_path, tmp_path / "mail", "--author", MAUD)
+    with contextlib.closing(open_box(f"{tmp_path}/{out}")) as box:
+        box.add(message(9, MAUD, "Of my own\nFrom me\n", "wax"))
+
+    def saved(*more):
+        """{subject: (the parts of its id, text)} of the drafts, and the mail that is none."""
+        drafts(tmp_path, [rows[0] | {"notes": more[0]}, rows[1]], out, reply=more[1])
+        found = {}
+        with contextlib.closing(open_box(f"{tmp_path}/{out}")) as box:
+            for key, draft in box.items():
+                name = re.fullmatch(
+                    r"<(?:draft\.(\w{32})\.(\w+))?.*@tern.example>", draft["Message-ID"]
+                )
+                assert draft["Subject"] not in found
+                found[draft["Subject"]] = (*name.groups(), box.get_bytes(key))
+        return found
+
+    before, after = saved("no", "By six."), saved("yes", "By nine.")
+    assert "and replaced 1; nothing is sent\n" in (printed := capsys.readouterr().out)
+    assert "left out      1: is there already\n" in printed
+    assert list(map(sorted, (before, after))) == [["Re: kiln two", "Re: lamps", "wax"]] * 2
+    assert before["wax"] == after["wax"] and before["Re: lamps"] == after["Re: lamps"]
+    assert before["Re: lamps"][1] == "0"  # without notes
+    old, new = before["Re: kiln two"], after["Re: kiln two"]
+    assert old[0] == new[0] and old[1] != new[1] and (len(old[1]), len(new[1])) == (8, 8)
+    assert b"By six." in old[2] and b"By nine." in new[2] and b"By six." not in new[2]
+    assert saved("yes", "By ten.") == after
+
+
+def test_out_is_checked_before_a_mail_is_read(tmp_path, capsys):
+    (tmp_path / "notes.txt").write_text("notes\n")
+    for out, error in (
+        (f"{tmp_path}", "is a folder but no Maildir"),
+        (f"{tmp_path}/notes.txt", "is there and is no mbox"),
+        (f"{tmp_path}/notes.txt/", "Not a directory"),
+        (f"{tmp_path}/none/drafts.mbox", "No such file"),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            mail.main(["inbox", "no such inbox", "x.jsonl", "--drafts", out])
+        shown = capsys.readouterr().err
+        assert stopped.value.code == 2 and error in shown and shown.count("\n") == 1
+    assert os.listdir(tmp_path) == ["notes.txt"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "name"),
+    [
+        ([f"Jo Park <{MAUD}>"], "Jo Park"),
+        ([MAUD, "--name", "Jo Park"], "Jo Park"),
+        ([f"Maud <{MAUD}>", "--name", "J. Pärk\nBcc: x@y.example"], "J. Pärk Bcc: x@y.example"),
+        ([MAUD, "Jo Park"], ""),
+    ],
+)
+def test_a_draft_is_from_the_author_by_name(tmp_path, flags, name):
+    write_mbox(tmp_path / "mail", [QUESTION])
+    (draft,) = drafts(tmp_path, inbox(tmp_path, tmp_path / "mail", "--author", *flags))
+    (sender,) = draft["From"].addresses
+    assert (sender.display_name, sender.addr_spec) == (name, MAUD) and draft["Bcc"] is None
+
+
+def test_without_an_archive_one_line_says_so(tmp_path, capsys):
+    write_mbox(tmp_path / "mail", [QUESTION])
+    inbox(tmp_path, tmp_path / "mail")
+    assert capsys.readouterr().out.count(f"\n{mail.NO_ARCHIVE}\n") == 1
+    inbox(tmp_path, tmp_path / "mail", "--archive", str(tmp_path / "mail"))
+    assert mail.NO_ARCHIVE not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("notes", "reply", "missing"),
+    [
+        ("yes, Tuesday at 10", "YES: tuesday at 10 then", []),
+        ("book lamp, no wax", "Booked the lamps.", ["no", "wax"]),  # a longer word
+        (
+            "bring samples, delivered",
+            "I'll deliver the sample; it brings luck",
+            [],
+        ),  # a shorter one
+        ("no cat", "nothing cats", ["no", "cat"]),  # words of under four letters count whole
+        ("no, no, no", "", ["no"]),
+        ("", "Yes", []),
+        ("Größe straße", "GRÖSSE Strasse", []),
+    ],
+)
+def test_the_words_of_notes_that_a_draft_leaves_out(notes, reply, missing):
+    assert mail.missing_words(notes, reply) == missing
+
+
+def test_drafts_that_leave_out_words_of_their_notes_are_named(tmp_path, capsys):
+    source, notes = from_people(tmp_path, (ANA, "kiln"), (JOSS, "lamps"), (ANA, "wax"))
+    notes.write_text("kiln: by seven, samples\nlamps: no\n")
+    rows = inbox(tmp_path, source, "--author", MAUD, "--notes", str(notes))
+    capsys.readouterr()
+    drafts(tmp_path, rows)
+    assert capsys.readouterr().out.splitlines()[-2:] == [
+        "Ana Brandt, kiln: the draft leaves out of its notes: seven, samples",
+        "joss@tern.example, lamps: the draft leaves out of its notes: no",
+    ]
 
 
 @pytest.mark.slow
