@@ -28,18 +28,13 @@ from pathlib import Path
 from unittest import mock
 
 import benchmark
+import conftest
 from benchmark import ROOT, script
-from conftest import llama2_tokenizer, row, tiny_tokenizer, write_jsonl, write_llama
+from conftest import read_json, read_jsonl, row, tiny_tokenizer, write_jsonl, write_llama
+from pipeline import ADAPTER
 
 NO_GPU = {"CUDA_VISIBLE_DEVICES": ""}
-TINY = {  # a Llama of two layers
-    "vocab_size": 400,
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 4,
-}
+TINY = {"vocab_size": 400} | conftest.TINY
 FLAGS = "--epochs 2 --batch-size 4 --micro-batch-size 4 --rank 16 --alpha 32 --dropout 0 "
 FLAGS += "--learning-rate 1e-3 --max-length 224 --max-reply-length 64 --validation-fraction 0.25 "
 FLAGS += "--gradient-checkpointing off"
@@ -74,10 +69,6 @@ def main(argv=None):
     return 1 if failed else 0
 
 
-def read(path):
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
 def check_small(folder, tiny):
     """The embedded model on the GPU against the CPU, and a training killed and continued."""
     from safetensors.torch import load_file
@@ -100,14 +91,10 @@ def check_small(folder, tiny):
     script("evaluate.py", gpu, "--style-data", train, another)
     with mock.patch.dict(os.environ, NO_GPU):
         gaps, _ = benchmark.alone(reply_gaps, gpu, test, there)
-    losses = [
-        json.loads((run / "train.json").read_text())["validation_losses"][-1]
-        for run in (gpu, there.parent)
-    ]
-    nats = [
-        sum(line["reference_nll"] for line in read(path))
-        for path in (gpu / "predictions.jsonl", there)
-    ]
+    losses, nats = [], []
+    for answers in (gpu / "predictions.jsonl", there):
+        losses.append(read_json(answers.with_name("train.json"))["validation_losses"][-1])
+        nats.append(sum(each["reference_nll"] for each in read_jsonl(answers)))
 
     command = [sys.executable, ROOT / "train.py", *map(str, [*flags, killed])]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
@@ -116,7 +103,7 @@ def check_small(folder, tiny):
         process.send_signal(signal.SIGKILL)
     was_killed = not (killed / "train.json").exists()
     script("train.py", *flags, killed)
-    one, other = (load_file(run / "adapter" / "adapter_model.safetensors") for run in (gpu, killed))
+    one, other = (load_file(run / ADAPTER) for run in (gpu, killed))
     difference = max((one[name] - other[name]).abs().max().item() for name in one)
 
     figures = {
@@ -124,7 +111,7 @@ def check_small(folder, tiny):
         "validation_loss_cpu": losses[1],
         "reference_nats_gpu": nats[0],
         "reference_nats_cpu": nats[1],
-        "replies": len(read(there)),
+        "replies": len(read_jsonl(there)),
         "replies_that_differ": len(gaps),
         "largest_gap_in_logits": max(gaps, default=0),
         "largest_difference_of_a_weight_after_a_kill": difference,
@@ -150,10 +137,9 @@ def reply_gaps(run, test, other):
     settings, examples = benchmark.questions(run, test)
     tokenizer, model = generate.load_run(settings["base_model"], settings, run)
     gaps, end = [], examples[0]["reply"][-1:]
-    for example, here, there in zip(
-        examples, read(run / "predictions.jsonl"), read(other), strict=True
-    ):
-        replies = [generate.tokenize(tokenizer, line["prediction"]) + end for line in (here, there)]
+    found = read_jsonl(run / "predictions.jsonl"), read_jsonl(other)
+    for example, *lines in zip(examples, *found, strict=True):
+        replies = [generate.tokenize(tokenizer, line["prediction"]) + end for line in lines]
         if replies[0] == replies[1]:
             continue
         same = next(n for n, (a, b) in enumerate(zip(*replies, strict=False)) if a != b)
@@ -168,7 +154,7 @@ def check_llama(folder, tiny):
     """Llama 2's shape in the defaults: train.py, TRL's SFTTrainer, generate.py."""
     base, rows, test = folder / "llama", folder / "long.jsonl", folder / "asked.jsonl"
     known = os.environ.get("LLAMA2_TOKENIZER")
-    tokenizer = llama2_tokenizer(folder) if known and not tiny else tiny_tokenizer()
+    tokenizer = conftest.llama2_tokenizer(folder) if known and not tiny else tiny_tokenizer()
     write_llama(base, tokenizer, **TINY if tiny else {})
     mail, reply = "Is the kiln cold again? " * 700, "Yes, by noon, wax and wick. " * 200
     write_jsonl(rows, [row(n, f"{n} {mail}", reply) for n in range(16)])
@@ -178,7 +164,7 @@ def check_llama(folder, tiny):
     for way in ("on", "off"):
         run = folder / f"llama_checkpointing_{way}"
         script("train.py", *flags, "--gradient-checkpointing", way, "--output-dir", run)
-        facts = json.loads((run / "train.json").read_text())
+        facts = read_json(run / "train.json")
         figures |= {f"llama_tokens_per_second_checkpointing_{way}": facts["tokens_per_second"]}
         figures |= {f"llama_train_peak_gb_checkpointing_{way}": facts["peak_memory_gb"]}
     flags = [str(flag) for flag in [*flags, "--output-dir", folder / "trl"]]
@@ -193,16 +179,11 @@ def trl(flags):
     """(tokens a second, peak memory in GB) of TRL with train.py's defaults on a GPU."""
     settings, _, _ = benchmark.prepare(flags)
     micro, gpu = settings["micro_batch_size"], peak_gb() is not None
-    how = {
-        "per_device_train_batch_size": micro,
-        "gradient_accumulation_steps": settings["batch_size"] // micro,
-        "gradient_checkpointing": settings["gradient_checkpointing"] == "on",
-        "gradient_checkpointing_kwargs": {"use_reentrant": False},
-        "num_train_epochs": settings["epochs"],
-        "optim": "paged_adamw_8bit" if gpu else "adamw_torch",
-        "bf16": gpu,
-        "use_cpu": not gpu,
-    }
+    how = {"per_device_train_batch_size": micro, "num_train_epochs": settings["epochs"]}
+    how |= {"gradient_accumulation_steps": settings["batch_size"] // micro}
+    how |= {"gradient_checkpointing": settings["gradient_checkpointing"] == "on"}
+    how |= {"gradient_checkpointing_kwargs": {"use_reentrant": False}, "bf16": gpu}
+    how |= {"optim": "paged_adamw_8bit" if gpu else "adamw_torch", "use_cpu": not gpu}
     rate = benchmark.trl_training(flags, count=16, **how)
     return rate * settings["epochs"], peak_gb()
 
@@ -235,10 +216,8 @@ def profile(flags):
     model = train.load_model(settings).train()
     takes = train.inspect.signature(model.get_base_model().forward).parameters
     batch = train.collate(examples[: settings["micro_batch_size"]], takes)
-    batch = {
-        name: value.to(model.device) if torch.is_tensor(value) else value
-        for name, value in batch.items()
-    }
+    for name, value in batch.items():
+        batch[name] = value.to(model.device) if torch.is_tensor(value) else value
     labels = batch.pop("labels")
 
     def work(count):
@@ -260,11 +239,8 @@ def profile(flags):
     activities += [torch.profiler.ProfilerActivity.CUDA] if gpu else []
     with torch.profiler.profile(activities=activities) as found:
         work(1)
-    events = found.key_averages()
-    spent = {
-        event.key: event.self_device_time_total if gpu else event.self_cpu_time_total
-        for event in events
-    }
+    measure = "self_device_time_total" if gpu else "self_cpu_time_total"
+    spent = {event.key: getattr(event, measure) for event in found.key_averages()}
     largest = sorted(spent, key=spent.get, reverse=True)[:3]
     tokens = batch["input_ids"].numel()
     return {
