@@ -116,6 +116,11 @@ def peak_gb(who=resource.RUSAGE_SELF):
     return resource.getrusage(who).ru_maxrss * 1024 / 1e9
 
 
+def of_model(gb):
+    """A memory in sizes of the embedded model."""
+    return gb * 1e9 / (EMBEDDED / "model.safetensors").stat().st_size
+
+
 def sample_rows():
     with SAMPLE[0].open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
@@ -127,20 +132,17 @@ def sample_words():
     again."""
     script("prepare_data.py", "format", SAMPLE[0], own := FOLDER / "sample.jsonl")
     pairs = [json.loads(line) for line in own.read_text(encoding="utf-8").splitlines()]
-    texts = {
-        "mail": [pair["prompt"][-1]["content"] for pair in pairs],
-        "response": [pair["completion"][0]["content"] for pair in pairs],
-    }
-    return {name: " ".join(found).split() for name, found in texts.items()}
+    mails = [pair["prompt"][-1]["content"] for pair in pairs]
+    replies = [pair["completion"][0]["content"] for pair in pairs]
+    return {"mail": " ".join(mails).split(), "response": " ".join(replies).split()}
 
 
 def write_mail(path, count):
     """The JSONL of `count` replies of the sample's words, as long as Jeff Dasovich's: log-normal,
-    their medians and 90th percentiles
-    in words 190 and 525 for mail, 16 and 62 for replies. Returns the seconds that format takes."""
+    their medians and 90th percentiles in words 190 and 525 for mail, 16 and 62 for replies.
+    Returns the seconds that format takes."""
     draw, table = random.Random(count), path.with_suffix(".csv")
-    rows = sample_rows()
-    words = sample_words()
+    rows, words = sample_rows(), sample_words()
 
     def text(name, median, tenth):
         start = draw.randrange(len(words[name]))
@@ -177,19 +179,16 @@ def bench_train():
     trl, trl_gb = alone(trl_training, flags)
     ours, rate = facts["tokens_per_second"], len(rates) / sum(1 / each for each in rates)
     print(
-        f"train.py {ours} tokens a second, {facts['peak_memory_gb']} GB; plain recipe "
-        f"{plain:.1f}, {plain_gb:.2f} GB; "
-        f"TRL {trl:.1f}, {trl_gb:.2f} GB; float32 matrices {rate / 1e9:.0f} GFLOP/s on "
-        f"{torch.get_num_threads()} cores, {max(rates) / 1e9:.0f} at best"
+        f"train.py {ours} tokens a second, {facts['peak_memory_gb']} GB; plain recipe {plain:.1f}, "
+        f"{plain_gb:.2f} GB; TRL {trl:.1f}, {trl_gb:.2f} GB; float32 matrices {rate / 1e9:.0f} "
+        f"GFLOP/s on {torch.get_num_threads()} cores, {max(rates) / 1e9:.0f} at best"
     )
     return {
         "train_vs_limit": ours * work / rate,
         "train_vs_plain": ours / plain,
         "train_vs_trl": ours / trl,
         "train_peak_gb": facts["peak_memory_gb"],
-        "train_peak_vs_model": facts["peak_memory_gb"]
-        * 1e9
-        / (EMBEDDED / "model.safetensors").stat().st_size,
+        "train_peak_vs_model": of_model(facts["peak_memory_gb"]),
     }
 
 
@@ -228,15 +227,10 @@ def nf4_model(bfloat16=False):
     import torch
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-    nf4 = BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.float32,
-    )
-    model = AutoModelForCausalLM.from_pretrained(
-        EMBEDDED, dtype=torch.float32, quantization_config=nf4
-    )
+    kind = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
+    nf4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.float32, **kind)
+    how = {"dtype": torch.float32, "quantization_config": nf4}
+    model = AutoModelForCausalLM.from_pretrained(EMBEDDED, **how)
     for module in [] if bfloat16 else model.modules():
         module.support_avx512bf16_for_cpu = False
     return model
@@ -249,27 +243,20 @@ def plain_training(flags):
     from transformers import Trainer
 
     settings, tokenizer, examples = prepare(flags)
-    model = nf4_model()
-    lora = LoraConfig(
-        task_type="CAUSAL_LM",
-        target_modules="all-linear",
-        r=settings["rank"],
-        lora_alpha=settings["alpha"],
-        lora_dropout=0.05,
-    )
-    model = get_peft_model(model, lora)
+    sizes = {"r": settings["rank"], "lora_alpha": settings["alpha"], "lora_dropout": 0.05}
+    lora = LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear", **sizes)
+    model = get_peft_model(nf4_model(), lora)
     work = operations(model, examples)
     rows, width = examples[:PLAIN_LEARNED], settings["max_length"]
-    padded = [
-        {
-            "input_ids": example["input_ids"] + [0] * (width - example["length"]),
-            "attention_mask": [1] * example["length"] + [0] * (width - example["length"]),
-            "labels": [-100] * (example["length"] - example["reply"])
-            + example["input_ids"][-example["reply"] :]
-            + [-100] * (width - example["length"]),
-        }
-        for example in rows
-    ]
+
+    def pad(example):
+        ids, length = example["input_ids"], example["length"]
+        prompt, rest = length - example["reply"], width - length
+        labels = [-100] * prompt + ids[prompt:] + [-100] * rest
+        mask = [1] * length + [0] * rest
+        return {"input_ids": ids + [0] * rest, "attention_mask": mask, "labels": labels}
+
+    padded = [pad(example) for example in rows]
     trainer = Trainer(model, arguments(settings), train_dataset=padded)
     # Each row takes as long as the others.
     mean = sum(example["length"] for example in examples) / len(examples)
@@ -282,11 +269,8 @@ def operations(model, examples):
     config = model.config
     adapter = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     key_value = config.hidden_size * config.num_key_value_heads // config.num_attention_heads
-    frozen = (
-        config.num_hidden_layers
-        * config.hidden_size
-        * (2 * config.hidden_size + 2 * key_value + 3 * config.intermediate_size)
-    )
+    layer = 2 * config.hidden_size + 2 * key_value + 3 * config.intermediate_size
+    frozen = config.num_hidden_layers * config.hidden_size * layer
     replies, lengths = (sum(example[name] for example in examples) for name in ("reply", "length"))
     projected = replies / lengths * config.hidden_size * config.vocab_size
     return 4 * frozen + 6 * adapter + 4 * projected
@@ -325,13 +309,9 @@ def trl_training(flags, count=TRL_LEARNED, **how):
 def arguments(settings, kind=None, **more):
     from transformers import TrainingArguments
 
-    common = {
-        "per_device_train_batch_size": settings["batch_size"],
-        "num_train_epochs": 1,
-        "learning_rate": settings["learning_rate"],
-    }
-    quiet = {"use_cpu": True, "report_to": "none", "save_strategy": "no"}
-    quiet |= {"disable_tqdm": True, "logging_steps": 1000}
+    common = {"num_train_epochs": 1, "learning_rate": settings["learning_rate"]}
+    common |= {"per_device_train_batch_size": settings["batch_size"], "logging_steps": 1000}
+    quiet = {"use_cpu": True, "report_to": "none", "save_strategy": "no", "disable_tqdm": True}
     return (kind or TrainingArguments)(tempfile.mkdtemp(), **common | quiet | more)
 
 
@@ -353,8 +333,7 @@ def bench_generate():
     theirs, _ = alone(llamacpp_answers, written)
     print(
         f"generate.py {ours:.2f} seconds a mail, {gb:.2f} GB; plain recipe {plain:.2f}, "
-        f"{plain_gb:.2f} GB, "
-        f"in bfloat16 {bfloat16:.2f}; llama.cpp {theirs:.2f}; "
+        f"{plain_gb:.2f} GB, in bfloat16 {bfloat16:.2f}; llama.cpp {theirs:.2f}; "
         f"{sum(written) / len(written):.0f} tokens a reply"
     )
     return {
@@ -362,7 +341,7 @@ def bench_generate():
         "generate_vs_plain_bfloat16": bfloat16 / ours,
         "generate_vs_llamacpp": theirs / ours,
         "generate_peak_gb": gb,
-        "generate_peak_vs_model": gb * 1e9 / (EMBEDDED / "model.safetensors").stat().st_size,
+        "generate_peak_vs_model": of_model(gb),
     }
 
 
@@ -387,9 +366,9 @@ def our_answers(run=RUN, test=TEST, **changes):
 
     settings, examples = questions(run, test)
     tokenizer, model = generate.load_run(settings["base_model"], settings | changes, run)
-    batch_size = 16 if torch.cuda.is_available() else 64  # as in the Makefile
+    sizes = (16 if torch.cuda.is_available() else 64, 1)  # as in the Makefile
     start, answers = time.perf_counter(), {}
-    generate.answer_all(tokenizer, model, examples, batch_size, io.BytesIO(), answers)
+    generate.answer_all(tokenizer, model, examples, sizes, io.BytesIO(), answers)
     seconds = (time.perf_counter() - start) / len(examples)
     texts = [answers[place]["prediction"] for place in range(len(examples))]
     return seconds, [len(generate.tokenize(tokenizer, text)) + 1 for text in texts]
@@ -402,8 +381,7 @@ def plain_answers(written, bfloat16):
     from peft import PeftModel
 
     _, examples = questions()
-    model = nf4_model(bfloat16)
-    model = PeftModel.from_pretrained(model, RUN / "adapter").eval()
+    model = PeftModel.from_pretrained(nf4_model(bfloat16), RUN / "adapter").eval()
     order = sorted(range(len(examples)), key=written.__getitem__)
     some = [order[i * (len(order) - 1) // (PLAIN_ANSWERED - 1)] for i in range(PLAIN_ANSWERED)]
     with torch.inference_mode():
@@ -413,15 +391,9 @@ def plain_answers(written, bfloat16):
         for example, length in ((examples[place], written[place]) for place in some):
             prompt = torch.tensor([example["prompt"]])
             reply = torch.tensor([example["prompt"] + example["reply"]])
-            model.generate(
-                input_ids=prompt,
-                attention_mask=torch.ones_like(prompt),
-                do_sample=False,
-                min_new_tokens=length,
-                max_new_tokens=length,
-                eos_token_id=example["reply"][-1],
-                pad_token_id=0,
-            )
+            how = {"min_new_tokens": length, "max_new_tokens": length, "do_sample": False}
+            how |= {"eos_token_id": example["reply"][-1], "pad_token_id": 0}
+            model.generate(prompt, attention_mask=torch.ones_like(prompt), **how)
             labels = reply.clone()
             labels[:, : prompt.shape[1]] = -100
             model(input_ids=reply, labels=labels)
@@ -439,9 +411,8 @@ def llamacpp_answers(written, parallel=16):
     how = cpp.llama_model_quantize_default_params()
     how.ftype = cpp.LLAMA_FTYPE_ALL_F32
     if not file.exists() or file.stat().st_mtime < whole.stat().st_mtime:
-        assert not cpp.llama_model_quantize(str(whole).encode(), str(file).encode(), how), (
-            "llama.cpp cannot write float32"
-        )
+        failed = cpp.llama_model_quantize(str(whole).encode(), str(file).encode(), how)
+        assert not failed, "llama.cpp cannot write float32"
     settings, examples = questions()
     model = cpp.llama_model_load_from_file(str(file).encode(), cpp.llama_model_default_params())
     context = cpp.llama_context_default_params()
@@ -460,16 +431,12 @@ def llamacpp_answers(written, parallel=16):
     done = 0
     while waiting or going:
         # (sequence, position, token, whether its logits are wanted)
-        new = [
-            (sequence, position, token, True) for sequence, (position, token, _) in going.items()
-        ]
+        new = [(sequence, *place, True) for sequence, (*place, _) in going.items()]
         while waiting and free and len(new) + len(waiting[-1][0]) <= 2048:
             sequence, (prompt, length) = free.pop(), waiting.pop()
-            new += [
-                (sequence, position, token, position == len(prompt) - 1)
-                for position, token in enumerate(prompt)
-            ]
-            going[sequence] = (len(prompt) - 1, None, length)
+            last = len(prompt) - 1
+            new += [(sequence, n, token, n == last) for n, token in enumerate(prompt)]
+            going[sequence] = (last, None, length)
         for i, (sequence, position, token, wanted) in enumerate(new):
             batch.token[i], batch.pos[i], batch.logits[i] = token, position, wanted
             batch.n_seq_id[i], batch.seq_id[i][0] = 1, sequence
