@@ -35,13 +35,11 @@ def start_make(clone):
     (clone / ".venv" / "bin" / "python").symlink_to(sys.executable)
     (clone / ".venv" / "installed").touch()
     more = {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path), "no_proxy": "*"}
-    text = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    how = {"cwd": clone, "env": os.environ | more, "start_new_session": True, "text": True}
+    how |= {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
 
     def make(*arguments):
-        command = ["make", *arguments]
-        return subprocess.Popen(
-            command, cwd=clone, env=os.environ | more, start_new_session=True, **text
-        )
+        return subprocess.Popen(["make", *arguments], **how)
 
     return make
 
@@ -74,10 +72,7 @@ BAD = [  # what is made, the one line that is neither make's nor curl's
     (f"{MINITEST} DATA_SOURCE=file://HERE/x", f"{MINITEST} is not the study's file: its SHA-256"),
     ("runs/demo/exp1.M-M/train.json MODEL=no/such", "train.py: error: cannot load no/such: "),
     ("runs/sizes/abc/train.json MODEL=x", "argument --limit: invalid int value: 'abc'"),
-    (
-        "runs/experience1/no/results_summary.txt",
-        "say what runs/experience1/no/train.json is made of",
-    ),
+    ("runs/experience1/a/results_summary.txt", "say what runs/experience1/a/train.json is made of"),
     ("runs/x/predictions.jsonl", "say what runs/x/predictions.jsonl is made of"),
     ("runs/x/comparison.md", "say what runs/x/comparison.md is made of"),
     ("report", "evaluate.py: error: runs/x/y/predictions.jsonl: no such file"),
@@ -125,13 +120,12 @@ def test_make_killed_and_two_makes_at_once(tiny, undisturbed, start_make, clone)
         return start_make("-j4", summary, *knobs)
 
     run, expected = clone / "runs" / "small", undisturbed / "run"
-    for seen in (
-        "settings.json checkpoints adapter train.json predictions.jsonl.0.part predictions.jsonl"
-    ).split():
+    seen = "settings.json checkpoints adapter train.json predictions.jsonl.0.part predictions.jsonl"
+    for name in seen.split():
         process = make()
-        while process.poll() is None and not (run / seen).exists():
+        while process.poll() is None and not (run / name).exists():
             time.sleep(0.01)
-        assert process.poll() is None, (seen, process.communicate()[0])
+        assert process.poll() is None, (name, process.communicate()[0])
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
     process = make()
