@@ -155,6 +155,8 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 plain = '$(subst ','\'',$(value $1))'
 quote = $(subst '~/,'$(HOME)/,$(call plain,$1))
 authors = $(if $(findstring @,$(AUTHOR)),$(AUTHOR),$(call quote,AUTHOR))
+by = $(if $(AUTHOR),--author $(authors)) \
+    $(if $(wildcard data/$(NAME)/name),--name "$$(cat data/$(NAME)/name)")
 known = $(or $1,$(error the Makefile does not say what $@ is made of: take another name))
 # Two makes may run in one clone: a side file bears the number of its make, one at a time installs
 PART := $(shell echo $$PPID).part
@@ -172,7 +174,7 @@ drafts: | .venv/installed ## for new mail: make drafts INBOX=in.mbox OUT=out.mbo
 	$(if $(value INBOX),,$(error say which: make drafts INBOX=in.mbox OUT=out.mbox AUTHOR=me@x.org))
 	$Qmkdir -m 700 -p data/$(NAME)
 	$Qpython mail.py inbox $(call quote,INBOX) $(NEW) \
-	    $(if $(AUTHOR),--author $(authors)) $(if $(value MAILBOX),--archive $(call quote,MAILBOX)) \
+	    $(by) $(if $(value MAILBOX),--archive $(call quote,MAILBOX)) \
 	    --drafts $(DRAFTS) $(if $(value NOTES),--notes $(call quote,NOTES)) $(INBOX_FLAGS)
 	$Q[ ! -s $(NEW) ] || python generate.py --run $(RUN) --data $(NEW) --output $(ANSWERS) \
 	    $(DRAFT) $(GENERATE_FLAGS)
@@ -183,7 +185,7 @@ reply: | .venv/installed ## the answer to one mail: make reply MAIL=x.eml NOTES=
 	    $(DRAFT) $(GENERATE_FLAGS)
 page: runs/$(NAME)/train.json | .venv/page ## drafts on a page in your browser: make page INBOX=in.mbox
 	$Qpython page.py --run runs/$(NAME) --out $(DRAFTS) \
-	    $(if $(value INBOX),--inbox $(call quote,INBOX)) $(if $(AUTHOR),--author $(authors)) \
+	    $(if $(value INBOX),--inbox $(call quote,INBOX)) $(by) \
 	    $(if $(value MAILBOX),--archive $(call quote,MAILBOX)) $(PAGE_FLAGS)
 
 # The method, stage by stage
@@ -201,7 +203,8 @@ data/%/replies.csv: | .venv/installed
 	$(if $(and $(value MAILBOX),$(AUTHOR)),,\
 	    $(error say whose mail: make mine MAILBOX=Sent.mbox AUTHOR=me@x.org))
 	$Qmkdir -m 700 -p $(@D)
-	$Qpython mail.py extract $(call quote,MAILBOX) $@ --author $(authors) $(EXTRACT_FLAGS)
+	$Qpython mail.py extract $(call quote,MAILBOX) $@ --author $(authors) --whose $(@D)/name \
+	    $(EXTRACT_FLAGS)
 	$Qprintf '%s\n' MAILBOX=$(call plain,MAILBOX) AUTHOR=$(call plain,AUTHOR) \
 	    MODEL=$(call plain,MODEL) > $(@D)/knobs
 

@@ -90,6 +90,8 @@ def parse_arguments(argv):
     writer = "the addresses or names that the author writes by"
     add("--author", metavar="AUTHOR", required=True, **several, help=writer)
     keep = "keep a signature, a device's line or a disclaimer below the own words"
+    text = "write the author's name to this file, as most of their mail has it"
+    add("--whose", metavar="NAME.txt", help=text)
     add("--keep-signature", action="store_true", help=keep)
 
     add = add_command("own-words", print_own_words, "a mail's body in, its author's own words out")
@@ -1168,6 +1170,7 @@ def extract(args):
     authors, shown = keys_of_authors(args.author), ", ".join(sorted(args.author))
     sent, ids, seen, senders = [], {}, {}, {}
     left_out, written, by_author = collections.Counter(), collections.Counter(), 0
+    names = collections.Counter()  # of the author
     for number, (name, raw) in enumerate(messages(args.source)):
         fields, body = open_message(raw)
         sender, address = sender_of(fields)
@@ -1182,6 +1185,7 @@ def extract(args):
             left_out[reason] += 1
         elif is_author(sender, address, authors):
             by_author += 1
+            names[sender] += bool(sender)
             message, reason = read_own(name, fields, body, authors, args.keep_signature, seen)
             if message:
                 sent.append(message)
@@ -1200,6 +1204,9 @@ def extract(args):
     threads = prepare_data.group(reply.thread for reply in replies)
     rows = [reply.row | {"id": f"{threads[i]}.{i + 1}"} for i, reply in enumerate(replies)]
     prepare_data.write_whole({args.output: pandas.DataFrame(rows)})
+    if args.whose:
+        (name, _), *_ = *names.most_common(1), ("", 0)
+        prepare_data.write_whole({args.whose: f"{name}\n"})
     print(f"kept {len(rows)} replies in {args.output}")
 
 

@@ -2041,6 +2041,16 @@ def test_an_author_may_be_a_name(tmp_path, sender, author):
     assert list(prepare_data.read_replies(str(tmp_path / "out.csv"))["response"]) == [OWN]
 
 
+def test_the_authors_name_is_kept_as_most_of_their_mail_has_it(tmp_path):
+    mails = [
+        answer(text=f"{number}\n", sender=f"{name} <{MAUD}>", number=number)
+        for number, name in enumerate(["Maud", "Okafor, Maud", "", "Okafor, Maud"], 2)
+    ]
+    (tmp_path / "mail").write_bytes(mbox(question(), *mails))
+    extracted(tmp_path / "mail", tmp_path / "out.csv", "--whose", str(tmp_path / "name"))
+    assert (tmp_path / "name").read_text() == "Okafor, Maud\n"
+
+
 def test_the_error_says_who_writes_in_an_archive(tmp_path, capsys):
     path = write_archive("mbox", tmp_path / "mail", THREAD)
     with pytest.raises(SystemExit) as stopped:

@@ -332,12 +332,13 @@ def test_drafts_and_one_reply(clone):
     (answer,) = method(clone, "reply", "MAIL=x.eml", "NOTES=no, it's late")[-1:]
     words = "python generate.py --run runs/mine --mail x.eml --notes".split()
     assert answer == [*words, "no, it's late", "--samples", "8"]
-    (clone / "runs/x").mkdir(parents=True)
-    (clone / "runs/x/train.json").touch()
+    for name in "runs/x/train.json", "data/x/name":
+        (clone / name).parent.mkdir(parents=True)
+        (clone / name).touch()
     (page,) = method(clone, "page", *names, "NAME=x", "--assume-old=runs/x/train.json")[-1:]
     assert " ".join(page) == (
         "python page.py --run runs/x --out Drafts/ --inbox in.mbox --author me@a.example"
-        " --archive S.mbox"
+        " --name $(cat data/x/name) --archive S.mbox"
     )
 
 
