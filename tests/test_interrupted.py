@@ -9,24 +9,10 @@ import signal
 import time
 from pathlib import Path
 
+import pipeline
 import pytest
-from pipeline import (
-    assert_same_files,
-    assert_same_training,
-    errors,
-    facts,
-    finish,
-    interrupt,
-    is_whole,
-    last_line,
-    launch,
-    log,
-    results,
-    seconds,
-    stages,
-    start,
-    wait_for,
-)
+from conftest import write_jsonl
+from pipeline import assert_same_training, facts, finish, interrupt, is_whole, log, start
 
 import train
 
@@ -37,11 +23,12 @@ def kill_often(commands, out, changes, wanted, draw):
     hit = 0
     for command, count, times in zip(commands, changes, wanted, strict=True):
         for _ in range(times):
-            spent = seconds(out / "run")
+            spent = pipeline.seconds(out / "run")
             kill_at = draw.randrange(1, 2 * count // (times + 1) + 2)
             status = start(command, out, kill_at, draw.choice([0, draw.uniform(0, 0.2)]))
             hit += status == -signal.SIGKILL
-            assert status in (0, -signal.SIGKILL) and seconds(out / "run") >= spent, log(out)
+            assert status in (0, -signal.SIGKILL), log(out)
+            assert pipeline.seconds(out / "run") >= spent, log(out)
         finish(command, out)
     return hit
 
@@ -59,8 +46,9 @@ def test_killed_at_random_points_the_pipeline_ends_as_if_it_were_not(
     for number in range(rounds):
         out = tmp_path / str(number)
         out.mkdir()
-        hit += kill_often(stages(tiny, archive, out), out, counts, wanted, draw)
-        assert results(out) == results(expected) and facts(out / "run") == facts(expected / "run")
+        hit += kill_often(pipeline.stages(tiny, archive, out), out, counts, wanted, draw)
+        assert pipeline.results(out) == pipeline.results(expected)
+        assert facts(out / "run") == facts(expected / "run")
         assert "Traceback" not in log(out)
         known = {path.name for path in (expected / "run").iterdir()}
         new = [path for path in (out / "run").iterdir() if path.name not in known]
@@ -74,9 +62,9 @@ def test_sigterm_saves_a_checkpoint_and_leaves_with_a_line(prepared, undisturbed
     is stopped nearly all the time."""
     out, command, _ = prepared
     run = out / "run"
-    process, _ = launch(command, out)
+    process, _ = pipeline.launch(command, out)
     # With a checkpoint behind it, since one of a signal may lack its own step's log.
-    wait_for(process, lambda: is_whole(run / "checkpoints" / "checkpoint-2"))
+    pipeline.wait_for(process, lambda: is_whole(run / "checkpoints" / "checkpoint-2"))
     asked = time.time()
     os.kill(process.pid, signal.SIGTERM)
     time.sleep(0.02)  # for the handler to begin
@@ -87,25 +75,24 @@ def test_sigterm_saves_a_checkpoint_and_leaves_with_a_line(prepared, undisturbed
         time.sleep(0.001)
     process.join()
     assert process.exitcode == 143, log(out)
-    assert last_line(out) == "train.py: stopped; the same command continues"
+    assert pipeline.last_line(out) == "train.py: stopped; the same command continues"
     states = (run / "checkpoints").glob("*/trainer_state.json")
     assert max(path.stat().st_mtime for path in states) > asked
-    spent, saved = seconds(run), train.last_checkpoint(run / "checkpoints")
+    spent, saved = pipeline.seconds(run), train.last_checkpoint(run / "checkpoints")
     assert spent > 0 and saved and not (run / "train.json").exists()
     finish(command, out)
-    assert "Traceback" not in log(out) and seconds(run) > spent
+    assert "Traceback" not in log(out) and pipeline.seconds(run) > spent
     assert_same_training(run, undisturbed / "run")
 
 
 def test_ctrl_c_leaves_with_a_line(prepared, undisturbed):
     out, command, _ = prepared
-    run = out / "run"
-    sixth = run / "checkpoints" / "checkpoint-6"
+    sixth = out / "run" / "checkpoints" / "checkpoint-6"
     assert interrupt(command, out, signal.SIGINT, sixth.exists) == 130
-    assert last_line(out) == "train.py: interrupted; the same command continues"
+    assert pipeline.last_line(out) == "train.py: interrupted; the same command continues"
     finish(command, out)
     assert "Traceback" not in log(out)
-    assert_same_training(run, undisturbed / "run")
+    assert_same_training(out / "run", undisturbed / "run")
 
 
 def test_a_resume_at_the_end_of_an_epoch(prepared, undisturbed):
@@ -134,13 +121,13 @@ def test_replies_that_are_done_stay_done(prepared, undisturbed):
         return side.exists() and side.read_bytes().count(b"\n") > 2
 
     assert interrupt(command, out, signal.SIGINT, some_are_there) == 130
-    assert last_line(out) == "generate.py: interrupted; the same command continues"
+    assert pipeline.last_line(out) == "generate.py: interrupted; the same command continues"
     assert not (run / "predictions.jsonl").exists()
     done = side.read_bytes().count(b"\n") * 2 - 2
     side.write_bytes(side.read_bytes() + b'{"0": {"predic')  # torn by a kill
     finish(command, out)
     assert f"{done} replies are there from before" in log(out) and not side.exists()
-    assert_same_files(run, undisturbed / "run", "predictions.jsonl")
+    pipeline.assert_same_files(run, undisturbed / "run", "predictions.jsonl")
 
 
 def test_batches_of_other_settings_are_not_taken(prepared, undisturbed):
@@ -151,7 +138,7 @@ def test_batches_of_other_settings_are_not_taken(prepared, undisturbed):
     side = out / "run" / "predictions.jsonl.0.part"
     side.write_text('"another key"\n' + json.dumps({"0": planted}) + "\n")
     finish(command, out)
-    assert_same_files(out / "run", undisturbed / "run", "predictions.jsonl")
+    pipeline.assert_same_files(out / "run", undisturbed / "run", "predictions.jsonl")
 
 
 def cut(checkpoint):
@@ -195,12 +182,9 @@ def test_a_loss_that_is_no_number_stops_the_training(prepared):
 
     out, command, _ = prepared
     assert start([*command, *"--learning-rate 1e12 --alpha 1e12".split()], out) == 2
-    (error,) = errors(out)
-    found = re.fullmatch(
-        r"train.py: error: update (\d+): (loss|grad_norm) is (nan|inf); take a lower "
-        r"--learning-rate and another --output-dir",
-        error,
-    )
+    (error,) = pipeline.errors(out)
+    says = r"train.py: error: update (\d+): (loss|grad_norm) is (nan|inf); take a lower "
+    found = re.fullmatch(says + "--learning-rate and another --output-dir", error)
     whole = Path(train.last_checkpoint(out / "run" / "checkpoints"))
     assert int(whole.name[11:]) < int(found[1])
     weights = load_file(whole / "adapter_model.safetensors").values()
@@ -217,13 +201,9 @@ def test_a_training_of_one_update_learns(prepared):
 def write_answers(path, count):
     """Mails with their answers, as generate.py writes them."""
     known = {"From": "len@tern.example", "To": "maud@tern.example", "author": ["maud@tern.example"]}
-    known |= dict.fromkeys(("date", "Cc", "Reply-To", "References"), "")
+    known |= dict.fromkeys(("date", "subject", "Cc", "Reply-To", "References"), "")
     known |= {"mail": "m", "reference": None, "prediction": "yes\n" * 9000}
-    rows = [
-        known | {"id": str(i), "subject": f"kiln {i}", "Message-ID": f"<{i}@tern.example>"}
-        for i in range(count)
-    ]
-    path.write_text("".join(json.dumps(each) + "\n" for each in rows))
+    write_jsonl(path, [known | {"id": str(i), "Message-ID": f"<{i}@x>"} for i in range(count)])
 
 
 def test_drafts_killed_anywhere_stand_there_once_and_whole(tmp_path):
