@@ -194,10 +194,8 @@ FOLDED = [tuple(map(str.strip, text.split("|"))) for text in FOLDED.splitlines()
 
 @pytest.mark.parametrize(("own", "quoted"), FOLDED)
 def test_folded_text_is_cut_where_the_quote_begins(own, quoted):
-    assert prepare_data.split_quoted(f"{own} {quoted}".strip(), OKAFOR, KNOWN_NAMES) == (
-        own,
-        quoted,
-    )
+    found = prepare_data.split_quoted(f"{own} {quoted}".strip(), OKAFOR, KNOWN_NAMES)
+    assert found == (own, quoted)
 
 
 FOLDED_CLEAN = [
@@ -220,10 +218,8 @@ def test_folded_own_words_are_not_cut(text):
 
 
 def test_lines_are_cut_like_folded_text():
-    own, quoted = prepare_data.split_quoted(
-        "By six.\n\nMaud\n\n\nJoss Whitfield@TT\n02/06/2019 01:49 PM\nTo: Maud\n"
-    )
-    assert (own, quoted) == ("By six.\n\nMaud", "Joss Whitfield@TT\n02/06/2019 01:49 PM\nTo: Maud")
+    own, quoted = "By six.\n\nMaud", "Joss Whitfield@TT\n02/06/2019 01:49 PM\nTo: Maud"
+    assert prepare_data.split_quoted(f"{own}\n\n\n{quoted}\n") == (own, quoted)
 
 
 FOLDED_PIECES = (
@@ -304,14 +300,10 @@ def test_the_instruction_is_the_users(tmp_path):
     def prompt(*flags):
         return format_rows(tmp_path, [("7", REPLY, MAIL)], *flags)[0]["prompt"]
 
-    of_maud = (
-        "Respond to the given email addressed to Maud Okafor, by using the style of Maud Okafor"
-    )
-    assert prompt("--author-name", "Maud Okafor")[0]["content"] == of_maud
+    named = "Respond to the given email addressed to {0}, by using the style of {0}"
+    assert prompt("--author-name", "Len")[0]["content"] == named.format("Len")
     assert prompt("--instruction", "Answer {kindly}")[0]["content"] == "Answer {kindly}"
-    assert [turn["role"] for turn in prompt("--instruction", "")] == [
-        "user"
-    ]  # an empty one is none
+    assert [turn["role"] for turn in prompt("--instruction", "")] == ["user"]
 
 
 def test_normalised_text_ignores_case_marks_and_the_header_of_a_mail():
@@ -353,12 +345,10 @@ def test_format_drops_rows_by_its_rules_and_counts_them(tmp_path, capsys):
         "1: reply is in the held-out file",
         "1: same mail and reply as an earlier row",
     ]
-    shipped = format_rows(
-        tmp_path, rows, *flags, "--without-sender", "len@tern.example", "--as-shipped"
-    )
-    assert [
-        (row["id"], row["completion"][0]["content"], row["prompt"][1]["content"]) for row in shipped
-    ] == [row[:3] for row in rows]
+    shipped = ["--without-sender", "len@tern.example", "--as-shipped"]
+    for row, source in zip(format_rows(tmp_path, rows, *flags, *shipped), rows, strict=True):
+        assert (row["id"], row["completion"][0]["content"]) == source[:2]
+        assert row["prompt"][1]["content"] == source[2]
     limited = format_rows(tmp_path, rows, *flags, "--limit", 2)
     assert [row["id"] for row in limited] == ["1", "8"]
 
@@ -386,9 +376,7 @@ def test_holdout_is_compared_after_the_cut(tmp_path):
         ("By six.\n> When does it cool?\n> Len", True),
     ],
 )
-def test_a_reply_with_lines_stays_whole_and_one_that_looks_quoted_is_counted(
-    tmp_path, capsys, reply, quoted
-):
+def test_a_reply_with_lines_stays_whole_and_its_quotes_are_counted(tmp_path, capsys, reply, quoted):
     (row,) = format_rows(tmp_path, [("1", reply, "When?")], "--brief")
     assert row["completion"][0]["content"] == reply and row["prompt"][1]["content"] == "When?"
     said = "seem to hold quoted text: 1; cut them by `mail.py own-words`"
@@ -587,13 +575,9 @@ STOCK = [  # the replies of somebody who says little: 24 with those that are wri
     *(("Thanks. Best, Maud", "Thanks"), ("Will do. Thanks. Best, Maud", "Will do")),
     *(("Hi Joss, ok. Best, Maud", "ok"), ("thanks, no", "no"), ("Yes", "Yes"), ("no.", "no")),
     *(("Thanks Joss.", "Thanks Joss"), ("Dear Jo, will do. Maud", "will do")),
-    *(
-        ("Best, Maud", "Best"),
-        ("Hey there. got it", "got it"),
-        ("If not, call me. Maud", "call me"),
-    ),
-    *(("Maud", None), ("Will do. Thanks. Best, Maud", "Will do")),
-    ("Thanks. Will do. Best, Maud", "Will do"),
+    *(("Best, Maud", "Best"), ("Hey there. got it", "got it"), ("Maud", None)),
+    *(("Will do. Thanks. Best, Maud", "Will do"), ("Thanks. Will do. Best, Maud", "Will do")),
+    ("If not, call me. Maud", "call me"),
     *[("Thanks. Best, Maud", "Thanks"), ("OK. Best, Maud", "OK")] * 5,
 ]
 

@@ -89,9 +89,7 @@ IN_LAST_TURN = (  # as Mistral v0.3: with a reply behind it the system text is g
 
 
 @pytest.mark.parametrize("template", [REFUSES + BODY + ASK, DROPS + BODY + ASK, IN_LAST_TURN])
-def test_a_system_text_that_a_template_refuses_or_loses_opens_the_first_user_turn(
-    tokenizer, template
-):
+def test_a_system_text_that_a_template_loses_opens_the_first_user_turn(tokenizer, template):
     start, end = finished(tokenizer, template)
     assert (start.strip(), end) == ("", "<|im_end|>")
     for turns in ([SYSTEM, USER], [SYSTEM, USER, REPLY], [SYSTEM, USER, REPLY, MORE]):
