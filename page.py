@@ -147,7 +147,7 @@ def read_eml(data, args):
 
 
 def edit(item, draft):
-    item |= {"draft": draft, "mark": "drafted" if draft.strip() else ""}
+    item |= {"draft": draft, "mark": "drafted" if draft.strip() else "", "told": ""}
 
 
 def asked(item):
@@ -183,7 +183,8 @@ def write(bench, item, version):
     """
     tokenizer, model, settings = bench
     before = {name: item[name] for name in ("draft", "mark")}
-    known = [*item["written"]] if version else []
+    known = [*item["written"]]
+    item["written"].append(item["draft"])
 
     def watch(replies):
         if item["stopped"]:
@@ -196,12 +197,13 @@ def write(bench, item, version):
         for item["version"] in range(version, version + 3):
             example["version"] = item["version"]
             (best,) = generate.answer(tokenizer, model, [example], SAMPLES, watch)
-            if best["prediction"] not in known:
+            if not version or best["prediction"] not in known:
                 break
         edit(item, best["prediction"])
         item["written"].append(item["draft"])
         item["cut"] = example["cut"]
-        item["told"] = UNFINISHED if best["finish_reason"] == "length" else ""
+        if best["finish_reason"] == "length":
+            item["told"] = UNFINISHED
     except CancelledError:
         item |= before
     except SystemExit:  # of encode
