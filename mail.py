@@ -87,12 +87,10 @@ def parse_arguments(argv):
     add("source", metavar="SOURCE", help=ARCHIVE)
     add("output", metavar="OUT.csv", help=f"a row a reply: {','.join(prepare_data.COLUMNS)}")
     several = {"nargs": "+", "action": "extend"}
-    writer = "the addresses or names that the author writes by"
-    add("--author", metavar="AUTHOR", required=True, **several, help=writer)
-    keep = "keep a signature, a device's line or a disclaimer below the own words"
+    add("--author", metavar="AUTHOR", required=True, **several, help="who writes: addresses, names")
     text = "write the author's name to this file, as most of their mail has it"
     add("--whose", metavar="NAME.txt", help=text)
-    add("--keep-signature", action="store_true", help=keep)
+    add("--keep-signature", action="store_true", help="cut quoted mail only")
 
     add = add_command("own-words", print_own_words, "a mail's body in, its author's own words out")
     add("--keep-signature", action="store_true", help="cut quoted mail only")
@@ -103,16 +101,13 @@ def parse_arguments(argv):
     writer = "who answers: own mail is left out, and drafts answer all recipients but these"
     add("--author", metavar="AUTHOR", default=[], **several, help=writer)
     add("--archive", metavar="SENT", help="mail that was sent: what it answers is left out")
-    said = "what replies should say, in lines of `SENDER, SUBJECT: NOTES`; if missing, it is begun"
-    add("--notes", metavar="NOTES.txt", help=said)
-    there = (
-        "the mailbox for the drafts: a mail is left out that has its draft with these notes there"
+    add("--notes", metavar="NOTES.txt", help="lines of `SENDER, SUBJECT: NOTES`; begun if missing")
+    text = (
+        "the mailbox for the drafts: mails that have theirs there, with these notes, are left out"
     )
-    add("--drafts", metavar="OUT", help=there)
-    add(
-        "--name",
-        help="the author's name for the drafts (default that of an AUTHOR `Name <address>`)",
-    )
+    add("--drafts", metavar="OUT", help=text)
+    text = "the author's name in the drafts (default that of an AUTHOR `Name <address>`)"
+    add("--name", help=text)
 
     add = add_command("text", print_text, "the text of one mail, as the model reads it")
     add("source", metavar="MAIL.eml")
@@ -190,9 +185,8 @@ def in_proton_folder(name, path, opener):
     try:
         with opener(f"{path.removesuffix('.eml')}.metadata.json") as file:
             labels = json.loads(file.read(1_000_000))["Payload"]["LabelIDs"]
-        return "/".join(
-            [PROTON_LABELS[label] for label in labels if label in PROTON_LABELS] + [name]
-        )
+        folders = [PROTON_LABELS[label] for label in labels if label in PROTON_LABELS]
+        return "/".join([*folders, name])
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return name
 
@@ -203,10 +197,7 @@ def beginning(table, start):
 
 
 def messages_in(name, file, depth):
-    """(name, bytes) of every message in an open file of any kind, by how it begins.
-
-    `depth` is 0 for what the user named, more for what is in it.
-    """
+    """(name, bytes) of every message in a file of any kind; `depth` is 0 if the user named it."""
     try:
         start = file.peek(512)
         advice = OLM if name.endswith(".olm") else beginning(UNREADABLE, start)
@@ -250,11 +241,10 @@ def messages_in_tar(file, depth):
         for member in archive:
             archive.members.clear()  # a stream remembers each member, which would fill the memory
             outside = member.name.startswith("/") or ".." in member.name.split("/")
-            if member.isdir() or SKIPPED.fullmatch(member.name):
-                continue
             if not member.isfile() or member.issparse() or outside:
-                yield member.name, b""
-            else:
+                if not member.isdir():
+                    yield member.name, b""
+            elif not SKIPPED.fullmatch(member.name):
                 yield from messages_in(member.name, archive.extractfile(member), depth + 1)
 
 
@@ -275,7 +265,8 @@ def messages_in_text(name, file):
     first = next((line for line in lines if line.strip(b"\xef\xbb\xbf\r\n \t")), b"")
     first = first.removeprefix(codecs.BOM_UTF8)
     if not first.startswith(b"From "):
-        yield name, first + file.read(LARGEST)
+        pieces = iter(functools.partial(file.read, 100_000), b"")
+        yield name, b"".join([first, *itertools.islice(pieces, LARGEST // 100_000)])
         return
     number, message, size, blank = 1, [], 0, False
     for line, below in with_lines_below(lines, 20):
@@ -304,15 +295,13 @@ def with_lines_below(lines, count):
 def separates(line, blank, below):
     """Whether a line "From …" separates messages; `blank` if the line above it is blank."""
     below = list(below)
-    if below and not below[0].strip():
-        below = below[1:]
-    first = below[0] if below else b""
+    first = next(filter(bytes.strip, below[:2]), b"")
     text = line[5:].decode("latin-1").strip()
     if len(text) < 300 and SEPARATOR_DATE.fullmatch(text):
-        return bool(FIELD.match(first)) or blank and not first.strip()
+        return bool(FIELD.match(first)) or blank and not first
     if len(text.split()) > 1 or not FIRST_FIELDS.match(first):
         return False
-    header = itertools.takewhile(bytes.strip, below)
+    header = itertools.takewhile(bytes.strip, below[below.index(first) :])
     names = {match[0].lower() for line in header if (match := FIRST_FIELDS.match(line))}
     return len(names - {b"to:", b"date:"}) > 1
 
@@ -323,8 +312,8 @@ STUFFED = "\ufdd0"  # stands before a line of the author's own that begins with 
 CODECS = dict(  # Python's codecs that know the letters which mail programs write by other names
     pair.split(":")
     for pair in (
-        "ascii:cp1252 iso8859-1:cp1252 gb2312:gb18030 gbk:gb18030 euc_kr:cp949 shift_jis:cp932 "
-        "euc_jp:euc_jis_2004 big5:big5hkscs utf-16-le:utf-16 iso2022_jp:cp932"
+        "ascii:cp1252 gbk:gb18030 euc_kr:cp949 shift_jis:cp932 euc_jp:euc_jis_2004 big5:big5hkscs "
+        "utf-16-le:utf-16 iso2022_jp:cp932"
     ).split()
 )
 ENCODED_WORD = r"=\?[^?\s]+\?[bBqQ]\?[^?]*\?="
@@ -332,11 +321,11 @@ ENTRY = layout(  # of an address field: quoted strings, comments and <addresses>
     r"""(?:"(?:[^"\\]|\\.)*" | \((?:[^()\\]|\\.)*\) | <[^<>]*> | [^,;])+?(?=[,;]|$)"""
 )
 EMLX_FLAGS = {2: b"D", 4: b"A", 64: b"T"}  # of Apple Mail, as in an X-Status
-HEADER_END = re.compile(rb"\n\r?\n")
 PLAIN_ADDRESS = re.compile(rb"[\w.+-]+@[\w.-]+", re.ASCII)
 BARE_ADDRESS = re.compile(r"""(?<![^\s<>"'(),;:])[^\s<>"'(),;:@]+@[^\s<>"'(),;:]+""")
 ADDRESS = re.compile(r"[!-~]+@[\w.-]+", re.ASCII)
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")
+lookup = functools.lru_cache(256)(webencodings.lookup)
 # A byte that its charset lacks is read as Windows' Western European one: one letter is wrong.
 codecs.register_error(
     "western",
@@ -346,7 +335,7 @@ codecs.register_error(
 
 def decode(data, charset=None):
     """Bytes as text, in the charset that mail programs mean by this name."""
-    known = webencodings.lookup(charset or "utf-8")
+    known = lookup(charset or "utf-8")
     try:
         if known and known.name == "windows-1252":  # often said of what is UTF-8
             with contextlib.suppress(UnicodeDecodeError):
@@ -407,14 +396,15 @@ def open_message(raw, again=True):
     if raw[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
         raw = raw.decode("utf-16", "replace").encode()
     raw = raw.removeprefix(codecs.BOM_UTF8)
-    status = b""
+    status = {}
     if emlx := re.match(rb"\s*(\d{1,9})[ \t]*\r?\n", raw):
         end = emlx.end() + int(emlx[1])
         if flags := re.search(rb"<key>flags</key>\s*<integer>(\d{1,20})<", raw[end:]):
-            status = b"".join(key for bit, key in EMLX_FLAGS.items() if int(flags[1]) & bit)
+            keys = (key for bit, key in EMLX_FLAGS.items() if int(flags[1]) & bit)
+            status = {"x-status": b"".join(keys)}
         raw = raw[emlx.end() : end]
     raw = raw.lstrip()
-    end = HEADER_END.search(raw, 0, 1_000_000)
+    end = re.search(rb"\n\r?\n", raw[:1_000_000])
     head, body = (raw[: end.start()], raw[end.end() :]) if end else (raw[:1_000_000], b"")
     fields, values, lines = {}, [], head.split(b"\n")
     for i, line in enumerate(lines):
@@ -431,9 +421,7 @@ def open_message(raw, again=True):
         if FIRST_FIELDS.match(body.lstrip()):  # a blank line tore the header
             more, body = open_message(body, again=False)
             fields = more | fields
-    if status:
-        fields["x-status"] = status
-    return fields, body
+    return fields | status, body
 
 
 def addresses_of(field):
@@ -511,9 +499,11 @@ def is_author(name, address, authors):
 
 def ids_of(field):
     """The message ids in a field, bare, however they are written: encoded, with comments."""
-    text = re.sub(r"(<[^<>]*>)|\([^()]*\)", lambda match: match[1] or " ", decode_words(field))
-    bracketed = ["".join(name.split()) for name in re.findall("<([^<>]+)>", text)]
-    return bracketed or [match[0] for match in BARE_ADDRESS.finditer(text)]
+    text = decode_words(field) if b"=?" in field else field.decode("latin-1")
+    names = re.findall(r"<([^<>]+)>|\([^()]*\)", text)  # "" for a comment
+    if any(names):
+        return ["".join(name.split()) for name in names if name]
+    return [match[0] for match in BARE_ADDRESS.finditer(re.sub(r"\([^()]*\)", " ", text))]
 
 
 def links_of(fields):
@@ -547,33 +537,30 @@ ARMOUR = layout(  # PGP's signatures, keys and ciphers; uuencoded files
     re.MULTILINE,
 )
 PICTURE_FILE = r"\.(?:png|jpe?g|gif|heic|tiff?|bmp|svg|webp)"
-PICTURE = layout(  # what stands for a picture in text, and the link that it had
+PICTURE = layout(  # what stands for a picture in text, as \ufffc does, and the link that it had
     rf"""(?:
     # [cid:image001.png@01D4], [image: Logo], [signature_7], [https://tern.example/logo.png]
     \[(?:cid:|image:|signature_\d)[^\[\]]*\] | \[https?:[^\[\]\s]+{PICTURE_FILE}[^\[\]\s]*\]
     # [A blue logo  Description automatically generated], [Logo]<https://tern.example>
     | \[[^\[\]]{{0,300}}{one_of("picture")}[^\[\]]{{0,80}}\] | \[[^\[\]\n]+\](?=<https?://)
     # <image001.png>
-    | (?<!<)<[^<>\n/]+{PICTURE_FILE}>(?!>) | \ufffc
+    | <(?<!<<)[^<>\n/]+{PICTURE_FILE}>(?!>)
     )(?:\s?<https?://[^<>\s]*>)?""",
     re.IGNORECASE,
 )
-PICTURE_LINES = re.compile(rf"^(?:[ \t]*(?:{PICTURE.pattern}))+[ \t]*\n*", re.M | re.X | re.I)
 BLOCKS = set(
     "address blockquote body dd div dl dt h1 h2 h3 h4 h5 h6 hr li ol p pre table tr ul".split()
 )
 ABOVE = layout(  # Caution: This email originated from outside of the organization
-    rf"\A(?:[\W_]*(?:\w+[\W_]+)?{one_of('above')}[^\n]*(?:\s*[-_=*]{{5,}})*\s*)+",
-    re.IGNORECASE | re.DOTALL,
+    rf"(?is)\A(?:[\W_]*(?:\w+[\W_]+)?{one_of('above')}[^\n]*(?:\s*[-_=*]{{5,}})*\s*)+"
 )
-INVITATION = "an invitation or an answer to one"
 ENCRYPTED = {"multipart/encrypted", "application/pkcs7-mime", "application/x-pkcs7-mime"}
 UNWRITTEN_PARTS = {
     "text/vnd.google.email-reaction+json": "a reaction",
     "application/x-microsoft-rpmsg-message": "a protected mail",
 }
-UNWRITTEN = "reaction recall receipt protected_mail".split()
-UNWRITTEN = layout("|".join(f"(?P<{key}>{one_of(key)})" for key in UNWRITTEN), re.DOTALL)
+UNWRITTEN = "reaction", "recall", "receipt", "protected_mail"
+UNWRITTEN = {f"a {key}".replace("_", " "): layout(one_of(key), re.DOTALL) for key in UNWRITTEN}
 TAG = layout(r"""<(/?)([a-zA-Z][^\s/<>]*)((?:[^<>"'] | "[^"<]*" | '[^'<]*')*+> | [^<>]*>)""")
 CITED = layout(  # how programs write a <blockquote> that is a quote, and one that only indents
     r"""<blockquote[^<>]*(?:type=["']?cite | class=["'][^"'<>]*quote | border-left:)""",
@@ -616,14 +603,15 @@ def reason_not_written(message, text):
         if kind == "text/calendar":
             method = re.search(r"METHOD[:=]\W?(\w+)", str(part), re.IGNORECASE)
             if method and method[1] != "PUBLISH" or not method and not part.get_filename():
-                return INVITATION
+                return "an invitation or an answer to one"
         elif kind in ENCRYPTED and not text:
             return "encrypted, or S/MIME in one piece"
         elif kind in UNWRITTEN_PARTS:
             return UNWRITTEN_PARTS[kind]
-    match = UNWRITTEN.search(text, 0, 500)
-    if match and not re.search("[:>]", text[: match.start()]):  # else it is quoted
-        return f"a {match.lastgroup}".replace("_", " ")
+    for reason, pattern in UNWRITTEN.items():
+        match = pattern.search(text, 0, 300)
+        if match and not re.search("[:>]", text[: match.start()]):  # else it is quoted
+            return reason
     return None
 
 
@@ -669,10 +657,9 @@ def best_alternative(parts, named):
 def text_of_part(part, subtype):
     if encoding := part.get("content-transfer-encoding"):  # often with a blank or ; behind it
         part.replace_header("content-transfer-encoding", str(encoding).strip(" ;"))
-    try:
+    data = b""
+    with contextlib.suppress(binascii.Error):  # uuencoded, but torn
         data = part.get_payload(decode=True) or b""
-    except binascii.Error:  # uuencoded, but torn
-        data = b""
     charset = part.get_content_charset()
     if subtype == "html":
         meta = re.search(rb"<meta[^<>]*charset=[\"']?([\w-]+)", data[:2000])
@@ -709,8 +696,9 @@ def clean(text):
         text = re.sub(r"^- (?=-)", "", text, flags=re.MULTILINE)
     if "-----BEGIN PGP " in text or "begin " in text:
         text = ARMOUR.sub("", text)
-    if "[" in text or "<" in text or "\ufffc" in text:
-        text = PICTURE.sub("", PICTURE_LINES.sub("", text))
+    text = PICTURE.sub("\ufffc", text)
+    if "\ufffc" in text:
+        text = re.sub("^[ \t\ufffc]*\ufffc[ \t]*(?:\n+|\\Z)|\ufffc", "", text, flags=re.MULTILINE)
     return text.strip("\n").rstrip()
 
 
@@ -870,7 +858,9 @@ def split_lines(text):
         start, end = i, end_of_quote(plain, marked, i, introduction)
         if introduction:
             start = start_of_header(plain, start, start + introduction)
-        if introduction or not is_signature(lines[start:end]):
+        # Outlook marks the author's own signature like a quote.
+        signature = end - start < 12 and len(TELEPHONE.findall("\n".join(lines[start:end]))) > 1
+        if introduction or not signature:
             is_quoted[start:end] = [True] * (end - start)
         i = end
     own, quoted = [], []
@@ -882,14 +872,11 @@ def split_lines(text):
 
 
 def marked_lines(lines):
-    """Which lines have the mark of a quote, or lost it when a long quoted line was wrapped.
-
-    One more, False, stands for what is below the last line.
-    """
+    """Which lines have the mark of a quote, or lost it when it was wrapped; and one more, False."""
     marks = [bool(QUOTED.match(line)) for line in lines] + [False]
     initials, before = set(), ""
     for i, line in enumerate(lines):
-        if match := INITIALS.match(line):
+        if ">" in line[:20] and (match := INITIALS.match(line)):
             if is_introduction(before, True):
                 initials.add(match[1])
             marks[i] = match[1] in initials
@@ -915,11 +902,6 @@ def end_of_quote(lines, marked, start, introduction):
         end = content + 1
         content = next_filled(lines, end)
     return end
-
-
-def is_signature(lines):
-    """Whether marked lines are the author's signature, which Outlook marked like a quote."""
-    return len(lines) < 12 and len(TELEPHONE.findall("\n".join(lines))) > 1
 
 
 def next_filled(lines, i):
@@ -969,9 +951,8 @@ def wrote_length(lines, marked, i):
         below = next_filled(lines, i + n)
         quoted = below < i + n + 4 and marked[below]
         shorter = " ".join(line.strip() for line in lines[i + 1 : i + n])
-        if is_introduction(joined, quoted) and (
-            PART.search(lines[i]) or not is_introduction(shorter, quoted)
-        ):
+        begins_here = PART.search(lines[i]) or not is_introduction(shorter, quoted)
+        if begins_here and is_introduction(joined, quoted):
             return n
         if joined.endswith((":", "：")):
             break
@@ -1110,12 +1091,8 @@ def is_boilerplate(paragraph, ruled, first):
             return True
         if ADDED_BY_PROGRAM.fullmatch(added) and PROGRAM.search(added):
             return True
-    if (
-        FORMAL.match(visible(text))
-        or len(text) < 500
-        and VIRUS.search(text)
-        and SCANNER.search(text)
-    ):
+    scanned = len(text) < 500 and VIRUS.search(text) and SCANNER.search(text)
+    if scanned or FORMAL.match(visible(text)):
         return True
     linked = any(mark in text for mark in ("@", "://", "www."))
     if linked and (ruled or len(text) < 400) and LIST.search(text):
@@ -1132,7 +1109,6 @@ def print_own_words(args):
 # ------------------------------------------------------------------------------------- extract
 
 SENT_FOLDERS = {"sent", "sent_items", "_sent_mail", "sent_mail"}  # of the Enron corpus
-ONE_DAY = datetime.timedelta(days=1)
 OWN_DRAFT = "draft."  # how the ids begin of the drafts that this program writes
 AUTOMATIC_SUBJECT = layout(rf"\W*{one_of('automatic')}", re.IGNORECASE)
 FORWARD_SUBJECT = layout(rf"\s*{one_of('forward')}\.?{SUBJECT_MARK}", re.IGNORECASE)
@@ -1220,10 +1196,10 @@ def read_own(name, fields, body, authors, keep_signature, seen):
         return None, place
     if is_automatic(fields, subject):
         return None, "an automatic reply"
-    sender, address = sender_of(fields)
-    assistant = first_address(fields.get("sender", b""))
-    if assistant[0] and name_key(assistant[0]) != name_key(sender) and not is_bulk(fields):
-        if not is_author(*assistant, authors):
+    if "sender" in fields and not is_bulk(fields):
+        assistant, address = first_address(fields["sender"])
+        own = is_author(assistant, address, authors)
+        if assistant and not own and name_key(assistant) != name_key(sender_of(fields)[0]):
             return None, "written by somebody else for the author"
     text, reason = read_body(fields, body)
     if reason:
@@ -1231,7 +1207,8 @@ def read_own(name, fields, body, authors, keep_signature, seen):
     links = links_of(fields)
     content = hash((normalise(subject), normalise(text), fields.get("to"), tuple(links)))
     for key in filter(None, [content, id_of(fields)]):
-        if key in seen and not (date and seen[key] and abs(date - seen[key]) > ONE_DAY):
+        another_day = key in seen and date and seen[key] and abs(date - seen[key]).days
+        if key in seen and not another_day:
             return None, "a copy of an earlier message"
         seen[key] = date
     own, quoted = own_words(text, keep_signature)
@@ -1239,6 +1216,7 @@ def read_own(name, fields, body, authors, keep_signature, seen):
         return None, "no word of the author's own"
     if not links and not quoted:
         return None, "answers no mail"
+    sender, address = sender_of(fields)
     to, to_address = first_address(fields.get("to", b""))
     # An older mail of the thread must not take the place of one that is not in the archive.
     answers = ids_of(fields.get("in-reply-to", b"")) or links[-1:]
@@ -1261,7 +1239,8 @@ def place_of(name, fields):
     flags, status = maildir_flags(name), fields.get("x-status", b"")
     mozilla = fields.get("x-mozilla-status", b"")
     marked = {"x-mozilla-draft-info", "x-unsent"} & fields.keys()
-    if marked or "D" in flags or b"T" in status or (id_of(fields) or "").startswith(OWN_DRAFT):
+    own_draft = f"<{OWN_DRAFT}".encode() in fields.get("message-id", b"")
+    if marked or "D" in flags or b"T" in status or own_draft:
         return "a draft"
     if "T" in flags or b"D" in status or re.match(rb"[\da-fA-F]{3}[89a-fA-F]", mozilla):
         return "deleted"
@@ -1324,8 +1303,7 @@ def quoted_senders(quoted):
         if header:
             continue
         if SEPARATOR.match(line) or RULE.fullmatch(line):
-            if FORWARD_TITLE.match(line):
-                forwarder += f" {line}"
+            forwarder += f" {line}" if FORWARD_TITLE.match(line) else ""
         else:
             region.append(re.split(r"\bTo:", line)[0])
             if line.endswith((":", "：")) or "To:" in line or len(region) == 5:
@@ -1353,12 +1331,10 @@ def names_one(senders, people):
 
 
 def find_answered(source, sent, ids):
-    """For each sent message the mail that it answers, (name, address, text, ids), or None.
-
-    Their texts are read in a second pass: an archive may be larger than memory.
-    """
+    """For each sent message the mail that it answers, (name, address, text, ids), or None."""
     numbers = [next((ids[id] for id in message.answers if id in ids), None) for message in sent]
     wanted, answered = set(numbers) - {None}, {}
+    # An archive may be larger than memory, so it is read twice.
     for number, (_, raw) in enumerate(messages(source) if wanted else ()):
         if number in wanted:
             fields, body = open_message(raw)
