@@ -4,6 +4,7 @@ import asyncio
 import base64
 import email.message
 import email.policy
+import email.utils
 import json
 import mailbox
 import os
@@ -45,19 +46,20 @@ def run(tiny, tmp_path_factory):
     return folder / "run"
 
 
-def write_inbox(path):
-    """An mbox of a hostile mail, two plain ones, and one that wants no reply."""
+def write_inbox(path, more=0):
+    """An mbox of a hostile mail, two plain ones, one that wants no reply, and more plain ones."""
     people = [
         (f'"{HOSTILE}" <eve@x.example>', HOSTILE, HOSTILE),
         ("Len <len@tern.example>", "kiln", "Is the kiln cold? " * 60),
         ("Ana <ana@tern.example>", "lamps", "12 lamps by noon?"),
         ("no-reply@tern.example", "news", "News."),
     ]
+    people += [("Joss <joss@tern.example>", f"wax {n}", f"Wax {n}?") for n in range(more)]
     box = mailbox.mbox(path)
     for day, (sender, subject, text) in enumerate(people, 1):
         message = email.message.EmailMessage()
         message["From"], message["To"], message["Subject"] = sender, MAUD, subject
-        message["Date"] = f"Mon, {10 - day} May 2024 12:00:00 +0000"
+        message["Date"] = email.utils.formatdate(1715342400 - 86400 * day)
         message["Message-ID"] = f"<{day}@tern.example>"
         message.set_content(text)
         box.add(message)
@@ -374,7 +376,7 @@ def use_page(run, folder):
         seen["next"] = [one.value(name) for name in ("mail", "notes", "reply")]
         one.click("Draft all")
         one.open()  # and goes on
-        seen["all"] = until(lambda: [m for m in one.mails() if m[0] in "✎✓"][2:] and one.mails())
+        seen["all"] = until(lambda: all(m[0] in "✎✓" for m in one.mails()) and one.mails())
 
         seen["other"] = [small.value("notes"), small.mails()]
         width = "return [document.documentElement.scrollWidth, innerWidth]"
@@ -407,7 +409,7 @@ def test_the_page_in_a_browser_without_a_network(run, tmp_path):
     for program in ("chromedriver", "unshare", "ip"):
         if not shutil.which(program):
             pytest.skip(f"no {program} on this machine")
-    write_inbox(tmp_path / "in.mbox")
+    write_inbox(tmp_path / "in.mbox", 20)
     program = "import sys, test_page; test_page.use_page(*sys.argv[1:])"
     command = ["unshare", "--net", "--map-root-user", sys.executable, "-c", program]
     path = os.pathsep.join([str(ROOT / "tests"), *sys.path])
@@ -420,7 +422,7 @@ def test_the_page_in_a_browser_without_a_network(run, tmp_path):
     assert done.returncode == 0, done.stderr
     seen = json.loads(done.stdout.splitlines()[-1])
     hostile = f"{HOSTILE}, {HOSTILE}, 9 May 2024"
-    assert seen["listed"] == [hostile, "Len, kiln, 8 May 2024", "Ana, lamps, 7 May 2024"]
+    assert seen["listed"][:3] == [hostile, "Len, kiln, 8 May 2024", "Ana, lamps, 7 May 2024"]
     assert seen["hostile"] == HOSTILE and seen["focus"] == ["notes", "notes"]
     assert seen["draft"] and seen["another"] and seen["draft"] != seen["another"]
     assert (
@@ -430,9 +432,9 @@ def test_the_page_in_a_browser_without_a_network(run, tmp_path):
     assert saved_in in seen["saved"][0] and seen["saved"][1] == "✓ Len, kiln, 8 May 2024"
     assert seen["reloaded"] == ["zanzibar, noon", "Zanzibar at noon."]
     assert seen["next"] == ["12 lamps by noon?", "", ""]
-    assert [label[0] for label in seen["all"]] == ["✎", "✓", "✎"]
+    assert [label[0] for label in seen["all"]] == ["✎", "✓", *"✎" * 21]
     assert seen["other"] == ["", seen["listed"]] and seen["width"] == [400, 400]
-    assert not any(label.startswith("✎") for label in seen["stopped"][2:])
+    assert 0 < sum(label.startswith("✎") for label in seen["stopped"]) < 20
     assert all(url.startswith("http://127.0.0.1:7861/") for url in seen["asked"])
     assert seen["bad"] == [None, []] and seen["end"] == [130, "page.py: closed\n"]
     (draft,) = mailbox.mbox(tmp_path / "drafts.mbox")
