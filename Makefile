@@ -149,7 +149,7 @@ runs/demo/notes/train.json $(if $(SMALL),runs/$(NAME)/train.json): | $(SKILL)/tr
 .SECONDARY:
 # Whole as soon as they are there, and dear: a signal must not make make delete them
 .PRECIOUS: runs/%/train.json runs/%/predictions.jsonl runs/%/untuned/predictions.jsonl \
-    %/export/Modelfile $(EMBEDDED)/model.safetensors
+    %/export/Modelfile $(EMBEDDED)/model.safetensors $(SKILL)/train.json
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 # For the shell, with ~/ as the home folder: a name from the command line, whatever its letters
 plain = '$(subst ','\'',$(value $1))'
@@ -172,6 +172,7 @@ mine: $(MINE:=/results_summary.txt) ## your own model: make mine MAILBOX=Sent.mb
 	@echo 'for all new mail make drafts INBOX=in.mbox$(NAMED); only you send anything'
 drafts: | .venv/installed ## for new mail: make drafts INBOX=in.mbox OUT=out.mbox AUTHOR=me@x.org
 	$(if $(value INBOX),,$(error say which: make drafts INBOX=in.mbox OUT=out.mbox AUTHOR=me@x.org))
+	$Q[ -f $(RUN)/train.json ] || { echo "$(RUN): no model is there: make mine makes one" >&2; exit 2; }
 	$Qmkdir -m 700 -p data/$(NAME)
 	$Qpython mail.py inbox $(call quote,INBOX) $(NEW) \
 	    $(by) $(if $(value MAILBOX),--archive $(call quote,MAILBOX)) \
