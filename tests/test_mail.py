@@ -1,5 +1,6 @@
 """mail.py in the order of its page: archives, own words, replies, inbox, drafts."""
 
+import ast
 import base64
 import collections
 import contextlib
@@ -41,6 +42,26 @@ MAUD, LEN = "maud@tern.example", "len@tern.example"
 OWN = "By six.\n\nMaud"
 BOTH = [(OWN, "When does it cool?")]
 LINE = "From - Wed Feb 06 13:12:05 2019\n"
+
+
+def cases(table):
+    r"""Parametrize with a table: the names, then the cases, a line or a double bar apart.
+
+    Bars stand between cells, "" for no text, \s for a space at an edge, other escapes are Python's;
+    a line that ends in \ goes on in the next, and one that begins with # is a comment.
+    """
+    names, body = re.sub(r"\\\n *|\n *# .*", "", table).split("\n", 1)
+    cells = [
+        re.sub(r"\\(s|x..|u....|.)", unescaped, cell.replace('""', ""))
+        for cell in re.split(r" \|\|? |\n *", body.strip())
+    ]
+    width = names.count(",") + 1
+    rows = cells if width == 1 else list(zip(*[iter(cells)] * width, strict=True))
+    return pytest.mark.parametrize(names, rows)
+
+
+def unescaped(mark):
+    return " " if mark[0] == r"\s" else ast.literal_eval(f'"{mark[0]}"')
 
 
 def message(number, sender, text, subject="kiln", date="Wed, 6 Feb 2019 13:12:05 -0800", **fields):
@@ -274,18 +295,10 @@ def tarred(name, content):
     return data.getvalue()
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "takeout.zip",
-        "mail.mbox.gz",
-        "mail.tgz",
-        "mail.tar.xz",
-        "folder/a.zip",
-        "folder/b.mbox.gz",
-        "folder/c.tar.xz",
-    ],
-)
+@cases("""name
+    takeout.zip | mail.mbox.gz | mail.tgz | mail.tar.xz | folder/a.zip | folder/b.mbox.gz
+    folder/c.tar.xz
+""")
 def test_compressed_and_wrapped_archives(tmp_path, name):
     data = mbox(question(), answer())
     kinds = {
@@ -458,17 +471,11 @@ def test_messages_are_told_apart_by_the_form_of_their_separator(tmp_path, line, 
     assert replies(tmp_path, b"\xef\xbb\xbf\n" + data.replace(b"\n", b"\r\n")) == BOTH
 
 
-@pytest.mark.parametrize(
-    "paragraph",
-    [
-        "From Monday 12:00 to Friday 2019 it is closed.",
-        "From \nnow on: nothing.",
-        "From here:\nSubject to change: all of it.",
-        "From Feb 2019 on, at 13:12:\nNote: it is hot",
-        "From - to -: six to seven",
-        "From len@tern.example\nI have nothing.",
-    ],
-)
+@cases(r"""paragraph
+    From Monday 12:00 to Friday 2019 it is closed. | From \nnow on: nothing.
+    From here:\nSubject to change: all of it. | From Feb 2019 on, at 13:12:\nNote: it is hot
+    From - to -: six to seven | From len@tern.example\nI have nothing.
+""")
 def test_a_paragraph_that_begins_with_from_stays(tmp_path, paragraph):
     text = f"By six.\n\n{paragraph}\n\nMaud"
     assert replies(tmp_path, mbox(question(), answer(text=text + "\n")))[0][0] == text
@@ -522,45 +529,20 @@ def test_what_is_wrong_with_a_messages_start_is_mended(tmp_path):
         ], number
 
 
-CHARSETS = [  # the name that a program writes, the codec that it means, a text
-    ("gb2312", "gb18030", "朱镕基和李喆：㐀"),
-    ("GBK", "gb18030", "€ 窑"),
-    ("x-gbk", "gbk", "窑炉"),
-    ("ks_c_5601-1987", "cp949", "똠방각하 펲시콜라"),
-    ("ks_c_5601", "cp949", "똠"),
-    ("euc-kr", "cp949", "햏"),
-    ("shift_jis", "cp932", "①髙﨑㈱"),
-    ("x-sjis", "cp932", "①"),
-    ("windows-31j", "cp932", "髙㈱"),
-    ("big5", "big5hkscs", "窯爐嘅"),
-    ("iso-8859-1", "cp1252", "“six” — 5 €…"),
-    ("us-ascii", "cp1252", "it’s"),
-    ("us-ascii", "utf-8", "Größe"),
-    ("iso-8859-1", "utf-8", "Größe"),
-    ("iso-8859-9", "cp1254", "“ğ”"),
-    ("iso-8859-8-i", "iso8859-8", "הכבשן"),
-    ("tis-620", "cp874", "เตา…"),
-    ("windows-874", "cp874", "เตา"),
-    ("iso-8859-11", "cp874", "เตา"),
-    ("koi8-r", "koi8-r", "печь"),
-    ("windows-1251", "cp1251", "печь"),
-    ("x-mac-cyrillic", "mac-cyrillic", "печь"),
-    ("macintosh", "mac-roman", "Größe"),
-    ("utf8", "utf-8", "Größe"),
-    ("unicode-1-1-utf-7", "utf-7", "Größe"),
-    ("utf-7", "utf-7", "Größe"),
-    ("utf-16", "utf-16", "Größe"),
-    ("hz-gb-2312", "hz", "窑炉"),
-    ("iso-2022-kr", "iso2022_kr", "가마"),
-    ("euc-jp", "euc_jis_2004", "①窯"),
-    ("x-unknown", "utf-8", "Größe"),
-    ("x-unknown", "cp1252", "Größe"),
-    ("base64", "utf-8", "Größe"),
-    ("cp850", "cp850", "Größe"),
-]
-
-
-@pytest.mark.parametrize(("name", "codec", "text"), CHARSETS)
+@cases("""name, codec, text
+    gb2312 | gb18030 | 朱镕基和李喆：㐀 || GBK | gb18030 | € 窑 || x-gbk | gbk | 窑炉
+    ks_c_5601-1987 | cp949 | 똠방각하 펲시콜라 || ks_c_5601 | cp949 | 똠 || euc-kr | cp949 | 햏
+    shift_jis | cp932 | ①髙﨑㈱ || x-sjis | cp932 | ① || windows-31j | cp932 | 髙㈱
+    big5 | big5hkscs | 窯爐嘅 || iso-8859-1 | cp1252 | “six” — 5 €… || us-ascii | cp1252 | it’s
+    us-ascii | utf-8 | Größe || iso-8859-1 | utf-8 | Größe || iso-8859-9 | cp1254 | “ğ”
+    iso-8859-8-i | iso8859-8 | הכבשן || tis-620 | cp874 | เตา… || windows-874 | cp874 | เตา
+    iso-8859-11 | cp874 | เตา || koi8-r | koi8-r | печь || windows-1251 | cp1251 | печь
+    x-mac-cyrillic | mac-cyrillic | печь || macintosh | mac-roman | Größe || utf8 | utf-8 | Größe
+    unicode-1-1-utf-7 | utf-7 | Größe || utf-7 | utf-7 | Größe || utf-16 | utf-16 | Größe
+    hz-gb-2312 | hz | 窑炉 || iso-2022-kr | iso2022_kr | 가마 || euc-jp | euc_jis_2004 | ①窯
+    x-unknown | utf-8 | Größe || x-unknown | cp1252 | Größe || base64 | utf-8 | Größe
+    cp850 | cp850 | Größe
+""")
 def test_charsets_are_what_mail_programs_mean(tmp_path, name, codec, text):
     data = text.encode(codec)
     assert mail.decode(data, name).removeprefix("\ufeff") == text
@@ -633,21 +615,13 @@ def test_addresses_however_they_are_written(field, pairs):
     assert mail.addresses_of(field.encode()) == pairs
 
 
-@pytest.mark.parametrize(
-    "field",
-    [
-        "<1@tern.example>",
-        "1@tern.example",
-        "=?utf-8?q?=3C1=40tern=2Eexample=3E?=",
-        "=?us-ascii?Q?=3C1=40tern=2E?=\n =?us-ascii?Q?example=3E?=",
-        "<1@tern.\n example>",
-        '<1@tern.example> (Len\'s message of "Wed, 6 Feb" <x@y.example>)',
-        'Your message of "Wed, 6 Feb 2019" <1@tern.example>',
-        "(kiln) <1@tern.example>",
-        "< 1@tern.example >",
-        "\n\t<1@tern.example>",
-    ],
-)
+@cases(r"""field
+    <1@tern.example> | 1@tern.example | =?utf-8?q?=3C1=40tern=2Eexample=3E?=
+    =?us-ascii?Q?=3C1=40tern=2E?=\n =?us-ascii?Q?example=3E?= | <1@tern.\n example>
+    <1@tern.example> (Len's message of "Wed, 6 Feb" <x@y.example>)
+    Your message of "Wed, 6 Feb 2019" <1@tern.example> | (kiln) <1@tern.example>
+    < 1@tern.example > | \n\t<1@tern.example>
+""")
 def test_message_ids_however_they_are_written(tmp_path, field):
     reply = answer().replace(b"<1@tern.example>", field.encode())
     assert replies(tmp_path, mbox(question(), reply)) == BOTH
@@ -742,17 +716,12 @@ def test_encoded_html_and_attached_mail_is_read(tmp_path):
     assert rows[0]["subject"] == "Re: Gl\u00fchen"
 
 
-@pytest.mark.parametrize(
-    ("text", "own"),
-    [
-        ("It cools by \nsix.\n\nMaud", "It cools by six.\n\nMaud"),
-        ("One\ntwo \nthree\n-- \nMaud", "One\ntwo three"),
-        (" From six on \nit cools.", "From six on it cools."),
-        (" >5 hours", ">5 hours"),
-        ("a \n> b\nc", "a \n\nc"),
-        ("> Is it hot \n> now?\nYes", "Yes"),
-    ],
-)
+@cases(r"""text, own
+    It cools by \nsix.\n\nMaud | It cools by six.\n\nMaud
+    One\ntwo \nthree\n-- \nMaud | One\ntwo three
+    \sFrom six on \nit cools. | From six on it cools. || \s>5 hours | >5 hours
+    a \n> b\nc | a \n\nc || > Is it hot \n> now?\nYes | Yes
+""")
 def test_flowed_text_is_joined(tmp_path, text, own):
     raw = answer("Content-Type: text/plain; charset=utf-8; Format=Flowed", text=text + "\n")
     assert replies(tmp_path, mbox(question(), raw))[0][0] == own
@@ -766,16 +735,10 @@ def test_flowed_text_without_its_spaces(tmp_path):
     assert replies(tmp_path, mbox(question(), raw))[0][0] == "窯は六時に冷めます。"
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "https://tern.example/?y=2026&m=09&d=20",
-        "a=3D, b=09",
-        "x=20\ny=30 and z = 4",
-        "https://tern.example/?q=\nand",
-        "=E2=82=AC",
-    ],
-)
+@cases(r"""text
+    https://tern.example/?y=2026&m=09&d=20 | a=3D, b=09 | x=20\ny=30 and z = 4
+    https://tern.example/?q=\nand | =E2=82=AC
+""")
 def test_nothing_is_decoded_twice(tmp_path, text):
     for encoding in ("8bit", "quoted-printable"):
         encoded = text if encoding == "8bit" else text.replace("=", "=3D")
@@ -801,44 +764,37 @@ def test_html_becomes_text_with_its_quotes_marked():
 
 
 CITED = '<blockquote type="cite">When does it cool?</blockquote>'
-PAGES = [
-    (f"<html><head><title>x</title><body><p>By six.</p><p>Maud</p>{CITED}", OWN),
-    (f"<head><style>p{{}}</style><p>By six.<p>Maud{CITED}", OWN),
-    (
-        f"<!--[if mso]><p>no</p><![endif]--><p>By six.</p><![if !mso]><p>Maud</p><![endif]>{CITED}",
-        OWN,
-    ),
-    (f"<!--[if !mso]><!--><p>By six.</p><!--<![endif]--><p>Maud</p>{CITED}", OWN),
-    (f"<?xml version='1.0'?><p>By six.</p><o:p>Maud</o:p>{CITED}", "By six.\nMaud"),
-    (
-        f'<div>By six.</div><blockquote style="margin: 0 0 0 40px; border: none; padding: '
-        f'0px;"><div>Maud</div></blockquote>{CITED}',
-        "By six.\nMaud",
-    ),
-    (f"<div>By six.</div><blockquote>Maud</blockquote>{CITED}", "By six.\nMaud"),
-    (f'<div title="a > b">By six.</div><p>Maud</p>{CITED}', OWN),
-    (f"<p>By six.</p><script>if (a < b) {{}}</script><p>Maud</p>{CITED}", OWN),
-    ("<p>By six.</p><p>Maud</p><blockquote>When?</blockquote>", OWN),
-    (
-        '<p>By six.</p><p>Maud</p><hr><div id="divRplyFwdMsg"><b>From:</b> Len '
-        "&lt;len@tern.example&gt;<br><b>Sent:</b> Monday<br><b>To:</b> Maud<br><b>Subject:</b> "
-        "kiln</div>When?",
-        OWN,
-    ),
-    ("<p>5 &lt; 6 &amp; a<b<p>Maud", "5 < 6 & a"),
-    ("<p>By six.</p><!-- open <p>Maud</p>", "By six.\nopen\n\nMaud"),
-    ("<P>By six.</P>\n<P>Maud</P>" + CITED.upper(), OWN),
-    (
-        f'<div style="display:none;max-height:0">No.<br>No.</div><p>By six.</p><p>Maud</p>{CITED}',
-        OWN,
-    ),
-    (f"<span class=x style='mso-hide: all'>&zwnj;No</span><p>By six.</p><p>Maud</p>{CITED}", OWN),
-    (f'<p style="color:red">By six.</p><p>Maud</p><p style="display:none">No</p>{CITED}', OWN),
-]
 
 
-@pytest.mark.parametrize(("page", "own"), PAGES)
+@cases(r"""page, own
+    <html><head><title>x</title><body><p>By six.</p><p>Maud</p>CITED | By six.\n\nMaud
+    <head><style>p{}</style><p>By six.<p>MaudCITED | By six.\n\nMaud
+    <!--[if mso]><p>no</p><![endif]--><p>By six.</p><![if !mso]><p>Maud</p><![endif]>CITED | By \
+    six.\n\nMaud
+    <!--[if !mso]><!--><p>By six.</p><!--<![endif]--><p>Maud</p>CITED | By six.\n\nMaud
+    <?xml version='1.0'?><p>By six.</p><o:p>Maud</o:p>CITED | By six.\nMaud
+    <div>By six.</div><blockquote style="margin: 0 0 0 40px; border: none; padding: \
+    0px;"><div>Maud</div></blockquote>CITED | By six.\nMaud
+    <div>By six.</div><blockquote>Maud</blockquote>CITED | By six.\nMaud
+    <div title="a > b">By six.</div><p>Maud</p>CITED | By six.\n\nMaud
+    <p>By six.</p><script>if (a < b) {}</script><p>Maud</p>CITED | By six.\n\nMaud
+    <p>By six.</p><p>Maud</p><blockquote>When?</blockquote> | By six.\n\nMaud
+    <p>By six.</p><p>Maud</p><hr><div id="divRplyFwdMsg"><b>From:</b> Len \
+    &lt;len@tern.example&gt;<br><b>Sent:</b> Monday<br><b>To:</b> Maud<br><b>Subject:</b> \
+    kiln</div>When? | By six.\n\nMaud
+    <p>5 &lt; 6 &amp; a<b<p>Maud | 5 < 6 & a
+    <p>By six.</p><!-- open <p>Maud</p> | By six.\nopen\n\nMaud
+    <P>By six.</P>\n<P>Maud</P><BLOCKQUOTE TYPE="CITE">WHEN DOES IT COOL?</BLOCKQUOTE> | By \
+    six.\n\nMaud
+    <div style="display:none;max-height:0">No.<br>No.</div><p>By six.</p><p>Maud</p>CITED | By \
+    six.\n\nMaud
+    <span class=x style='mso-hide: all'>&zwnj;No</span><p>By six.</p><p>Maud</p>CITED | By \
+    six.\n\nMaud
+    <p style="color:red">By six.</p><p>Maud</p><p style="display:none">No</p>CITED | By \
+    six.\n\nMaud
+""")
 def test_html_is_read_as_it_comes(tmp_path, page, own):
+    page = page.replace("CITED", CITED)
     raw = answer("Content-Type: text/html; charset=utf-8", text=page)
     response = replies(tmp_path, mbox(question(), raw))[0][0]
     assert response == own or own.endswith("a") and response.startswith(own)
@@ -883,17 +839,11 @@ def test_placeholders_of_pictures_are_no_words(tmp_path, picture):
     assert row["prompt"][0]["content"] == "When does it cool?"
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "See [1] and [the log].",
-        "[sic] <https://tern.example/kiln.png>",
-        "See [https://tern.example/log].",
-        "It is in <<kiln.jpg>>.",
-        "Write to <len@tern.example>",
-        "a[0] < b[1]",
-    ],
-)
+@cases("""text
+    See [1] and [the log]. | [sic] <https://tern.example/kiln.png>
+    See [https://tern.example/log]. | It is in <<kiln.jpg>>. | Write to <len@tern.example>
+    a[0] < b[1]
+""")
 def test_other_brackets_stay(text):
     assert mail.clean(text) == text
 
@@ -1245,14 +1195,10 @@ def test_introductions_and_headers_are_cut(quoted):
     assert own == OWN and "".join(rest.split()) in "".join(quoted.split())
 
 
-@pytest.mark.parametrize(
-    "quoted",
-    [
-        "On Wed, Feb 6, 2019 at 1:12 PM, Len wrote:\n> When?",
-        "--- On Wed, 2/6/2019, Len wrote:\n> When?",
-        "-----Original Message-----\nFrom: Len\nSent: now\n\nWhen?",
-    ],
-)
+@cases(r"""quoted
+    On Wed, Feb 6, 2019 at 1:12 PM, Len wrote:\n> When? | --- On Wed, 2/6/2019, Len wrote:\n> When?
+    -----Original Message-----\nFrom: Len\nSent: now\n\nWhen?
+""")
 def test_quoted_text_may_begin_within_a_line(quoted):
     assert mail.split_own_words(f"Maud\nBy six. {quoted}")[0] == "Maud\nBy six."
 
@@ -1265,29 +1211,23 @@ def test_own_words_between_and_below_quoted_lines_stay():
     assert mail.split_own_words(text)[0] == "By six.\n\n\nLen does.\n\n\nHere.\n\nMaud"
 
 
-UNKNOWN = [  # header lines in languages that data/mail_phrases.toml does not have
-    "Nork: Len <len@tern.example>\nBidaltze-data: asteazkena, 2019(e)ko otsailaren 6a 13:12\n"
-    "Nori: Maud Okafor <maud@tern.example>\nGaia: labea",
-    "Oddiwrth: Len <len@tern.example>\nAnfonwyd: Mercher, 6 Chwefror 2019 13:12\n"
-    "At: Maud <maud@tern.example>; Joss <joss@tern.example>\nCc: Ana\nPwnc: odyn",
-    "**გამგზავნი:** Len [mailto:len@tern.example]\n**გაგზავნილია:** 6 თებერვალი, 2019 13:12\n"
-    "**მიმღები:** maud@tern.example\n**თემა:** kiln",
-]
-
-
-@pytest.mark.parametrize("header", UNKNOWN)
+@cases(r"""header
+    Nork: Len <len@tern.example>\nBidaltze-data: asteazkena, 2019(e)ko otsailaren 6a 13:12\n\
+    Nori: Maud Okafor <maud@tern.example>\nGaia: labea
+    Oddiwrth: Len <len@tern.example>\nAnfonwyd: Mercher, 6 Chwefror 2019 13:12\n\
+    At: Maud <maud@tern.example>; Joss <joss@tern.example>\nCc: Ana\nPwnc: odyn
+    **გამგზავნი:** Len [mailto:len@tern.example]\n**გაგზავნილია:** 6 თებერვალი, 2019 13:12\n\
+    **მიმღები:** maud@tern.example\n**თემა:** kiln
+""")
 @pytest.mark.parametrize("line", ["", "________________________________\n"])
 def test_a_header_in_an_unknown_language_is_known_by_its_form(header, line):
     assert mail.split_own_words(f"{OWN}\n\n{line}{header}\n\nWhen?\n")[0] == OWN
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "Len: len@tern.example\nAna: ana@tern.example\nJoss: j@tern.example\nStart: 6/2/2019 13:12",
-        "Owner: Len <len@tern.example>\nOpened: 6 Feb 2019, 13:12\nPlace: shed\nKey: Joss",
-    ],
-)
+@cases(r"""text
+    Len: len@tern.example\nAna: ana@tern.example\nJoss: j@tern.example\nStart: 6/2/2019 13:12
+    Owner: Len <len@tern.example>\nOpened: 6 Feb 2019, 13:12\nPlace: shed\nKey: Joss
+""")
 def test_lists_with_addresses_stay(text):
     assert mail.own_words(f"Hello Len,\n\n{text}")[0] == f"Hello Len,\n\n{text}"
 
@@ -1327,78 +1267,54 @@ def test_marks_of_quoted_lines_with_initials_or_wide(text, own):
     assert "".join(words.split()) == "".join((own or text).split())
 
 
-CLEAN = [
-    "By six.\n\nMaud",
-    "To: everybody\nFrom: Maud\nDate: today\nSubject: the kiln\n\nIt cools by six.",
-    "Date: Wednesday, 6 February\nTime: 7:00am\nPlace: the kiln\n\nBring a coat.",
-    "On Monday I wrote 3 letters.\nOn Tuesday: none.",
-    "On the one hand it is hot: 900 degrees.\n\nOn the other hand we wait.",
-    "Press here >>> >>> http://tern.example <<<",
-    "Kiln  1   2\n---------------\nHeat  9   8\n---------------\nSum   17",
-    "The original message is lost, and Joss forwarded by noon what Len wrote:\n\nnothing.",
-    "Meeting on 02/06/2019 01:49 PM\nRoom: 3\nTo be confirmed.",
-    "5 > 3, and a -> b",
-    ">From six on it is cool.\n\nMaud",
-    "By six.\n\n> Maud Okafor\n> Tern & Tallow\n> 555-0100\n> Fax: 555-0101\n>",
-    "",
-]
-
-
-@pytest.mark.parametrize("text", CLEAN)
+@cases(r"""text
+    By six.\n\nMaud | To: everybody\nFrom: Maud\nDate: today\nSubject: the kiln\n\nIt cools by six.
+    Date: Wednesday, 6 February\nTime: 7:00am\nPlace: the kiln\n\nBring a coat.
+    On Monday I wrote 3 letters.\nOn Tuesday: none.
+    On the one hand it is hot: 900 degrees.\n\nOn the other hand we wait.
+    Press here >>> >>> http://tern.example <<<
+    Kiln  1   2\n---------------\nHeat  9   8\n---------------\nSum   17
+    The original message is lost, and Joss forwarded by noon what Len wrote:\n\nnothing.
+    Meeting on 02/06/2019 01:49 PM\nRoom: 3\nTo be confirmed. | 5 > 3, and a -> b
+    >From six on it is cool.\n\nMaud
+    By six.\n\n> Maud Okafor\n> Tern & Tallow\n> 555-0100\n> Fax: 555-0101\n> | ""
+""")
 def test_own_words_without_a_quote_stay_whole(text):
     assert mail.split_own_words(text) == (text, "")
 
 
-STAY = [
-    "Le train :\n\nDe: Lyon\nA: Paris\nDate: lundi 11 février 2019, 10:00\n\nTu viens ?",
-    "Viaje:\n\nDe: León\nPara: Vigo\nFecha: 11/02/2019 10:00\n\n¿Vienes?",
-    "Hours:\n\nFrom: 9:00\nTo: 18:00\nDate: 6 February 2019\n\nMaud",
-    "Fra: Oslo\nTil: Bergen\n\nMaud",
-    "Od: Krakowa\nDo: Gdyni\n\nMaud",
-    "Dari: Bogor\nKe: Depok\n\nMaud",
-    "On 3 March 2019 I wrote:\n\n- to the bank\n- to Len",
-    "On 3 March 2019 at 10:00 we sent:\n\n1. the contract",
-    "Le 3 mars 2019 j'ai envoyé :\n\n- le contrat",
-    "El 3 de marzo de 2019 he enviado:\n\n- el contrato",
-    "Il 3 marzo 2019 ho scritto:\n\n- alla banca",
-    "W dniu 3 marca 2019 wysłałem:\n\n- umowę",
-    "3 марта я написал:\n\n- в банк",
-    "Subject to approval: yes.\nDate: Friday\nPlace: here",
-    "To: the kiln\nFrom: the shelf\n\nis how it goes.",
-    "The agenda for 6 February 2019:\n\n1. glass\n2. wax",
-    "At 13:12 on 6 February 2019 the kiln reads:\n\n900 degrees",
-    "Write to Len <len@tern.example>:\n\nhe knows.",
-    "A: yes\nB: no",
-    "Re: the kiln, it is hot.",
-]
-
-
-@pytest.mark.parametrize("text", STAY)
+@cases(r"""text
+    Le train :\n\nDe: Lyon\nA: Paris\nDate: lundi 11 février 2019, 10:00\n\nTu viens ?
+    Viaje:\n\nDe: León\nPara: Vigo\nFecha: 11/02/2019 10:00\n\n¿Vienes?
+    Hours:\n\nFrom: 9:00\nTo: 18:00\nDate: 6 February 2019\n\nMaud | Fra: Oslo\nTil: Bergen\n\nMaud
+    Od: Krakowa\nDo: Gdyni\n\nMaud | Dari: Bogor\nKe: Depok\n\nMaud
+    On 3 March 2019 I wrote:\n\n- to the bank\n- to Len
+    On 3 March 2019 at 10:00 we sent:\n\n1. the contract
+    Le 3 mars 2019 j'ai envoyé :\n\n- le contrat
+    El 3 de marzo de 2019 he enviado:\n\n- el contrato
+    Il 3 marzo 2019 ho scritto:\n\n- alla banca | W dniu 3 marca 2019 wysłałem:\n\n- umowę
+    3 марта я написал:\n\n- в банк | Subject to approval: yes.\nDate: Friday\nPlace: here
+    To: the kiln\nFrom: the shelf\n\nis how it goes.
+    The agenda for 6 February 2019:\n\n1. glass\n2. wax
+    At 13:12 on 6 February 2019 the kiln reads:\n\n900 degrees
+    Write to Len <len@tern.example>:\n\nhe knows. | A: yes\nB: no | Re: the kiln, it is hot.
+""")
 def test_own_words_that_look_like_an_introduction_or_a_header_stay(text):
     assert mail.own_words(f"Hello Len,\n\n{text}")[0] == f"Hello Len,\n\n{text}"
 
 
-@pytest.mark.parametrize(
-    "boilerplate",
-    [
-        "-- \nMaud Okafor\nTern & Tallow",
-        "--\nMaud",
-        "Sent from my iPhone",
-        "Von meinem iPhone gesendet",
-        "Envoyé de mon iPhone",
-        "Get Outlook for iOS<https://aka.example>",
-        "Sent from Yahoo Mail on Android",
-        "__________________________________\nDo You Yahoo!?\nGet mail at tern.example",
-        "_____________________\nGet your FREE download of MSN Explorer at http://tern.example",
-        "This e-mail and any attachments are confidential and may\nbe privileged. If you are not "
-        "Maud, delete it.",
-        "*******************\nThis e-mail is the property of Tern & Tallow and\nmay be "
-        "confidential.",
-        "CONFIDENTIALITY NOTICE: for Maud alone.",
-        "(See attached file: kiln.doc)",
-        " - kiln 7.xls\n - glass.doc",
-    ],
-)
+@cases(r"""boilerplate
+    -- \nMaud Okafor\nTern & Tallow | --\nMaud | Sent from my iPhone | Von meinem iPhone gesendet
+    Envoyé de mon iPhone | Get Outlook for iOS<https://aka.example>
+    Sent from Yahoo Mail on Android
+    __________________________________\nDo You Yahoo!?\nGet mail at tern.example
+    _____________________\nGet your FREE download of MSN Explorer at http://tern.example
+    This e-mail and any attachments are confidential and may\n\
+    be privileged. If you are not Maud, delete it.
+    *******************\nThis e-mail is the property of Tern & Tallow and\nmay be confidential.
+    CONFIDENTIALITY NOTICE: for Maud alone. | (See attached file: kiln.doc)
+    \s- kiln 7.xls\n - glass.doc
+""")
 def test_trailing_boilerplate_is_dropped_unless_kept(boilerplate):
     body = f"By six.\n\nBest,\nMaud\n\n{boilerplate}\n\nOn 6 Feb 2019, Len wrote:\n> When?"
     assert mail.own_words(body)[0] == "By six.\n\nBest,\nMaud"
@@ -1480,45 +1396,26 @@ def test_lines_that_programs_add_are_dropped(line):
     assert mail.own_words(body)[0] == OWN
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "Sent from my desk, is much easier than my telephone.",
-        "Get well soon",
-        "The message is confidential\nto Joss, I hear.",
-        "One\n--- two\n-- three",
-        "The e-mail you sent was lost.",
-        "I sent it from my iPhone yesterday, look there.",
-        "Bitte Outlook neu installieren, dann geht es.",
-        "Do you use Outlook for Android, too?",
-        "Use Outlook on Android then.",
-        "Please install Outlook for iOS",
-        "You get Outlook for Mac from Joss.",
-        "Sent to Len, with a virus scanner's blessing.",
-        "The list is long:\nwax\nwick",
-        "begin 2019 with wax\nend it with glass",
-        "Is the virus gone? My boy still coughs.",
-        "Send me the message and the attachment.",
-    ],
-)
+@cases(r"""text
+    Sent from my desk, is much easier than my telephone. | Get well soon
+    The message is confidential\nto Joss, I hear. | One\n--- two\n-- three
+    The e-mail you sent was lost. | I sent it from my iPhone yesterday, look there.
+    Bitte Outlook neu installieren, dann geht es. | Do you use Outlook for Android, too?
+    Use Outlook on Android then. | Please install Outlook for iOS
+    You get Outlook for Mac from Joss. | Sent to Len, with a virus scanner's blessing.
+    The list is long:\nwax\nwick | begin 2019 with wax\nend it with glass
+    Is the virus gone? My boy still coughs. | Send me the message and the attachment.
+""")
 def test_own_words_like_such_lines_stay(text):
     body = mail.clean(f"{OWN}\n\n{text}")
     assert mail.own_words(body)[0] == f"{OWN}\n\n{text}"
 
 
-@pytest.mark.parametrize(
-    "line",
-    [
-        "Get Outlook for iOS<https://aka.ms/o0ukef>",
-        "Xyz Outlook zyx iOS<https://aka.ms/o0ukef>",
-        "Télécharger Outlook pour Android",
-        "Von meinem iPhone gesendet",
-        "iPhoneから送信",
-        "내 iPhone에서 보냄",
-        "iPhone-omról küldve",
-        "Sent from my iPad",
-    ],
-)
+@cases("""line
+    Get Outlook for iOS<https://aka.ms/o0ukef> | Xyz Outlook zyx iOS<https://aka.ms/o0ukef>
+    Télécharger Outlook pour Android | Von meinem iPhone gesendet | iPhoneから送信
+    내 iPhone에서 보냄 | iPhone-omról küldve | Sent from my iPad
+""")
 @pytest.mark.parametrize("own", ["By six", "Von mir aus.", "By six.\n\nMaud", "六時です。"])
 def test_own_words_right_above_a_line_of_a_program_stay(own, line):
     assert mail.own_words(f"{own}\n{line}\n\n> When?")[0] == own
@@ -1591,24 +1488,10 @@ def test_any_mail_splits_without_loss_and_only_once(text):
     ) == [row]
 
 
-@pytest.mark.parametrize(
-    "piece",
-    [
-        "> a\n",
-        "a\n> b\n",
-        "On 3 May\n",
-        "From: a\n",
-        "\n",
-        "_____\n",
-        "a wrote:\n",
-        ">",
-        "On 3 ",
-        "To: a\ncc: b\n",
-        "02/06/2019 01:49 PM\n",
-        "--\n",
-        "a@b.c ",
-    ],
-)
+@cases(r"""piece
+    > a\n | a\n> b\n | On 3 May\n | From: a\n | \n | _____\n | a wrote:\n | > | On 3\s
+    To: a\ncc: b\n | 02/06/2019 01:49 PM\n | --\n | a@b.c\s
+""")
 def test_cutting_takes_time_in_proportion_to_the_text(piece):
 
     times = []
@@ -1733,18 +1616,10 @@ def test_drafts_of_a_maildir_are_left_out(tmp_path, capsys):
     assert "left out      1: a draft" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    "label",
-    [
-        "Drafts",
-        "Entwürfe",
-        "Brouillons,Ouvert",
-        "下書き",
-        'Inbox,"Rascunhos"',
-        "[Gmail]/Borradores",
-        "Чернетки",
-    ],
-)
+@cases("""label
+    Drafts | Entwürfe | Brouillons,Ouvert | 下書き | Inbox,"Rascunhos" | [Gmail]/Borradores
+    Чернетки
+""")
 def test_gmails_drafts_are_not_learned(tmp_path, label):
     raw = message(
         3, MAUD, "Not yet", "Re: kiln", In_Reply_To="<1@tern.example>", X_Gmail_Labels=label
@@ -1959,14 +1834,10 @@ def test_text_before_and_behind_attachments(tmp_path, contents, own):
     assert replies(tmp_path, mbox(question(), answer(*fields, text=text)))[0][0] == own
 
 
-@pytest.mark.parametrize(
-    ("encoding", "text"),
-    [
-        ("base64 ", "QnkgR3LDtsOfZSA3Lg=="),
-        ("base64;", "QnkgR3LDtsOfZSA3Lg=="),
-        (" Quoted-Printable ; ", "By Gr=C3=B6=C3=9Fe 7."),
-    ],
-)
+@cases(r"""encoding, text
+    base64\s | QnkgR3LDtsOfZSA3Lg== || base64; | QnkgR3LDtsOfZSA3Lg==
+    \sQuoted-Printable ;\s | By Gr=C3=B6=C3=9Fe 7.
+""")
 def test_an_encoding_with_more_behind_its_name(tmp_path, encoding, text):
     header = f"Content-Type: text/plain; charset=utf-8\nContent-Transfer-Encoding: {encoding}"
     fields, body = parts(f"{header}\n\n{text}", kind="mixed")
@@ -1982,18 +1853,15 @@ def test_a_copy_that_came_back_from_a_list_is_one(tmp_path, capsys):
     assert "left out      1: a copy of an earlier message" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    "line",
-    [
-        "CAUTION: This email originated from outside of the organization. Do not open it.",
-        "[This message came from outside Tern & Tallow]",
-        "Caution: This email originated from outside of the\nhouse. Do not open attachments unless "
-        "you\nknow the sender and the content is safe.",
-        "You don't often get email from l@tern.example. Learn why this is\nimportant<https://aka.ms/x>",
-        "##- Please type your reply above this line -##",
-        "ACHTUNG: Diese E-Mail stammt von außerhalb der Firma.\n\nReply above this line\n------",
-    ],
-)
+@cases(r"""line
+    CAUTION: This email originated from outside of the organization. Do not open it.
+    [This message came from outside Tern & Tallow]
+    Caution: This email originated from outside of the\nhouse. Do not open attachments unless \
+    you\nknow the sender and the content is safe.
+    You don't often get email from l@tern.example. Learn why this is\nimportant<https://aka.ms/x>
+    ##- Please type your reply above this line -##
+    ACHTUNG: Diese E-Mail stammt von außerhalb der Firma.\n\nReply above this line\n------
+""")
 def test_lines_that_programs_put_above_a_mail_are_not_in_the_prompt(tmp_path, line):
     text = f"{line}\n\nWhen does it cool?\n"
     (tmp_path / "new").write_bytes(mbox(question(text=text)))
@@ -2024,17 +1892,13 @@ def test_an_author_has_several_addresses_in_any_case(tmp_path):
     assert [row["From"] for row in rows] == [MAUD, MAUD, MAUD, "maud@home.example"]
 
 
-@pytest.mark.parametrize(
-    ("sender", "author"),
-    [
-        ('"Maud Okafor" <MAILER-DAEMON>', "maud okafor"),
-        ('"Okafor, Maud" <MAILER-DAEMON>', "Maud Okafor"),
-        ("Maud Okafor", "Maud Okafor"),
-        ("Maud </O=TERN/CN=RECIPIENTS/CN=MAUD>", "/o=tern/cn=recipients/cn=maud"),
-        ("maud@home.example (Maud Okafor)", "Maud Okafor"),
-        ("MAUD@Home.example", "Maud Okafor <maud@home.example>"),
-    ],
-)
+@cases("""sender, author
+    "Maud Okafor" <MAILER-DAEMON> | maud okafor || "Okafor, Maud" <MAILER-DAEMON> | Maud Okafor
+    Maud Okafor | Maud Okafor
+    Maud </O=TERN/CN=RECIPIENTS/CN=MAUD> | /o=tern/cn=recipients/cn=maud
+    maud@home.example (Maud Okafor) | Maud Okafor
+    MAUD@Home.example | Maud Okafor <maud@home.example>
+""")
 def test_an_author_may_be_a_name(tmp_path, sender, author):
     (tmp_path / "mail").write_bytes(mbox(question(), answer(text=OWN + BELOW, sender=sender)))
     mail.main(["extract", str(tmp_path / "mail"), str(tmp_path / "out.csv"), "--author", author])
@@ -2082,35 +1946,26 @@ def test_the_error_names_authors_without_an_address(tmp_path, capsys):
     )
 
 
-FORWARDS = [
-    ("VS: ovn", "Fra: Len\nSendt: mandag\nTil: Maud\nEmne: ovn"),
-    ("Fwd: kiln", "---------- Forwarded message ---------\nFrom: Len <len@tern.example>"),
-    ("TR: four", "De : Len\nEnvoyé : lundi\nÀ : Maud\nObjet : four"),
-    ("RV: horno", "De: Len\nEnviado el: lunes\nPara: Maud\nAsunto: horno"),
-    ("I: forno", "Da: Len\nInviato: lunedì\nA: Maud\nOggetto: forno"),
-    ("WG: Ofen", "Von: Len\nGesendet: Montag\nAn: Maud\nBetreff: Ofen"),
-    ("ENC: forno", "De: Len\nEnviado: segunda\nPara: Maud\nAssunto: forno"),
-    ("Doorst: oven", "Van: Len\nVerzonden: maandag\nAan: Maud\nOnderwerp: oven"),
-    ("İLT: fırın", "Kimden: Len\nGönderildi: Pazartesi\nKime: Maud\nKonu: fırın"),
-    ("ΠΡΘ: φούρνος", "Από: Len\nΣτάλθηκε: Δευτέρα\nΠρος: Maud\nΘέμα: x"),
-    ("転送: 窯", "差出人: Len\n送信日時: 月\n宛先: Maud\n件名: 窯"),
-    ("Fw: Re: kiln", "-----Original Message-----\nFrom: Len\nTo: Maud"),
-    (
-        "Re: kiln",
-        "-------- Weitergeleitete Nachricht --------\nBetreff: Ofen\nDatum: Mi\nVon: Len "
-        "Corrigan <len@tern.example>\nAn: Maud",
-    ),
-    ("kiln", "Begin forwarded message:\n\n> From: Len <len@tern.example>\n> Subject: kiln"),
-    ("kiln", "Début du message réexpédié :\n\nDe: Len <len@tern.example>\nObjet: four"),
-    (
-        "kiln",
-        "---------------------- Forwarded by Maud Okafor/Ops/TT on 02/06/2019 01:49 PM ---\n\n"
-        "Len Corrigan@TT\n02/06/2019 01:40 PM\nTo: Maud Okafor/Ops/TT@TT\ncc: \nSubject: kiln",
-    ),
-]
-
-
-@pytest.mark.parametrize(("subject", "quoted"), FORWARDS)
+@cases(r"""subject, quoted
+    VS: ovn | Fra: Len\nSendt: mandag\nTil: Maud\nEmne: ovn
+    Fwd: kiln | ---------- Forwarded message ---------\nFrom: Len <len@tern.example>
+    TR: four | De : Len\nEnvoyé : lundi\nÀ : Maud\nObjet : four
+    RV: horno | De: Len\nEnviado el: lunes\nPara: Maud\nAsunto: horno
+    I: forno | Da: Len\nInviato: lunedì\nA: Maud\nOggetto: forno
+    WG: Ofen | Von: Len\nGesendet: Montag\nAn: Maud\nBetreff: Ofen
+    ENC: forno | De: Len\nEnviado: segunda\nPara: Maud\nAssunto: forno
+    Doorst: oven | Van: Len\nVerzonden: maandag\nAan: Maud\nOnderwerp: oven
+    İLT: fırın | Kimden: Len\nGönderildi: Pazartesi\nKime: Maud\nKonu: fırın
+    ΠΡΘ: φούρνος | Από: Len\nΣτάλθηκε: Δευτέρα\nΠρος: Maud\nΘέμα: x
+    転送: 窯 | 差出人: Len\n送信日時: 月\n宛先: Maud\n件名: 窯
+    Fw: Re: kiln | -----Original Message-----\nFrom: Len\nTo: Maud
+    Re: kiln | -------- Weitergeleitete Nachricht --------\nBetreff: Ofen\nDatum: Mi\n\
+    Von: Len Corrigan <len@tern.example>\nAn: Maud
+    kiln | Begin forwarded message:\n\n> From: Len <len@tern.example>\n> Subject: kiln
+    kiln | Début du message réexpédié :\n\nDe: Len <len@tern.example>\nObjet: four
+    kiln | ---------------------- Forwarded by Maud Okafor/Ops/TT on 02/06/2019 01:49 PM ---\n\n\
+    Len Corrigan@TT\n02/06/2019 01:40 PM\nTo: Maud Okafor/Ops/TT@TT\ncc: \nSubject: kiln
+""")
 def test_a_forward_is_no_reply_and_answers_no_mail(tmp_path, subject, quoted):
     forward = message(
         3,
@@ -2125,25 +1980,18 @@ def test_a_forward_is_no_reply_and_answers_no_mail(tmp_path, subject, quoted):
     assert len(inbox(tmp_path, tmp_path / "new", "--author", MAUD)) == 1
 
 
-BACK = [  # the recipient, the sender as the quote names him
-    ("len.corrigan@tern.example", "Len Corrigan@TT\n02/06/2019 01:40 PM"),
-    ("Len Corrigan/Ops/TT@TT", "Len M Corrigan\n02/06/2019 01:40 PM"),
-    ('"Corrigan, Len" <lc@tern.example>', "Len Corrigan\n02/06/2019 01:40 PM"),
-    ("lcorrigan@home.example", "Len Corrigan\n02/06/2019 01:40 PM"),
-    ("len@home.example", '"Corrigan, Len" <len@home.example> on 02/06/2019 01:40:12 PM'),
-    ("len.corrigan@tern.example", "From: Len Corrigan/TT@ttXgate on 02/06/2019 01:40 PM"),
-    (
-        "Len Corrigan </O=TT/OU=NA/CN=RECIPIENTS/CN=LCORRIG>",
-        "Len Corrigan\nSent by: Ana Brandt\n02/06/2019 01:40 PM",
-    ),
-    (
-        "len.corrigan@tern.example",
-        "Tern North America Corp.\n\n\tFrom:  Len Corrigan                  02/06/2019 01:40 PM\n",
-    ),
-]
-
-
-@pytest.mark.parametrize(("to", "sender"), BACK)
+@cases(r"""to, sender
+    len.corrigan@tern.example | Len Corrigan@TT\n02/06/2019 01:40 PM
+    Len Corrigan/Ops/TT@TT | Len M Corrigan\n02/06/2019 01:40 PM
+    "Corrigan, Len" <lc@tern.example> | Len Corrigan\n02/06/2019 01:40 PM
+    lcorrigan@home.example | Len Corrigan\n02/06/2019 01:40 PM
+    len@home.example | "Corrigan, Len" <len@home.example> on 02/06/2019 01:40:12 PM
+    len.corrigan@tern.example | From: Len Corrigan/TT@ttXgate on 02/06/2019 01:40 PM
+    Len Corrigan </O=TT/OU=NA/CN=RECIPIENTS/CN=LCORRIG> | Len Corrigan\nSent by: Ana Brandt\n\
+    02/06/2019 01:40 PM
+    len.corrigan@tern.example | Tern North America Corp.\n\n\
+    \tFrom:  Len Corrigan                  02/06/2019 01:40 PM\n
+""")
 def test_a_mail_that_goes_back_is_a_reply_whatever_is_above_the_quote(tmp_path, to, sender):
     title = (
         "---------------------- Forwarded by Maud Okafor/Ops/TT on 02/06/2019 01:49 PM "
@@ -2207,15 +2055,12 @@ def test_a_reply_to_an_own_mail_that_is_quoted_is_no_reply(tmp_path):
     assert replies(tmp_path, mbox(question(), answer(), follow_up)) == BOTH
 
 
-@pytest.mark.parametrize(
-    ("own", "to"),
-    [
-        (f"Maud Okafor <{MAUD}>", "Maud Becker <mbecker@glass.example>"),
-        (f"Maud Okafor <{MAUD}>", "Maud Becker <maud@glass.example>"),
-        ("Tern & Tallow <info@tern.example>", "Glass House <info@glass.example>"),
-        ("info@tern.example", "info@glass.example"),
-    ],
-)
+@cases("""own, to
+    Maud Okafor <maud@tern.example> | Maud Becker <mbecker@glass.example>
+    Maud Okafor <maud@tern.example> | Maud Becker <maud@glass.example>
+    Tern & Tallow <info@tern.example> | Glass House <info@glass.example>
+    info@tern.example | info@glass.example
+""")
 def test_people_of_one_first_name_are_two(tmp_path, own, to):
     address = own.rpartition("<")[2].strip("<>")
     for recipient in (to, "kiln@lists.example"):
@@ -2231,15 +2076,12 @@ def test_people_of_one_first_name_are_two(tmp_path, own, to):
         assert [row["mail"].splitlines()[-1] for row in rows] == ["Who opens it?"]
 
 
-@pytest.mark.parametrize(
-    ("sender", "author"),
-    [
-        ("Maud <maud+kiln@tern.example>", MAUD),
-        ("Maud <maud@tern.example>", "maud+kiln@tern.example"),
-        ("Maud <m.aud.okafor@gmail.com>", "maudokafor@googlemail.com"),
-        ("Maud <Maud.Okafor+x@googlemail.com>", "maud.okafor@gmail.com"),
-    ],
-)
+@cases("""sender, author
+    Maud <maud+kiln@tern.example> | maud@tern.example
+    Maud <maud@tern.example> | maud+kiln@tern.example
+    Maud <m.aud.okafor@gmail.com> | maudokafor@googlemail.com
+    Maud <Maud.Okafor+x@googlemail.com> | maud.okafor@gmail.com
+""")
 def test_an_address_of_the_author_in_other_forms(tmp_path, sender, author):
     (tmp_path / "mail").write_bytes(mbox(question(), answer(sender=sender)))
     mail.main(["extract", str(tmp_path / "mail"), str(tmp_path / "out.csv"), "--author", author])
@@ -2445,26 +2287,12 @@ def test_a_maildirs_flags_and_other_folders(tmp_path):
     assert [row["Message-ID"][1] for row in inbox(tmp_path, tmp_path / "mail")] == ["1", "5"]
 
 
-@pytest.mark.parametrize(
-    "place",
-    [
-        "Trash/cur/1.x:2,S",
-        "Spam/new/1.x",
-        ".Drafts/cur/1.x:2,S",
-        ".INBOX.Trash/cur/1.x:2,S",
-        "INBOX/tmp/1.x",
-        "Papierkorb/cur/1.x",
-        "cur/1.x:2,ST",
-        ".Entw&APw-rfe/cur/1.x:2,S",
-        "Deleted Items/cur/1.x",
-        "INBOX.Junk/cur/1.x",
-        "Corbeille/1.eml",
-        "Mail.sbd/Trash",
-        "Junk",
-        "Drafts.mbox",
-        "INBOX.msf",
-    ],
-)
+@cases("""place
+    Trash/cur/1.x:2,S | Spam/new/1.x | .Drafts/cur/1.x:2,S | .INBOX.Trash/cur/1.x:2,S
+    INBOX/tmp/1.x | Papierkorb/cur/1.x | cur/1.x:2,ST | .Entw&APw-rfe/cur/1.x:2,S
+    Deleted Items/cur/1.x | INBOX.Junk/cur/1.x | Corbeille/1.eml | Mail.sbd/Trash | Junk
+    Drafts.mbox | INBOX.msf
+""")
 def test_trash_spam_drafts_and_unfinished_mail_are_left_alone(tmp_path, place):
     mail = tmp_path / "mail"
     (mail / "INBOX" / "cur").mkdir(parents=True)
@@ -2540,14 +2368,11 @@ def test_notes_reach_the_mail_that_their_line_names(tmp_path, capsys):
     }
 
 
-@pytest.mark.parametrize(
-    ("line", "says"),
-    [
-        ("lamp: no", "line 2: no other mail has this sender or subject: lamp: no"),
-        ("Ana Brandt: no", "line 2: 2 mails have this sender or subject: Ana Brandt: no"),
-        ("joss@tern.example: no", "line 2: no other mail has this sender or subject: joss"),
-    ],
-)
+@cases("""line, says
+    lamp: no | line 2: no other mail has this sender or subject: lamp: no
+    Ana Brandt: no | line 2: 2 mails have this sender or subject: Ana Brandt: no
+    joss@tern.example: no | line 2: no other mail has this sender or subject: joss
+""")
 def test_a_line_of_notes_that_fits_no_one_mail_is_refused(tmp_path, capsys, line, says):
     source, notes = from_people(tmp_path, (ANA, "kiln"), (ANA, "lamps"), (JOSS, "wax"))
     notes.write_text(f"wax: yes\n{line}\n")
@@ -2644,26 +2469,11 @@ def test_a_draft_goes_to_nobody_twice_and_never_to_the_author(tmp_path, fields, 
     assert (draft["To"], draft["Cc"] or "") == (to, copied)
 
 
-@pytest.mark.parametrize(
-    "subject",
-    [
-        "kiln",
-        "Re: kiln",
-        "RE: Re: kiln",
-        "AW: kiln",
-        "Sv: SV: kiln",
-        "R: kiln",
-        "Re[3]: kiln",
-        "Antw: Fwd: kiln",
-        "回复：kiln",
-        "re : re:kiln",
-        "Réf. : kiln",
-        "Отв: kiln",
-        "ΣΧΕΤ: kiln",
-        "Antwort: kiln",
-        "Re^2: kiln",
-    ],
-)
+@cases("""subject
+    kiln | Re: kiln | RE: Re: kiln | AW: kiln | Sv: SV: kiln | R: kiln | Re[3]: kiln
+    Antw: Fwd: kiln | 回复：kiln | re : re:kiln | Réf. : kiln | Отв: kiln | ΣΧΕΤ: kiln
+    Antwort: kiln | Re^2: kiln
+""")
 def test_re_stands_once(tmp_path, subject):
     write_mbox(tmp_path / "mail", [message(1, LEN, "When?", subject)])
     assert [draft["Subject"] for draft in drafts(tmp_path, inbox(tmp_path, tmp_path / "mail"))] == [
