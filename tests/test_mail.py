@@ -444,24 +444,15 @@ def test_nothing_but_plain_members_of_a_bounded_size_is_read(tmp_path, monkeypat
     assert sorted(os.listdir(tmp_path)) == ["inbox.jsonl", "mail.tar.gz", "secret.eml"]
 
 
-SEPARATORS = [
-    "From \n",
-    "From -\n",
-    "From len@tern.example\n",
-    "From - Wed Feb 06 13:12:05 2019\n",
-    "From ???@??? Wed Feb 06 13:12:05 2019\r\n",
-    "From len@tern.example Wed, 6 Feb 2019 13:12:05 +0100\n",
-    "From len@tern.example 2019-02-06 13:12:05\n",
-    "From len@tern.example 2019-02-06T13:12:05Z\n",
-    "From 1234@xxx Wed Feb 06 13:12:05 +0000 2019\n",
-    "From - 6 Feb 2019 13:12:05 CET\n",
-    'From "MAILER-DAEMON" Wed Feb  6 13:12:05 2019\n',
-    "From Len Corrigan Wed Feb  6 13:12 CET 2019\n",
-    "From uucp Wed Feb 6 13:12:05 2019 remote from tern\n",
-]
-
-
-@pytest.mark.parametrize("line", SEPARATORS)
+@cases(r"""line
+    From \n | From -\n | From len@tern.example\n | From - Wed Feb 06 13:12:05 2019\n
+    From ???@??? Wed Feb 06 13:12:05 2019\r\n
+    From len@tern.example Wed, 6 Feb 2019 13:12:05 +0100\n
+    From len@tern.example 2019-02-06 13:12:05\n | From len@tern.example 2019-02-06T13:12:05Z\n
+    From 1234@xxx Wed Feb 06 13:12:05 +0000 2019\n | From - 6 Feb 2019 13:12:05 CET\n
+    From "MAILER-DAEMON" Wed Feb  6 13:12:05 2019\n | From Len Corrigan Wed Feb  6 13:12 CET 2019\n
+    From uucp Wed Feb 6 13:12:05 2019 remote from tern\n
+""")
 @pytest.mark.parametrize("blank", [b"", b"\n"])
 def test_messages_are_told_apart_by_the_form_of_their_separator(tmp_path, line, blank):
     data = b"".join(
@@ -567,52 +558,34 @@ def test_one_bad_byte_costs_one_letter(data):
     assert "Größe — 7" in mail.decode(data, "utf-8") and len(mail.decode(data, "utf-8")) == 10
 
 
-@pytest.mark.parametrize(
-    ("field", "text"),
-    [
-        (b"=?utf-8?q?Gr=C3?= =?utf-8?q?=B6=C3=9Fe?=", "Größe"),
-        (b"=?UTF-8?B?R3LDtg==?=\n =?UTF-8?B?w59l?= 7", "Größe 7"),
-        (b"=?utf-8*de?q?Gr=C3=B6=C3=9Fe?=", "Größe"),
-        ("Größe".encode(), "Größe"),
-        ("Größe".encode("cp1252"), "Größe"),
-        (b"=?iso-8859-1?Q?It=92s_six?=", "It’s six"),
-        (b"=?utf-8?b?R3LDtsOfZ?=", "Größ"),
-        (b"=?x?q?six?=", "six"),
-        (b"=?utf-8?q?six = 6?=", "six = 6"),
-        (b'"=?utf-8?q?a?="', '"a"'),
-        (b"=?utf-8?q??= six", "six"),
-        (b"2 =? 3", "2 =? 3"),
-    ],
-)
+@cases(r"""field, text
+    =?utf-8?q?Gr=C3?= =?utf-8?q?=B6=C3=9Fe?= | Größe
+    =?UTF-8?B?R3LDtg==?=\n =?UTF-8?B?w59l?= 7 | Größe 7 || =?utf-8*de?q?Gr=C3=B6=C3=9Fe?= | Größe
+    Größe | Größe || Gr\udcf6\udcdfe | Größe || =?iso-8859-1?Q?It=92s_six?= | It’s six
+    =?utf-8?b?R3LDtsOfZ?= | Größ || =?x?q?six?= | six || =?utf-8?q?six = 6?= | six = 6
+    "=?utf-8?q?a?=" | "a" || =?utf-8?q??= six | six || 2 =? 3 | 2 =? 3
+""")
 def test_encoded_words_are_decoded(field, text):
-    assert mail.decode_words(field) == text
+    assert mail.decode_words(field.encode(errors="surrogateescape")) == text
 
 
-@pytest.mark.parametrize(
-    ("field", "pairs"),
-    [
-        ("Len <len@tern.example>", [("Len", LEN)]),
-        ("len@tern.example (Len)", [("Len", LEN)]),
-        ("<len@tern.example>", [("", LEN)]),
-        ('"Corrigan, Len" <len@tern.example>, Joss', [("Corrigan, Len", LEN), ("Joss", "")]),
-        ("Corrigan, Len <len@tern.example>", [("Corrigan, Len", LEN)]),
-        ("len@tern.example <len@tern.example>", [("", LEN)]),
-        ("'len@tern.example' <len@tern.example>", [("", LEN)]),
-        ("Len <MAILER-DAEMON>", [("Len", "")]),
-        ("=?utf-8?q?M=C3=BC=2C_Len?= <len@tern.example>", [("Mü, Len", LEN)]),
-        (
-            "Kilns: len@tern.example, Joss <joss@tern.example>;",
-            [("", LEN), ("Joss", "joss@tern.example")],
-        ),
-        ("Maud </O=TERN/OU=X Y/CN=MAUD>", [("Maud", "/O=TERN/OU=X Y/CN=MAUD")]),
-        ('"Len \\"C\\" Corrigan" <len@tern.example>', [('Len "C" Corrigan', LEN)]),
-        ("a@b.example;c@d.example", [("", "a@b.example"), ("", "c@d.example")]),
-        ("undisclosed-recipients:;", []),
-        ("", []),
-    ],
-)
+@cases(r"""field, pairs
+    Len <len@tern.example> | Len→len@tern.example || len@tern.example (Len) | Len→len@tern.example
+    <len@tern.example> | →len@tern.example
+    "Corrigan, Len" <len@tern.example>, Joss | Corrigan, Len→len@tern.example; Joss→
+    Corrigan, Len <len@tern.example> | Corrigan, Len→len@tern.example
+    len@tern.example <len@tern.example> | →len@tern.example
+    'len@tern.example' <len@tern.example> | →len@tern.example || Len <MAILER-DAEMON> | Len→
+    =?utf-8?q?M=C3=BC=2C_Len?= <len@tern.example> | Mü, Len→len@tern.example
+    Kilns: len@tern.example, Joss <joss@tern.example>; | →len@tern.example; Joss→joss@tern.example
+    Maud </O=TERN/OU=X Y/CN=MAUD> | Maud→/O=TERN/OU=X Y/CN=MAUD
+    "Len \\"C\\" Corrigan" <len@tern.example> | Len "C" Corrigan→len@tern.example
+    a@b.example;c@d.example | →a@b.example; →c@d.example || undisclosed-recipients:; | ""
+    "" | ""
+""")
 def test_addresses_however_they_are_written(field, pairs):
-    assert mail.addresses_of(field.encode()) == pairs
+    expected = [tuple(pair.split("→")) for pair in pairs.split("; ") if pair]
+    assert mail.addresses_of(field.encode()) == expected
 
 
 @cases(r"""field
@@ -812,24 +785,13 @@ def test_pgp_armour_of_a_signed_mail_is_no_word():
     assert mail.clean("-----BEGIN PGP PUBLIC KEY BLOCK-----\n\nhQEMA") == ""
 
 
-@pytest.mark.parametrize(
-    "picture",
-    [
-        "[cid:image001.png@01D4BE2F.3C4C5A60]",
-        "[cid:ii_k1@tern.example]",
-        "[signature_2718]",
-        "[Two kilns\n Description automatically generated]",
-        "[Facebook icon]<https://tern.example/f>",
-        "[https://tern.example/logo.png?w=9]",
-        "[https://tern.example/x.jpg]<https://tern.example>",
-        "[image: kiln.png]",
-        "[image: Tern & Tallow]\n<https://tern.example>",
-        "<image001.png>",
-        "<Kiln 7.HEIC>",
-        "\ufffc",
-        "\ufffc[cid:a] <kiln.jpeg>",
-    ],
-)
+@cases(r"""picture
+    [cid:image001.png@01D4BE2F.3C4C5A60] | [cid:ii_k1@tern.example] | [signature_2718]
+    [Two kilns\n Description automatically generated] | [Facebook icon]<https://tern.example/f>
+    [https://tern.example/logo.png?w=9] | [https://tern.example/x.jpg]<https://tern.example>
+    [image: kiln.png] | [image: Tern & Tallow]\n<https://tern.example> | <image001.png>
+    <Kiln 7.HEIC> | \ufffc | \ufffc[cid:a] <kiln.jpeg>
+""")
 def test_placeholders_of_pictures_are_no_words(tmp_path, picture):
     for text in (f"By six.\n\n{picture}\n\nMaud", f"{OWN}\n{picture}", f"{picture}\n{OWN}"):
         assert mail.clean(text) == OWN
@@ -848,34 +810,14 @@ def test_other_brackets_stay(text):
     assert mail.clean(text) == text
 
 
-@pytest.mark.parametrize(
-    "data",
-    [
-        b"From \n",
-        b">",
-        b"From - Wed Feb 06 13:12:05 2019\n",
-        b"<!--",
-        b"<a ",
-        b'<a "',
-        b"</",
-        b"<!",
-        b"&",
-        b"=20\n",
-        b"=\n",
-        b"02/06/2019 ",
-        b"-----BEGIN PGP MESSAGE-----\n",
-        b"begin 644 x\n",
-        b"M" * 60 + b"\n",
-        b"(",
-        b'"',
-        b"=?utf-8?q?a?= ",
-        b"--b\n",
-        b"Sent from my ",
-        b"2019 <a@b.c>:\n",
-    ],
-)
+@cases(r"""data
+    From \n | > | From - Wed Feb 06 13:12:05 2019\n | <!-- | <a\s | <a " | </ | <! | & | =20\n
+    =\n | 02/06/2019\s | -----BEGIN PGP MESSAGE-----\n | begin 644 x\n
+    MMMMMMMMMMMMMMMMMMMMMMMMMMMMMMMMMMMMMMMMMMMMMMMMMMMMMMMMMMMM\n | ( | " | =?utf-8?q?a?=\s
+    --b\n | Sent from my\s | 2019 <a@b.c>:\n
+""")
 def test_many_of_anything_are_read_in_time(tmp_path, data):
-    text = (data * (150_000 // len(data))).decode()
+    text = data * (150_000 // len(data))
     start = time.process_time()
     for raw in (
         answer("Content-Type: text/html", text=text),
@@ -1012,184 +954,173 @@ OUTLOOK = (
     "RE: kiln\n\nWhen?"
 )
 LOTUS = "To: Maud Okafor/Ops/TT@TT\ncc: \nSubject: Re: kiln\n\nWhen does it cool?"
-QUOTED = [  # what stands behind "By six.\n\nMaud\n\n"
-    f" -----Original Message-----\n{OUTLOOK}",
-    f" -----Original Message-----=20\n{OUTLOOK}".replace("Sent:", "Sent:=09"),
-    f"=09-----Original Message-----\n=09{OUTLOOK}",
-    OUTLOOK,
-    f"________________________________\n{OUTLOOK}",
-    "From: Len <len@tern.example>\nDate: Mon, 4 Mar 2019\n\nWhen?",
-    "*From:* Len <len@tern.example>\n*Sent:* Monday\n*To:* Maud\n*Subject:* kiln\n\nWhen?",
-    "**From:** Len <len@tern.example>\n**Sent:** Monday\n**To:** Maud\n**Subject:** kiln\n\nWhen?",
-    "Von: Len [mailto:len@tern.example]\nGesendet: Montag, 4. März 2019 08:03\nAn: Maud\n"
-    "Betreff: AW: Ofen\n\nWann?",
-    "De : Len\nEnvoyé : lundi 4 mars 2019 08:03\nÀ : Maud\nObjet : RE: four\n\nQuand ?",
-    "De: Len\nEnviado el: lunes, 4 de marzo de 2019\nPara: Maud\nAsunto: RE: horno\n\n¿Cuándo?",
-    "Da: Len\nInviato: lunedì 4 marzo 2019\nA: Maud\nOggetto: R: forno\n\nQuando?",
-    "Från: Len\nSkickat: den 4 mars 2019\nTill: Maud\nÄmne: SV: ugn\n\nNär?",
-    "Od: Len\nWysłano: 4 marca 2019\nDo: Maud\nTemat: piec\n\nKiedy?",
-    "发件人：len@tern.example\n发送时间：2019年3月4日\n收件人：Maud\n主题：窑\n\n什么时候？",
-    f"Joss Whitfield@TT\n02/06/2019 01:49 PM\n{LOTUS}",
-    f"\tJoss Whitfield\n\t02/06/2019 01:49 PM\n\t\t \n\t\t {LOTUS}",
-    f"Joss Whitfield@TT\n\n02/06/2019 01:49 PM\n\n{LOTUS}",
-    f"Joss Whitfield\nSent by: Ana Brandt\n02/06/2019 01:49 PM\n{LOTUS}",
-    f"Joss Whitfield 02/06/2019 01:49 PM\n{LOTUS}",
-    '"Whitfield, Joss" <joss@tern.example> on 02/06/2019 01:49:03 PM\nPlease respond to '
-    f"joss@home.example\n{LOTUS}",
-    '"Whitfield, Joss" <joss.whitfield.the.third@tern.example> on 02/06/2019 \n01:49:03 PM\n'
-    f"{LOTUS}",
-    f"From:\tJoss Whitfield/TT@ttXgate on 02/06/2019 01:49 PM\n{LOTUS}",
-    f"Enron North America Corp.\n\t\n\tFrom:  Joss Whitfield                  02/06/2019 01:49 "
-    f"PM\n\t\n\n{LOTUS}",
-    f"----- Forwarded by Maud Okafor/Ops/TT on 02/06/2019 01:49 PM -----\n\n{LOTUS}",
-    f"---------------------- Forwarded by Maud Okafor/Ops/TT on 02/06/2019 \n01:49 PM ----------\n"
-    f"\n{LOTUS}",
-    "Joss Whitfield 02/06/2019 01:49 PM\tTo: Maud Okafor/Ops/TT@TT\n\tcc: \n\tSubject: Re: kiln\n"
-    "\nWhen?",
-    f'{" " * 20}"Whitfield, Joss"   \n{" " * 20}<joss@tern.ex        To:     <maud@tern.example>\n'
-    f"{' ' * 20}ample>               cc:\n{' ' * 41}Subject:     Re: kiln\n{' ' * 20}02/06/2019\n"
-    f"\nWhen?",
-    LOTUS,
-    "In a message dated 2/6/2019 1:49:03 PM Central Standard Time, \nlen@tern.example writes:\n\n"
-    "<< When? >>",
-    "on 2/6/19 1:49 PM, Len Corrigan at len@tern.example wrote:\n\n> When?",
-    "======= At 2019-02-06, 13:49:00 Len wrote: =======\n\n>When?",
-    "?    -----Original Message-----\n?    From: Len\n\nWhen?",
-    "----- Begin Included Message -----\n\nFrom: Len\n\nWhen?",
-    "---------------( Forwarded letter 1 follows )---------------\nWhen?",
-    "____________________Reply Separator____________________\nSubject: Re: kiln\nAuthor: Joss\n\n"
-    "When?",
-    '>>> "Len Corrigan" <len@tern.example> 02/06/19 03:50PM >>>\nWhen does it cool?',
-    '>>> "Len Corrigan" <len.corrigan.of.the.kilns@tern.example> 02/06/19 \n03:50PM >>>\n'
-    "When does it cool?",
-    "Inline attachment follows.\n\nFrom: Joss\nTo: Maud\nDate: Monday\n\nWhen?",
-    "------------------ Inline attachment follows ------------------\n\nWhen?",
-    "> From: Joss",
-    "> When does it\n> cool?\n>\n> Joss",
-    "> When does it cool, and who opens it for the glass people, or is\nit you?\n> Joss",
-    "On Wed, 6 Feb 2019 at 13:12, Len Corrigan <len@tern.example> wrote:\n> When?",
-    "On Wed, Feb 6, 2019 at 1:12 PM Len Corrigan of the Kilns <\nlen@tern.example> wrote:\n\n> "
-    "When?",
-    "On Feb 6, 2019, at 1:12 PM, Len Corrigan <len.corrigan@tern.example>\nwrote:\n\nWhen?",
-    "> On Feb 6, 2019, at 1:12 PM, Len <len@tern.example> wrote:\n> \n> When?",
-    "--- Len Corrigan <len@tern.example> wrote:\n> When?",
-    "Len Corrigan wrote:\n\n> When?",
-    "---- On Wed, 06 Feb 2019 13:12:05 +0000 Len <len@tern.example> wrote ----\n\nWhen?",
-    "Am 06.02.2019 um 13:12 schrieb Len Corrigan:\n> Wann?",
-    "Am Mi., 6. Feb. 2019 um 13:12 Uhr schrieb Len Corrigan <\nlen@tern.example>:\n\nWann?",
-    "Le mer. 6 févr. 2019 à 13:12, Len Corrigan <len@tern.example> a\nécrit :\n\n> Quand ?",
-    "El mié, 6 feb 2019 a las 13:12, Len (<len@tern.example>) escribió:\n\n> ¿Cuándo?",
-    "Il giorno mer 6 feb 2019 alle ore 13:12 Len <len@tern.example> ha\nscritto:\n\n> Quando?",
-    "Em qua., 6 de fev. de 2019 às 13:12, Len <len@tern.example> escreveu:\n\n> Quando?",
-    "Op 6 feb. 2019 om 13:12 heeft Len <len@tern.example> het volgende geschreven:\n\n> Wanneer?",
-    "Den ons 6 feb. 2019 kl 13:12 skrev Len <len@tern.example>:\n\n> När?",
-    "ons. 6. feb. 2019 kl. 13:12 skrev Len <len@tern.example>:\n\n> Når?",
-    "W dniu 06.02.2019 o 13:12, Len pisze:\n> Kiedy?",
-    "Dne st 6. 2. 2019 v 13:12 Len <len@tern.example> napsal(a):\n\n> Kdy?",
-    "Len <len@tern.example> ezt írta (időpont: 2019. febr. 6., Sze, 13:12):\n\n> Mikor?",
-    "ср, 6 февр. 2019 г. в 13:12, Len <len@tern.example>:\n\n> Когда?",
-    "在 2019年2月6日，Len <len@tern.example> 写道：\n\n什么时候？",
-    "2019年2月6日(水) 13:12 Len <len@tern.example>:\n\n> いつ？",
-    "---------- Forwarded message ---------\nFrom: Len <len@tern.example>\nDate: Wed\nSubject: "
-    "kiln\n\nWhen?",
-    "Begin forwarded message:\n\n> From: Len <len@tern.example>\n> Subject: kiln\n> \n> When?",
-    "-------- Weitergeleitete Nachricht --------\nBetreff: Ofen\nDatum: Mi\nVon: Len\n\nWann?",
-    "----- Mensaje original -----\nDe: Len\nPara: Maud\n\n¿Cuándo?",
-    "‐‐‐‐‐‐‐ Original Message ‐‐‐‐‐‐‐\nOn Wednesday, February 6th, 2019, Len wrote:\n\n> When?",
-]
 
 
-@pytest.mark.parametrize("quoted", QUOTED)
+@cases(r"""quoted
+    \s-----Original Message-----\nOUTLOOK
+    \s-----Original Message-----=20\nFrom: Corrigan, Len\n\
+    Sent:=09 Monday, March 4, 2019 8:03 AM\nTo: Okafor, Maud\nSubject: RE: kiln\n\nWhen?
+    =09-----Original Message-----\n=09OUTLOOK | OUTLOOK | ________________________________\nOUTLOOK
+    From: Len <len@tern.example>\nDate: Mon, 4 Mar 2019\n\nWhen?
+    *From:* Len <len@tern.example>\n*Sent:* Monday\n*To:* Maud\n*Subject:* kiln\n\nWhen?
+    **From:** Len <len@tern.example>\n**Sent:** Monday\n**To:** Maud\n**Subject:** kiln\n\nWhen?
+    Von: Len [mailto:len@tern.example]\nGesendet: Montag, 4. März 2019 08:03\nAn: Maud\n\
+    Betreff: AW: Ofen\n\nWann?
+    De : Len\nEnvoyé : lundi 4 mars 2019 08:03\nÀ : Maud\nObjet : RE: four\n\nQuand ?
+    De: Len\nEnviado el: lunes, 4 de marzo de 2019\nPara: Maud\nAsunto: RE: horno\n\n¿Cuándo?
+    Da: Len\nInviato: lunedì 4 marzo 2019\nA: Maud\nOggetto: R: forno\n\nQuando?
+    Från: Len\nSkickat: den 4 mars 2019\nTill: Maud\nÄmne: SV: ugn\n\nNär?
+    Od: Len\nWysłano: 4 marca 2019\nDo: Maud\nTemat: piec\n\nKiedy?
+    发件人：len@tern.example\n发送时间：2019年3月4日\n收件人：Maud\n主题：窑\n\n什么时候？
+    Joss Whitfield@TT\n02/06/2019 01:49 PM\nLOTUS
+    \tJoss Whitfield\n\t02/06/2019 01:49 PM\n\t\t \n\t\t LOTUS
+    Joss Whitfield@TT\n\n02/06/2019 01:49 PM\n\nLOTUS
+    Joss Whitfield\nSent by: Ana Brandt\n02/06/2019 01:49 PM\nLOTUS
+    Joss Whitfield 02/06/2019 01:49 PM\nLOTUS
+    "Whitfield, Joss" <joss@tern.example> on 02/06/2019 01:49:03 PM\n\
+    Please respond to joss@home.example\nLOTUS
+    "Whitfield, Joss" <joss.whitfield.the.third@tern.example> on 02/06/2019 \n01:49:03 PM\nLOTUS
+    From:\tJoss Whitfield/TT@ttXgate on 02/06/2019 01:49 PM\nLOTUS
+    Enron North America Corp.\n\t\n\tFrom:  Joss Whitfield                  02/06/2019 01:49 \
+    PM\n\t\n\nLOTUS
+    ----- Forwarded by Maud Okafor/Ops/TT on 02/06/2019 01:49 PM -----\n\nLOTUS
+    ---------------------- Forwarded by Maud Okafor/Ops/TT on 02/06/2019 \n\
+    01:49 PM ----------\n\nLOTUS
+    Joss Whitfield 02/06/2019 01:49 PM\tTo: Maud Okafor/Ops/TT@TT\n\tcc: \n\tSubject: Re: \
+    kiln\n\nWhen?
+    \s                   "Whitfield, Joss"   \n                    <joss@tern.ex        To:     \
+    <maud@tern.example>\n                    ample>               \
+    cc:\n                                         Subject:     Re: kiln\n                    \
+    02/06/2019\n\nWhen?
+    LOTUS
+    In a message dated 2/6/2019 1:49:03 PM Central Standard Time, \nlen@tern.example writes:\n\n\
+    << When? >>
+    on 2/6/19 1:49 PM, Len Corrigan at len@tern.example wrote:\n\n> When?
+    ======= At 2019-02-06, 13:49:00 Len wrote: =======\n\n>When?
+    ?    -----Original Message-----\n?    From: Len\n\nWhen?
+    ----- Begin Included Message -----\n\nFrom: Len\n\nWhen?
+    ---------------( Forwarded letter 1 follows )---------------\nWhen?
+    ____________________Reply Separator____________________\nSubject: Re: kiln\nAuthor: Joss\n\n\
+    When?
+    >>> "Len Corrigan" <len@tern.example> 02/06/19 03:50PM >>>\nWhen does it cool?
+    >>> "Len Corrigan" <len.corrigan.of.the.kilns@tern.example> 02/06/19 \n03:50PM >>>\n\
+    When does it cool?
+    Inline attachment follows.\n\nFrom: Joss\nTo: Maud\nDate: Monday\n\nWhen?
+    ------------------ Inline attachment follows ------------------\n\nWhen? | > From: Joss
+    > When does it\n> cool?\n>\n> Joss
+    > When does it cool, and who opens it for the glass people, or is\nit you?\n> Joss
+    On Wed, 6 Feb 2019 at 13:12, Len Corrigan <len@tern.example> wrote:\n> When?
+    On Wed, Feb 6, 2019 at 1:12 PM Len Corrigan of the Kilns <\nlen@tern.example> wrote:\n\n> When?
+    On Feb 6, 2019, at 1:12 PM, Len Corrigan <len.corrigan@tern.example>\nwrote:\n\nWhen?
+    > On Feb 6, 2019, at 1:12 PM, Len <len@tern.example> wrote:\n> \n> When?
+    --- Len Corrigan <len@tern.example> wrote:\n> When? | Len Corrigan wrote:\n\n> When?
+    ---- On Wed, 06 Feb 2019 13:12:05 +0000 Len <len@tern.example> wrote ----\n\nWhen?
+    Am 06.02.2019 um 13:12 schrieb Len Corrigan:\n> Wann?
+    Am Mi., 6. Feb. 2019 um 13:12 Uhr schrieb Len Corrigan <\nlen@tern.example>:\n\nWann?
+    Le mer. 6 févr. 2019 à 13:12, Len Corrigan <len@tern.example> a\nécrit :\n\n> Quand ?
+    El mié, 6 feb 2019 a las 13:12, Len (<len@tern.example>) escribió:\n\n> ¿Cuándo?
+    Il giorno mer 6 feb 2019 alle ore 13:12 Len <len@tern.example> ha\nscritto:\n\n> Quando?
+    Em qua., 6 de fev. de 2019 às 13:12, Len <len@tern.example> escreveu:\n\n> Quando?
+    Op 6 feb. 2019 om 13:12 heeft Len <len@tern.example> het volgende geschreven:\n\n> Wanneer?
+    Den ons 6 feb. 2019 kl 13:12 skrev Len <len@tern.example>:\n\n> När?
+    ons. 6. feb. 2019 kl. 13:12 skrev Len <len@tern.example>:\n\n> Når?
+    W dniu 06.02.2019 o 13:12, Len pisze:\n> Kiedy?
+    Dne st 6. 2. 2019 v 13:12 Len <len@tern.example> napsal(a):\n\n> Kdy?
+    Len <len@tern.example> ezt írta (időpont: 2019. febr. 6., Sze, 13:12):\n\n> Mikor?
+    ср, 6 февр. 2019 г. в 13:12, Len <len@tern.example>:\n\n> Когда?
+    在 2019年2月6日，Len <len@tern.example> 写道：\n\n什么时候？
+    2019年2月6日(水) 13:12 Len <len@tern.example>:\n\n> いつ？
+    ---------- Forwarded message ---------\nFrom: Len <len@tern.example>\nDate: Wed\n\
+    Subject: kiln\n\nWhen?
+    Begin forwarded message:\n\n> From: Len <len@tern.example>\n> Subject: kiln\n> \n> When?
+    -------- Weitergeleitete Nachricht --------\nBetreff: Ofen\nDatum: Mi\nVon: Len\n\nWann?
+    ----- Mensaje original -----\nDe: Len\nPara: Maud\n\n¿Cuándo?
+    ‐‐‐‐‐‐‐ Original Message ‐‐‐‐‐‐‐\nOn Wednesday, February 6th, 2019, Len wrote:\n\n> When?
+""")
 def test_quoted_text_is_cut_at_its_first_line(quoted):
-    own = "By six.\n\nMaud"
-    cut, rest = mail.split_own_words(f"{own}\n\n{quoted}\n")
-    assert cut == own and rest.split() == quoted.split()
+    quoted = quoted.replace("LOTUS", LOTUS).replace("OUTLOOK", OUTLOOK)
+    own, rest = mail.split_own_words(f"{OWN}\n\n{quoted}\n")
+    assert own == OWN and rest.split() == quoted.split()
 
 
-INTRODUCTIONS = [
+@cases(r"""quoted
     # in languages that no table holds
-    "Dydd Mer, 6 Chwef 2019 am 13:12 Len Corrigan <len@tern.example> a ysgrifennodd:\n\n> When?",
-    "2019-02-06 13:12 Len Corrigan ysgrifennodd:\n> When?",
-    "Noong Miy, Peb 6, 2019 nang 1:12 PM, isinulat ni Len Corrigan <len@tern.example> ang:\n\n"
-    "When?",
-    "Len Corrigan <len@tern.example>, 2019(e)ko otsailaren 6(a), asteazkena (13:12), egileak "
-    "idatzi du:\n\n> When?",
-    "Siku ya Jumatano, 6 Februari 2019 saa 13:12, Len Corrigan\n<len@tern.example> aliandika:\n\n"
-    "> When?",
+    Dydd Mer, 6 Chwef 2019 am 13:12 Len Corrigan <len@tern.example> a ysgrifennodd:\n\n> When?
+    2019-02-06 13:12 Len Corrigan ysgrifennodd:\n> When?
+    Noong Miy, Peb 6, 2019 nang 1:12 PM, isinulat ni Len Corrigan <len@tern.example> ang:\n\nWhen?
+    Len Corrigan <len@tern.example>, 2019(e)ko otsailaren 6(a), asteazkena (13:12), egileak \
+    idatzi du:\n\n> When?
+    Siku ya Jumatano, 6 Februari 2019 saa 13:12, Len Corrigan\n<len@tern.example> aliandika:\n\n\
+    > When?
     # web mail
-    "On Wednesday, February 6, 2019, 1:12 PM, Len Corrigan <len@tern.example> wrote:\n\nWhen?",
-    "Среда, 6 февраля 2019, 13:12 +03:00 от Len Corrigan <len@tern.example>:\n\nWhen?",
-    '06.02.2019, 13:12, "Len Corrigan" <len@tern.example>:\n> When?',
-    '------------------ 原始邮件 ------------------\n发件人: "Len"<len@tern.example>;\n'
-    "发送时间: 2019年2月6日\n\nWhen?",
-    '------------------ Original ------------------\nFrom: "Len"<len@tern.example>;\nDate: '
-    "Wed, Feb 6, 2019\n\nWhen?",
-    'At 2019-02-06 13:12:05, "Len Corrigan" <len@tern.example> wrote:\n>When?',
-    '在 2019-02-06 13:12:05，"Len Corrigan" <len@tern.example> 写道：\nWhen?',
-    'Gesendet: Mittwoch, 06. Februar 2019 um 13:12 Uhr\nVon: "Len" <len@tern.example>\nAn: '
-    "Maud\nBetreff: Ofen\n\nWann?",
-    "--------- 원본 메일 ---------\n보낸사람: Len <len@tern.example>\n받는사람 : Maud\n"
-    "날짜: 2019\n제목: x\n\n"
-    "When?",
-    'De: "Len" <len@tern.example>\nÀ: "Maud" <maud@tern.example>\nEnvoyé: Mercredi 6 '
-    "Février 2019 13:12:05\nObjet: four\n\nQuand ?",
+    On Wednesday, February 6, 2019, 1:12 PM, Len Corrigan <len@tern.example> wrote:\n\nWhen?
+    Среда, 6 февраля 2019, 13:12 +03:00 от Len Corrigan <len@tern.example>:\n\nWhen?
+    06.02.2019, 13:12, "Len Corrigan" <len@tern.example>:\n> When?
+    ------------------ 原始邮件 ------------------\n发件人: "Len"<len@tern.example>;\n\
+    发送时间: 2019年2月6日\n\nWhen?
+    ------------------ Original ------------------\nFrom: "Len"<len@tern.example>;\n\
+    Date: Wed, Feb 6, 2019\n\nWhen?
+    At 2019-02-06 13:12:05, "Len Corrigan" <len@tern.example> wrote:\n>When?
+    在 2019-02-06 13:12:05，"Len Corrigan" <len@tern.example> 写道：\nWhen?
+    Gesendet: Mittwoch, 06. Februar 2019 um 13:12 Uhr\nVon: "Len" <len@tern.example>\nAn: Maud\n\
+    Betreff: Ofen\n\nWann?
+    --------- 원본 메일 ---------\n보낸사람: Len <len@tern.example>\n받는사람 : Maud\n날짜: 2019\n\
+    제목: x\n\nWhen?
+    De: "Len" <len@tern.example>\nÀ: "Maud" <maud@tern.example>\n\
+    Envoyé: Mercredi 6 Février 2019 13:12:05\nObjet: four\n\nQuand ?
     # telephones
-    "-------- Original message --------\nFrom: Len <len@tern.example>\nDate: 06/02/2019 13:12 "
-    "(GMT+01:00)\nTo: Maud\n\nWhen?",
-    "-------- Messaggio originale --------\nDa: Len <len@tern.example>\nData: 06/02/19 13:12 "
-    "(GMT+01:00)\nA: Maud\n\nQuando?",
-    "Le 6 févr. 2019 à 13:12, Len Corrigan <len@tern.example> a écrit :\n\n> Quand ?",
-    "> Am 06.02.2019 um 13:12 schrieb Len Corrigan <len@tern.example>:\n> \n> Wann?",
-    "> Den 6. feb. 2019 kl. 13.12 skrev Len Corrigan <len@tern.example>:\n> \n> Når?",
-    "2019/02/06 13:12、Len Corrigan <len@tern.example>のメール:\n\nWhen?",
-    "在 2019年2月6日，13:12，Len Corrigan <len@tern.example> 写道：\n\nWhen?",
-    "---- Len Corrigan wrote ----\n\nWhen?",
-    "_____________________________\nFrom: Len <len@tern.example>\nSent: Wednesday, 6 February "
-    "2019 13:12\nSubject: kiln\nTo: Maud\n\nWhen?",
+    -------- Original message --------\nFrom: Len <len@tern.example>\n\
+    Date: 06/02/2019 13:12 (GMT+01:00)\nTo: Maud\n\nWhen?
+    -------- Messaggio originale --------\nDa: Len <len@tern.example>\n\
+    Data: 06/02/19 13:12 (GMT+01:00)\nA: Maud\n\nQuando?
+    Le 6 févr. 2019 à 13:12, Len Corrigan <len@tern.example> a écrit :\n\n> Quand ?
+    > Am 06.02.2019 um 13:12 schrieb Len Corrigan <len@tern.example>:\n> \n> Wann?
+    > Den 6. feb. 2019 kl. 13.12 skrev Len Corrigan <len@tern.example>:\n> \n> Når?
+    2019/02/06 13:12、Len Corrigan <len@tern.example>のメール:\n\nWhen?
+    在 2019年2月6日，13:12，Len Corrigan <len@tern.example> 写道：\n\nWhen?
+    ---- Len Corrigan wrote ----\n\nWhen?
+    _____________________________\nFrom: Len <len@tern.example>\n\
+    Sent: Wednesday, 6 February 2019 13:12\nSubject: kiln\nTo: Maud\n\nWhen?
     # desktop programs
-    "Am Mittwoch, den 06.02.2019, 13:12 +0100 schrieb Len Corrigan:\n> Wann?",
-    "On Wednesday 06 February 2019 13:12:05 Len Corrigan wrote:\n> When?",
-    "On Wed, Feb 06, 2019 at 01:12:05PM +0100, Len Corrigan wrote:\n> When?",
-    "Len Corrigan <len@tern.example> writes:\n\n> When?",
-    "* Len Corrigan [2019-02-06 13:12]:\n> When?",
-    "Excerpts from Len Corrigan's message of Wed Feb 06 13:12:05 +0100 2019:\n> When?",
-    "At Wed, 6 Feb 2019 13:12:05 +0100,\nLen Corrigan wrote:\n> When?",
-    "Citando Len Corrigan <len@tern.example>:\n\n> ¿Cuándo?",
-    "Le 06-02-2019 13:12, Len Corrigan a écrit :\n> Quand ?",
-    "W dniu 2019-02-06 13:12, Len Corrigan napisał(a):\n> Kiedy?",
-    "2019-02-06 13:12 időpontban Len Corrigan ezt írta:\n> Mikor?",
-    "Den 2019-02-06 13:12, skrev Len Corrigan:\n> När?",
-    "Op 06-02-19 om 13:12 schreef Len Corrigan:\n> Wanneer?",
-    "El 06/02/19 a las 13:12, Len Corrigan escribió:\n> ¿Cuándo?",
-    "Il 06/02/19 13:12, Len Corrigan ha scritto:\n> Quando?",
-    "Dne 6.2.2019 v 13:12 Len Corrigan napsal(a):\n> Kdy?",
-    "Am 06.02.19 um 13:12 schrieb\nLen Corrigan:\n> Wann?",
-    "Em 06/02/2019 13:12, Len Corrigan escreveu:\n> Quando?",
-    "Len Corrigan kirjoitti 6.2.2019 klo 13.12:\n> Milloin?",
-    "06.02.2019 13:12, Len Corrigan написав:\n> Коли?",
-    "Στις 6/2/2019 1:12 μ.μ., ο Len Corrigan έγραψε:\n> Πότε;",
-    "De : Len Corrigan [mailto:len@tern.example]\nEnvoyé : mercredi 6 février 2019 13:12\nÀ : "
-    "Maud\nObjet : RE: four\n\nQuand ?",
-    "Kimden: Len\nGönderildi: 6 Şubat 2019 Çarşamba 13:12\nKime: Maud\nKonu: fırın\n\nNe zaman?",
-    "差出人: Len <len@tern.example>\n送信日時: 2019年2月6日 13:12\n宛先: Maud\n件名: RE: "
-    "窯\n\nWhen?",
-    "寄件者: Len <len@tern.example>\n寄件日期: 2019年2月6日 下午 01:12\n收件者: Maud\n主旨: "
-    "RE: 窯\n\nWhen?",
-    "من: Len <len@tern.example>\nتم الإرسال: الأربعاء 6 فبراير 2019\nإلى: Maud\nالموضوع: kiln\n\n"
-    "When?",
-    "จาก: Len <len@tern.example>\nส่ง: 6 กุมภาพันธ์ 2019\nถึง: Maud\nเรื่อง: kiln\n\nWhen?",
-    "Od: Len <len@tern.example>\nOdesláno: středa 6. února 2019 13:12\nKomu: Maud\nPředmět: pec\n"
-    "\nKdy?",
-    "> From: Len\n> Sent: Wednesday\n> To: Maud\n>\n> When?",
-    "| De | Len<len@tern.example> |\n| Fecha | 2019-02-06 13:12 |\n| Para | Maud |\n| Asunto | "
-    "kiln |\n\n¿Cuándo?",
-    "* * *\n\n**Von:** Len <len@tern.example>\n**Gesendet:** Mittwoch\n**An:** Maud\n"
-    "**Betreff:** Ofen\n\nWann?",
-    "————————————\nFrom: Len <len@tern.example>\nTo: Maud\nSubject: kiln\n\nWhen?",
-]
-
-
-@pytest.mark.parametrize("quoted", INTRODUCTIONS)
+    Am Mittwoch, den 06.02.2019, 13:12 +0100 schrieb Len Corrigan:\n> Wann?
+    On Wednesday 06 February 2019 13:12:05 Len Corrigan wrote:\n> When?
+    On Wed, Feb 06, 2019 at 01:12:05PM +0100, Len Corrigan wrote:\n> When?
+    Len Corrigan <len@tern.example> writes:\n\n> When?
+    * Len Corrigan [2019-02-06 13:12]:\n> When?
+    Excerpts from Len Corrigan's message of Wed Feb 06 13:12:05 +0100 2019:\n> When?
+    At Wed, 6 Feb 2019 13:12:05 +0100,\nLen Corrigan wrote:\n> When?
+    Citando Len Corrigan <len@tern.example>:\n\n> ¿Cuándo?
+    Le 06-02-2019 13:12, Len Corrigan a écrit :\n> Quand ?
+    W dniu 2019-02-06 13:12, Len Corrigan napisał(a):\n> Kiedy?
+    2019-02-06 13:12 időpontban Len Corrigan ezt írta:\n> Mikor?
+    Den 2019-02-06 13:12, skrev Len Corrigan:\n> När?
+    Op 06-02-19 om 13:12 schreef Len Corrigan:\n> Wanneer?
+    El 06/02/19 a las 13:12, Len Corrigan escribió:\n> ¿Cuándo?
+    Il 06/02/19 13:12, Len Corrigan ha scritto:\n> Quando?
+    Dne 6.2.2019 v 13:12 Len Corrigan napsal(a):\n> Kdy?
+    Am 06.02.19 um 13:12 schrieb\nLen Corrigan:\n> Wann?
+    Em 06/02/2019 13:12, Len Corrigan escreveu:\n> Quando?
+    Len Corrigan kirjoitti 6.2.2019 klo 13.12:\n> Milloin?
+    06.02.2019 13:12, Len Corrigan написав:\n> Коли?
+    Στις 6/2/2019 1:12 μ.μ., ο Len Corrigan έγραψε:\n> Πότε;
+    De : Len Corrigan [mailto:len@tern.example]\nEnvoyé : mercredi 6 février 2019 13:12\n\
+    À : Maud\nObjet : RE: four\n\nQuand ?
+    Kimden: Len\nGönderildi: 6 Şubat 2019 Çarşamba 13:12\nKime: Maud\nKonu: fırın\n\nNe zaman?
+    差出人: Len <len@tern.example>\n送信日時: 2019年2月6日 13:12\n宛先: Maud\n件名: RE: 窯\n\nWhen?
+    寄件者: Len <len@tern.example>\n寄件日期: 2019年2月6日 下午 01:12\n收件者: Maud\n\
+    主旨: RE: 窯\n\nWhen?
+    من: Len <len@tern.example>\nتم الإرسال: الأربعاء 6 فبراير 2019\nإلى: Maud\nالموضوع: kiln\n\n\
+    When?
+    จาก: Len <len@tern.example>\nส่ง: 6 กุมภาพันธ์ 2019\nถึง: Maud\nเรื่อง: kiln\n\nWhen?
+    Od: Len <len@tern.example>\nOdesláno: středa 6. února 2019 13:12\nKomu: Maud\n\
+    Předmět: pec\n\nKdy?
+    > From: Len\n> Sent: Wednesday\n> To: Maud\n>\n> When?
+    | De\s| Len<len@tern.example> |\n| Fecha\s| 2019-02-06 13:12 |\n| Para\s| Maud |\n\
+    | Asunto\s| kiln |\n\n¿Cuándo?
+    * * *\n\n**Von:** Len <len@tern.example>\n**Gesendet:** Mittwoch\n**An:** Maud\n\
+    **Betreff:** Ofen\n\nWann?
+    ————————————\nFrom: Len <len@tern.example>\nTo: Maud\nSubject: kiln\n\nWhen?
+""")
 def test_introductions_and_headers_are_cut(quoted):
     own, rest = mail.split_own_words(f"{OWN}\n\n{quoted}\n")
     assert own == OWN and "".join(rest.split()) in "".join(quoted.split())
@@ -1245,23 +1176,15 @@ def test_a_title_without_dashes_goes_with_the_header(title):
 BAT = "Wednesday, February 6, 2019, 1:12:05 PM, you wrote:\n\nLC> When?\nLC>\nLC>> Now?\n"
 
 
-@pytest.mark.parametrize(
-    ("text", "own"),
-    [
-        (
-            f"Hello Len,\n\n{BAT}\nBy six.\n\nLC> Who opens it?\n\nJoss.",
-            "Hello Len,\n\nBy six.\n\nJoss.",
-        ),
-        (f"{OWN}\n\nВы писали 6 февраля 2019 г., 13:12:05:\n\nМО> Когда?", OWN),
-        (f'>>>>> "Len" == Len <len@tern.example> writes:\n\n    Len> When?\n\n{OWN}', OWN),
-        (
-            "＞ 窯はいつ冷めますか。\n\n六時です。\n＞＞ 誰が？\nジョスです。",
-            "六時です。\n\nジョスです。",
-        ),
-        ("Type this:\n\nSQL> select 1\n\nand wait.", None),
-        ("The levels of 6 Feb:\n\nA> 900\nB> 800", None),
-    ],
-)
+@cases(r"""text, own
+    Hello Len,\n\nWednesday, February 6, 2019, 1:12:05 PM, you wrote:\n\nLC> When?\nLC>\n\
+    LC>> Now?\n\nBy six.\n\nLC> Who opens it?\n\nJoss. | Hello Len,\n\nBy six.\n\nJoss.
+    By six.\n\nMaud\n\nВы писали 6 февраля 2019 г., 13:12:05:\n\nМО> Когда? | By six.\n\nMaud
+    >>>>> "Len" == Len <len@tern.example> writes:\n\n    Len> When?\n\nBy six.\n\nMaud \
+    | By six.\n\nMaud
+    ＞ 窯はいつ冷めますか。\n\n六時です。\n＞＞ 誰が？\nジョスです。 | 六時です。\n\nジョスです。
+    Type this:\n\nSQL> select 1\n\nand wait. | "" || The levels of 6 Feb:\n\nA> 900\nB> 800 | ""
+""")
 def test_marks_of_quoted_lines_with_initials_or_wide(text, own):
     words = mail.own_words(text)[0]
     assert "".join(words.split()) == "".join((own or text).split())
@@ -1323,74 +1246,47 @@ def test_trailing_boilerplate_is_dropped_unless_kept(boilerplate):
     )
 
 
-ADDED = [
-    "Sent from my Verizon Wireless 4G LTE smartphone",
-    "Sent from my T-Mobile 4G LTE Device",
-    "Sent from Samsung tablet.",
-    "Sent from my Galaxy",
-    "Sent from Outlook for Android<https://aka.ms/AAb9ysg>",
-    "Sent from Mail for Windows 10",
-    "Sent from [ProtonMail](https://protonmail.com), encrypted email",
-    "Sent from my Huawei phone",
-    "-- Sent from my Palm Pre",
-    "Inviato da Libero Mail per Android",
-    "Enviado desde mi Samsung Mobile de Claro",
-    "Enviado do meu smartphone Samsung Galaxy.",
-    "Verzonden vanaf mijn Samsung-apparaat",
-    "Von meinem Samsung Galaxy Smartphone gesendet.",
-    "Gesendet mit der GMX Mail App",
-    "Envoyé depuis l'application Mail Orange",
-    "Envoyé de mon iPad",
-    "Skickat från min Samsung Galaxy-telefon",
-    "Sendt fra min iPad",
-    "Wysłano z iPhone’a",
-    "Отправлено с iPhone",
-    "Отправлено из мобильной Почты Mail.ru",
-    "Trimis de pe iPhone-ul meu",
-    "Изпратено от моя iPhone",
-    "أرسلت من iPhone الخاص بي",
-    "נשלח מה-iPhone שלי",
-    "ส่งจาก iPhone ของฉัน",
-    "Đã gửi từ iPhone của tôi",
-    "Dikirim dari iPhone saya",
-    "Poslano s mojeg iPhonea",
-    "Enviat des del meu iPhone",
-    "Obter o Outlook para Android",
-    "Download Outlook for Mac",
-    "Hämta Outlook för Android<https://aka.ms/ghei36>",
-    "获取 Outlook for iOS",
-    "This email has been checked for viruses by Avast antivirus software.\nwww.avast.com",
-    "Virus-free. www.avast.com",
-    "Diese E-Mail wurde von Avast Antivirus-Software auf Viren geprüft.\nwww.avast.com",
-    "Garanti sans virus. www.avast.com",
-    "Libre de virus. www.avg.com",
-    "No virus found in this message.\nChecked by AVG - www.avg.com\nVersion: 2013.0.1",
-    "Проверено на вирусы. www.avast.com",
-    "ウイルスなし。 www.avast.com",
-    "This message has been scanned for viruses and\ndangerous content by MailScanner",
-    "_______________________________________________\nkilns mailing list\nkilns@tern.example\n"
-    "https://lists.tern.example/listinfo/kilns",
-    "_______________________________________________\nkilns mailing list -- kilns@tern.example\n"
-    "To unsubscribe send an email to kilns-leave@tern.example",
-    '-- \nYou received this message because you are subscribed to the Google Groups "kilns" group.',
-    "---------------------------------------------------------------------\nTo unsubscribe, "
-    "e-mail: kilns-unsubscribe@tern.example\nFor additional commands, e-mail: "
-    "kilns-help@tern.example",
-    "########################################################################\n\nTo unsubscribe "
-    "from the KILNS list, click here:\nhttps://lists.tern.example/x",
-    "-----BEGIN PGP SIGNATURE-----\nVersion: GnuPG v2\n\niQEzBAEBCAAdFiEE\n=AbCd\n-----END PGP "
-    "SIGNATURE-----",
-    "begin 644 kiln.txt\n#0V%T\n`\nend",
-    "\u2063Get BlueMail for Android \u200b",
-    "Gesendet mit der Telekom Mail App",
-    "[image: Mailtrack]\n<https://tern.example?utm=1&>\nSender\nnotified by\nMailtrack\n"
-    "<https://tern.example?utm=1&>\n02/06/19,\n01:12:05 PM",
-    "Diese Nachricht ist vertraulich. Falls Sie nicht der Empfänger sind,\nlöschen Sie sie bitte.",
-    "Ce message est confidentiel. Si vous n'en êtes pas le destinataire,\nmerci de le détruire.",
-]
-
-
-@pytest.mark.parametrize("line", ADDED)
+@cases(r"""line
+    Sent from my Verizon Wireless 4G LTE smartphone | Sent from my T-Mobile 4G LTE Device
+    Sent from Samsung tablet. | Sent from my Galaxy
+    Sent from Outlook for Android<https://aka.ms/AAb9ysg> | Sent from Mail for Windows 10
+    Sent from [ProtonMail](https://protonmail.com), encrypted email | Sent from my Huawei phone
+    -- Sent from my Palm Pre | Inviato da Libero Mail per Android
+    Enviado desde mi Samsung Mobile de Claro | Enviado do meu smartphone Samsung Galaxy.
+    Verzonden vanaf mijn Samsung-apparaat | Von meinem Samsung Galaxy Smartphone gesendet.
+    Gesendet mit der GMX Mail App | Envoyé depuis l'application Mail Orange | Envoyé de mon iPad
+    Skickat från min Samsung Galaxy-telefon | Sendt fra min iPad | Wysłano z iPhone’a
+    Отправлено с iPhone | Отправлено из мобильной Почты Mail.ru | Trimis de pe iPhone-ul meu
+    Изпратено от моя iPhone | أرسلت من iPhone الخاص بي | נשלח מה-iPhone שלי | ส่งจาก iPhone ของฉัน
+    Đã gửi từ iPhone của tôi | Dikirim dari iPhone saya | Poslano s mojeg iPhonea
+    Enviat des del meu iPhone | Obter o Outlook para Android | Download Outlook for Mac
+    Hämta Outlook för Android<https://aka.ms/ghei36> | 获取 Outlook for iOS
+    This email has been checked for viruses by Avast antivirus software.\nwww.avast.com
+    Virus-free. www.avast.com
+    Diese E-Mail wurde von Avast Antivirus-Software auf Viren geprüft.\nwww.avast.com
+    Garanti sans virus. www.avast.com | Libre de virus. www.avg.com
+    No virus found in this message.\nChecked by AVG - www.avg.com\nVersion: 2013.0.1
+    Проверено на вирусы. www.avast.com | ウイルスなし。 www.avast.com
+    This message has been scanned for viruses and\ndangerous content by MailScanner
+    _______________________________________________\nkilns mailing list\nkilns@tern.example\n\
+    https://lists.tern.example/listinfo/kilns
+    _______________________________________________\nkilns mailing list -- kilns@tern.example\n\
+    To unsubscribe send an email to kilns-leave@tern.example
+    -- \nYou received this message because you are subscribed to the Google Groups "kilns" group.
+    ---------------------------------------------------------------------\n\
+    To unsubscribe, e-mail: kilns-unsubscribe@tern.example\n\
+    For additional commands, e-mail: kilns-help@tern.example
+    ########################################################################\n\n\
+    To unsubscribe from the KILNS list, click here:\nhttps://lists.tern.example/x
+    -----BEGIN PGP SIGNATURE-----\nVersion: GnuPG v2\n\niQEzBAEBCAAdFiEE\n=AbCd\n\
+    -----END PGP SIGNATURE-----
+    begin 644 kiln.txt\n#0V%T\n`\nend | \u2063Get BlueMail for Android \u200b
+    Gesendet mit der Telekom Mail App
+    [image: Mailtrack]\n<https://tern.example?utm=1&>\nSender\nnotified by\nMailtrack\n\
+    <https://tern.example?utm=1&>\n02/06/19,\n01:12:05 PM
+    Diese Nachricht ist vertraulich. Falls Sie nicht der Empfänger sind,\nlöschen Sie sie bitte.
+    Ce message est confidentiel. Si vous n'en êtes pas le destinataire,\nmerci de le détruire.
+""")
 def test_lines_that_programs_add_are_dropped(line):
     body = mail.clean(f"{OWN}\n\n{line}\n\n> When does it cool?\n")
     assert mail.own_words(body)[0] == OWN
@@ -1778,34 +1674,28 @@ def test_what_no_person_wrote_is_neither_learned_nor_answered(
         assert f"left out      1: {reason}\n" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        f"Thanks!{QUOTES}\nLen reacted to your message:\n",
-        "Thanks!\n\n> Len (len@tern.example) has sent you a protected message.\n",
-        "The glaze reacted to your recipe.",
-        "I would like to recall how it was.",
-    ],
-)
+@cases(r"""text
+    Thanks!QUOTES\nLen reacted to your message:\n
+    Thanks!\n\n> Len (len@tern.example) has sent you a protected message.\n
+    The glaze reacted to your recipe. | I would like to recall how it was.
+""")
 def test_what_a_person_wrote_about_such_mail_is_learned(tmp_path, text):
+    text = text.replace("QUOTES", QUOTES)
     own = text.partition("\n")[0]
     assert replies(tmp_path, mbox(question(), answer(text=text)))[0][0] == own
 
 
-@pytest.mark.parametrize(
-    ("calendar", "learned"),
-    [
-        ('Content-Type: text/calendar; name="t.ics"\n\nBEGIN:VCALENDAR\nMETHOD:PUBLISH', 1),
-        ('Content-Type: text/calendar; name="t.ics"\n\nBEGIN:VCALENDAR', 1),
-        ('Content-Type: text/calendar; name="i.ics"; method=REQUEST\n\nBEGIN:VCALENDAR', 0),
-        ("Content-Type: text/calendar\n\nBEGIN:VCALENDAR\nMETHOD:REPLY", 0),
-        ("Content-Type: text/calendar\n\nBEGIN:VCALENDAR", 0),
-    ],
-)
+@cases(r"""calendar, learned
+    Content-Type: text/calendar; name="t.ics"\n\nBEGIN:VCALENDAR\nMETHOD:PUBLISH | 1
+    Content-Type: text/calendar; name="t.ics"\n\nBEGIN:VCALENDAR | 1
+    Content-Type: text/calendar; name="i.ics"; method=REQUEST\n\nBEGIN:VCALENDAR | 0
+    Content-Type: text/calendar\n\nBEGIN:VCALENDAR\nMETHOD:REPLY | 0
+    Content-Type: text/calendar\n\nBEGIN:VCALENDAR | 0
+""")
 def test_a_calendar_file_is_no_invitation(tmp_path, calendar, learned):
     fields, text = parts(PLAIN, calendar, kind="mixed")
     data = mbox(question(), answer(*fields, text=text), answer(number=4, text="Or seven.\n"))
-    assert len(replies(tmp_path, data)) == 1 + learned
+    assert len(replies(tmp_path, data)) == 1 + int(learned)
 
 
 NAMED = 'Content-Type: text/plain; name="{0}"\nContent-Disposition: attachment; filename="{0}"\n\n'
@@ -2152,31 +2042,29 @@ def test_a_mail_becomes_the_prompt_that_training_saw(tmp_path, form):
     assert stat.S_IMODE((tmp_path / "inbox.jsonl").stat().st_mode) == 0o600
 
 
-UNWANTED = [
-    ("bulk or list mail", LEN, {"List_Id": "<kilns.tern.example>"}),
-    ("bulk or list mail", LEN, {"List_Unsubscribe": "<mailto:x@tern.example>"}),
-    ("bulk or list mail", LEN, {"List_Post": "<mailto:kilns@tern.example>"}),
-    ("bulk or list mail", LEN, {"Precedence": "Bulk"}),
-    ("an automatic mail", LEN, {"Auto_Submitted": "auto-generated"}),
-    ("an automatic mail", LEN, {"X_Autoreply": "yes"}),
-    ("an automatic mail", LEN, {"subject": "Out of office: kiln"}),
-    ("an automatic mail", LEN, {"subject": "Automatiskt svar: kiln"}),
-    ("an automatic mail", LEN, {"Return_Path": "<>"}),
-    ("from an address that reads no replies", "Tern <no-reply@tern.example>", {}),
-    ("from an address that reads no replies", "order-donotreply+7@tern.example", {}),
-    ("from an address that reads no replies", "MAILER-DAEMON@tern.example", {}),
-    ("by the author", f"Maud <{MAUD}>", {}),
-    ("already answered", LEN, {"X_Status": "A"}),
-    ("already answered", LEN, {"X_Mozilla_Status": "0003"}),
-    ("deleted, a draft or spam", LEN, {"X_Mozilla_Status": "0009"}),
-    ("deleted, a draft or spam", LEN, {"X_Spam_Flag": "YES"}),
-    ("deleted, a draft or spam", LEN, {"X_Gmail_Labels": "Unread,Spam"}),
-    ("no address to answer", "Len", {}),
-]
-
-
-@pytest.mark.parametrize(("reason", "sender", "fields"), UNWANTED)
+@cases("""reason, sender, fields
+    bulk or list mail | len@tern.example | List_Id: <kilns.tern.example>
+    bulk or list mail | len@tern.example | List_Unsubscribe: <mailto:x@tern.example>
+    bulk or list mail | len@tern.example | List_Post: <mailto:kilns@tern.example>
+    bulk or list mail | len@tern.example | Precedence: Bulk
+    an automatic mail | len@tern.example | Auto_Submitted: auto-generated
+    an automatic mail | len@tern.example | X_Autoreply: yes
+    an automatic mail | len@tern.example | subject: Out of office: kiln
+    an automatic mail | len@tern.example | subject: Automatiskt svar: kiln
+    an automatic mail | len@tern.example | Return_Path: <>
+    from an address that reads no replies | Tern <no-reply@tern.example> | ""
+    from an address that reads no replies | order-donotreply+7@tern.example | ""
+    from an address that reads no replies | MAILER-DAEMON@tern.example | ""
+    by the author | Maud <maud@tern.example> | ""
+    already answered | len@tern.example | X_Status: A
+    already answered | len@tern.example | X_Mozilla_Status: 0003
+    deleted, a draft or spam | len@tern.example | X_Mozilla_Status: 0009
+    deleted, a draft or spam | len@tern.example | X_Spam_Flag: YES
+    deleted, a draft or spam | len@tern.example | X_Gmail_Labels: Unread,Spam
+    no address to answer | Len | ""
+""")
 def test_mail_that_wants_no_reply_is_left_out(tmp_path, capsys, reason, sender, fields):
+    fields = dict([fields.split(": ", 1)] if fields else [])
     write_mbox(tmp_path / "mail", [message(7, sender, "Hello", **fields), QUESTION])
     assert [row["Message-ID"] for row in inbox(tmp_path, tmp_path / "mail", "--author", MAUD)] == [
         "<1@tern.example>"
@@ -2203,19 +2091,15 @@ def test_mail_that_does_want_one_is_kept(tmp_path):
     assert len(inbox(tmp_path, tmp_path / "mail", "--author", MAUD)) == 5
 
 
-@pytest.mark.parametrize(
-    ("sender", "kept"),
-    [
-        ("\"Len Corrigan 'len@tern.example' via Mask\" <x@mask.example>", 1),
-        ('"Len Corrigan - len at tern.example" <reply+7@mask.example>', 1),
-        ("Len Corrigan <len_at_tern.example_7x@mask.example>", 1),
-        ("Len Corrigan <mask+len=tern.example@mask.example>", 1),
-        ('"news@tern.example" <maud@post.tern.example>', 0),
-        ('"news@post.tern.example" <x@post.tern.example>', 0),
-        ('"Team at Tern.example" <team@post.example>', 0),
-        ("Tern & Tallow <news@tern.example>", 0),
-    ],
-)
+@cases("""sender, kept
+    "Len Corrigan 'len@tern.example' via Mask" <x@mask.example> | 1
+    "Len Corrigan - len at tern.example" <reply+7@mask.example> | 1
+    Len Corrigan <len_at_tern.example_7x@mask.example> | 1
+    Len Corrigan <mask+len=tern.example@mask.example> | 1
+    "news@tern.example" <maud@post.tern.example> | 0
+    "news@post.tern.example" <x@post.tern.example> | 0
+    "Team at Tern.example" <team@post.example> | 0 || Tern & Tallow <news@tern.example> | 0
+""")
 def test_mail_through_an_alias_service_is_a_persons(tmp_path, sender, kept):
     mails = [
         message(7, sender, "When?", List_Unsubscribe="<mailto:7@mask.example>"),
@@ -2223,7 +2107,7 @@ def test_mail_through_an_alias_service_is_a_persons(tmp_path, sender, kept):
         QUESTION,
     ]
     write_mbox(tmp_path / "mail", mails)
-    assert len(inbox(tmp_path, tmp_path / "mail", "--author", MAUD)) == 1 + kept
+    assert len(inbox(tmp_path, tmp_path / "mail", "--author", MAUD)) == 1 + int(kept)
 
 
 def test_a_receipt_and_a_bounce_want_no_reply(tmp_path, capsys):
@@ -2447,23 +2331,17 @@ def test_without_an_author_nobody_else_is_addressed(tmp_path):
     assert f"\n{LEN} wrote:\n> When?" in draft.get_content()
 
 
-@pytest.mark.parametrize(
-    ("fields", "to", "copied"),
-    [
-        ((f"Reply-To: Maud <{MAUD}>",), f"Len Corrigan <{LEN}>", ""),
-        (("Reply-To: len@tern.example, LEN@tern.example",), LEN, ""),
-        (
-            ("Cc: Len <len@tern.example>, joss@home.example, Joss <JOSS@home.example>",),
-            f"Len Corrigan <{LEN}>",
-            "joss@home.example",
-        ),
-        ((f"Cc: {MAUD} <{MAUD}>",), f"Len Corrigan <{LEN}>", ""),
-        (("Reply-To: list@tern.example", "Cc: list@tern.example"), "list@tern.example", ""),
-        ((f"Reply-To: {MAUD}, joss@home.example",), "joss@home.example", ""),
-    ],
-)
+@cases(r"""fields, to, copied
+    Reply-To: Maud <maud@tern.example> | Len Corrigan <len@tern.example> | ""
+    Reply-To: len@tern.example, LEN@tern.example | len@tern.example | ""
+    Cc: Len <len@tern.example>, joss@home.example, Joss <JOSS@home.example> \
+    | Len Corrigan <len@tern.example> | joss@home.example
+    Cc: maud@tern.example <maud@tern.example> | Len Corrigan <len@tern.example> | ""
+    Reply-To: list@tern.example\nCc: list@tern.example | list@tern.example | ""
+    Reply-To: maud@tern.example, joss@home.example | joss@home.example | ""
+""")
 def test_a_draft_goes_to_nobody_twice_and_never_to_the_author(tmp_path, fields, to, copied):
-    (tmp_path / "new").write_bytes(mbox(question(*fields)))
+    (tmp_path / "new").write_bytes(mbox(question(*fields.split("\n"))))
     (row,) = inbox(tmp_path, tmp_path / "new", "--author", MAUD)
     draft = mail.write_draft(row | {"mail": "When?", "prediction": OWN})
     assert (draft["To"], draft["Cc"] or "") == (to, copied)
@@ -2713,18 +2591,14 @@ def test_out_is_checked_before_a_mail_is_read(tmp_path, capsys):
     assert os.listdir(tmp_path) == ["notes.txt"]
 
 
-@pytest.mark.parametrize(
-    ("flags", "name"),
-    [
-        ([f"Jo Park <{MAUD}>"], "Jo Park"),
-        ([MAUD, "--name", "Jo Park"], "Jo Park"),
-        ([f"Maud <{MAUD}>", "--name", "J. Pärk\nBcc: x@y.example"], "J. Pärk Bcc: x@y.example"),
-        ([MAUD, "Jo Park"], ""),
-    ],
-)
+@cases(r"""flags, name
+    Jo Park <maud@tern.example> | Jo Park || maud@tern.example; --name; Jo Park | Jo Park
+    Maud <maud@tern.example>; --name; J. Pärk\nBcc: x@y.example | J. Pärk Bcc: x@y.example
+    maud@tern.example; Jo Park | ""
+""")
 def test_a_draft_is_from_the_author_by_name(tmp_path, flags, name):
     write_mbox(tmp_path / "mail", [QUESTION])
-    (draft,) = drafts(tmp_path, inbox(tmp_path, tmp_path / "mail", "--author", *flags))
+    (draft,) = drafts(tmp_path, inbox(tmp_path, tmp_path / "mail", "--author", *flags.split("; ")))
     (sender,) = draft["From"].addresses
     assert (sender.display_name, sender.addr_spec) == (name, MAUD) and draft["Bcc"] is None
 
@@ -2737,24 +2611,15 @@ def test_without_an_archive_one_line_says_so(tmp_path, capsys):
     assert mail.NO_ARCHIVE not in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    ("notes", "reply", "missing"),
-    [
-        ("yes, Tuesday at 10", "YES: tuesday at 10 then", []),
-        ("book lamp, no wax", "Booked the lamps.", ["no", "wax"]),  # a longer word
-        (
-            "bring samples, delivered",
-            "I'll deliver the sample; it brings luck",
-            [],
-        ),  # a shorter one
-        ("no cat", "nothing cats", ["no", "cat"]),  # words of under four letters count whole
-        ("no, no, no", "", ["no"]),
-        ("", "Yes", []),
-        ("Größe straße", "GRÖSSE Strasse", []),
-    ],
-)
+@cases("""notes, reply, missing
+    yes, Tuesday at 10 | YES: tuesday at 10 then | ""
+    book lamp, no wax | Booked the lamps. | no wax
+    bring samples, delivered | I'll deliver the sample; it brings luck | ""
+    no cat | nothing cats | no cat || no, no, no | "" | no || "" | Yes | ""
+    Größe straße | GRÖSSE Strasse | ""
+""")
 def test_the_words_of_notes_that_a_draft_leaves_out(notes, reply, missing):
-    assert mail.missing_words(notes, reply) == missing
+    assert mail.missing_words(notes, reply) == missing.split()
 
 
 def test_drafts_that_leave_out_words_of_their_notes_are_named(tmp_path, capsys):
