@@ -388,7 +388,7 @@ def test_the_studys_files(clone):
         pytest.skip("ENRON_DIR names no folder with the study's CSV files")
     done = make(clone, "data", f"DATA_SOURCE=file://{Path(os.environ['ENRON_DIR']).resolve()}")
     assert done.returncode == 0, done.stderr
-    assert len(list((clone / "data").glob("*/*.csv"))) == 14 + 5
+    assert len(list((clone / "data").glob("*/*.csv"))) == 14 + 6
 
 
 def test_help_lists_the_targets(clone):
