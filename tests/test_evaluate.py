@@ -15,48 +15,26 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import write_jsonl
+from conftest import ROOT, write_jsonl
 from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu.metrics import BLEU, CHRF
 from scipy.stats import linregress
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-import generate  # noqa: E402
-import prepare_data  # noqa: E402
-from evaluate import (  # noqa: E402
-    MARKS,
-    MEASURES,
-    REPLY_MARKS,
-    answer,
-    closings_of,
-    colours_of,
-    copies,
-    delta_of,
-    ends_in,
-    estimate,
-    likelihood,
-    mails_needed,
-    main,
-    measure,
-    notes_on,
-    overlap,
-    resample,
-    score,
-    words,
-)
+import evaluate
+import generate
+import prepare_data
+from evaluate import MEASURES, copies, estimate, likelihood, main, measure, overlap, score, words
 
-REFERENCES = [
-    "The boat leaves at nine on Monday.",
-    "Thanks for the maps, see you.",
-    "No, sell it.",
-    "I agree, Ann.",
-]
-REPLIES = [
-    "The boat leaves on Monday at ten.",
-    "Thanks for the lovely maps.",
-    "",
-    "Selling it all was right.",
-]
+
+def table(block):
+    """The cells of a block of text, line by line."""
+    return [[cell.strip() for cell in line.split(" | ")] for line in block.strip().splitlines()]
+
+
+REFERENCES = ["The boat leaves at nine on Monday.", "Thanks for the maps, see you."]
+REFERENCES += ["No, sell it.", "I agree, Ann."]
+REPLIES = ["The boat leaves on Monday at ten.", "Thanks for the lovely maps.", ""]
+REPLIES += ["Selling it all was right."]
 SCRIPTS = {  # a reply in each
     "Russian": "Спасибо, я приду завтра в пять часов",
     "Greek": "Ευχαριστώ, θα έρθω αύριο στις πέντε",
@@ -84,20 +62,15 @@ SCRIPTS = {  # a reply in each
     "a question mark": "?",
 }
 WORDWISE = list(SCRIPTS)[:11]
-BLANKLESS = ["Chinese", "Japanese", "Thai", "Lao", "Khmer", "Burmese", "Javanese"]
-OVERLAP = ("rouge1", "rouge2", "rougeL", "rougeLsum", "bleu", "chrf")
-VOICES = {  # two authors that a classifier can tell apart: opening words, verbs, closing
-    "ada": (
-        ["hey", "yo", "right then"],
-        ["grab the nets", "mend that pump", "paint the hull"],
-        "cheers, Ada",
-    ),
-    "bob": (
-        ["Dear colleague,", "Good day,"],
-        ["kindly REVIEW the ledger", "please APPROVE the sum"],
-        "Sincerely, Bob",
-    ),
-}
+BLANKLESS = "Chinese Japanese Thai Lao Khmer Burmese Javanese".split()
+EVERY_SCRIPT = pytest.mark.parametrize("script", WORDWISE + BLANKLESS)
+ROUGE = "rouge1 rouge2 rougeL rougeLsum".split()
+SACRE = {"bleu": BLEU(), "chrf": CHRF()}
+OVERLAP = [*ROUGE, *SACRE]
+# Two authors that a classifier can tell apart: opening words, verbs, closing.
+VOICES = {"ada": "hey/yo/right then|grab the nets/mend that pump/paint the hull|cheers, Ada"}
+VOICES["bob"] = "Dear colleague,/Good day,|kindly REVIEW the ledger/please APPROVE the sum"
+VOICES["bob"] += "|Sincerely, Bob"
 
 
 def rows_of(references, replies, **columns):
@@ -115,6 +88,12 @@ def write_run(path, rows):
     return path
 
 
+def scored(path, rows, *flags):
+    """A run of these rows, with its scores."""
+    main([str(write_run(path, rows)), *map(str, flags)])
+    return path
+
+
 def pair(number, mail, reply, **columns):
     """A row of training or test mail."""
     prompt = [{"role": "user", "content": mail}]
@@ -123,11 +102,11 @@ def pair(number, mail, reply, **columns):
 
 
 def write_author(path, name, count=30):
-    draw, (openings, verbs, closing) = random.Random(name), VOICES[name]
-    replies = [
-        f"{draw.choice(openings)} {draw.choice(verbs)} number {i}. {closing}" for i in range(count)
-    ]
-    rows = [pair(i, f"question {name} {i}", reply) for i, reply in enumerate(replies)]
+    draw, rows = random.Random(name), []
+    openings, verbs, (closing,) = (part.split("/") for part in VOICES[name].split("|"))
+    for i in range(count):
+        reply = f"{draw.choice(openings)} {draw.choice(verbs)} number {i}. {closing}"
+        rows.append(pair(i, f"question {name} {i}", reply))
     return write_jsonl(path, rows)
 
 
@@ -138,8 +117,12 @@ def learned_from(run, file, name="train.json", **settings):
     (run / name).write_text(json.dumps(facts), encoding="utf-8")
 
 
+def read(path):
+    return path.read_text(encoding="utf-8")
+
+
 def read_rows(path):
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [json.loads(line) for line in read(path).splitlines()]
 
 
 def values_of(references, replies):
@@ -148,12 +131,18 @@ def values_of(references, replies):
 
 
 def metrics_of(run):
-    return json.loads((run / "metrics.json").read_text(encoding="utf-8"))
+    return json.loads(read(run / "metrics.json"))
 
 
 def comparison(output, *runs):
+    """What a comparison says: its data, its page."""
     main(["--compare", *map(str, runs), "--output", str(output)])
-    return json.loads(output.with_suffix(".json").read_text(encoding="utf-8"))
+    return json.loads(read(output.with_suffix(".json"))), read(output)
+
+
+def line_with(start, text):
+    """The first line that starts so."""
+    return next(line for line in text.splitlines() if line.startswith(start))
 
 
 def refused(capsys, *argv):
@@ -171,10 +160,10 @@ def refused(capsys, *argv):
 
 def test_scores_equal_the_libraries():
     values = values_of(REFERENCES, REPLIES)
-    for name, metric in (("bleu", BLEU()), ("chrf", CHRF())):
+    for name, metric in SACRE.items():
         expected = metric.corpus_score(REPLIES, [REFERENCES]).score
         assert values[name] == expected > 10
-    for name in ("rouge1", "rouge2", "rougeL", "rougeLsum"):
+    for name in ROUGE:
         scorer = RougeScorer([name], use_stemmer=True)
         pairs = zip(REFERENCES, REPLIES, strict=True)
         mails = [scorer.score(*pair)[name].fmeasure for pair in pairs]
@@ -183,30 +172,16 @@ def test_scores_equal_the_libraries():
 
 def test_scores_of_any_ascii_text_equal_the_libraries():
     draw = random.Random(8)
-    pieces = [
-        "walking",
-        "walks",
-        "a",
-        "I'd",
-        "don't",
-        "x_y",
-        "__",
-        "3.14",
-        "--",
-        "\n",
-        "?",
-        "&amp;",
-    ]
+    pieces = "walking walks a I'd don't x_y __ 3.14 -- \n ? &amp;".split(" ")
     texts = [" ".join(draw.choices(pieces, k=draw.randrange(1, 12))) for _ in range(80)]
-    references, replies = [text for text in texts if any(map(str.isalpha, text))][:60], []
+    references = [text for text in texts if any(map(str.isalpha, text))][:60]
     replies = draw.choices(texts, k=len(references))
     per_mail, _ = overlap(references, replies)
-    names = ["rouge1", "rouge2", "rougeL", "rougeLsum"]
-    scorer = RougeScorer(names, use_stemmer=True)
+    scorer = RougeScorer(ROUGE, use_stemmer=True)
     for i, mails in enumerate(zip(references, replies, strict=True)):
         expected = scorer.score(*mails)
-        assert [per_mail[name][i, 0] for name in names] == [expected[n].fmeasure for n in names]
-    for name, metric in (("bleu", BLEU()), ("chrf", CHRF())):
+        assert [per_mail[name][i, 0] for name in ROUGE] == [expected[n].fmeasure for n in ROUGE]
+    for name, metric in SACRE.items():
         value = score(name, per_mail[name], np.ones((1, len(replies))))[0]
         assert value == metric.corpus_score(replies, [references]).score
 
@@ -215,7 +190,7 @@ def test_resampled_scores_equal_sacrebleu_on_the_drawn_mails():
     per_mail, signatures = overlap(REFERENCES, REPLIES)
     drawn = [0, 0, 1, 3]
     replies, references = ([texts[i] for i in drawn] for texts in (REPLIES, REFERENCES))
-    for name, metric in (("bleu", BLEU()), ("chrf", CHRF())):
+    for name, metric in SACRE.items():
         expected = metric.corpus_score(replies, [references]).score
         assert score(name, per_mail[name], np.array([[2, 1, 0, 1]]))[0] == expected
         assert signatures[name] == str(metric.get_signature()) and "version:" in signatures[name]
@@ -299,9 +274,8 @@ def test_scripts_without_blanks_are_counted_by_character(script):
     text = SCRIPTS[script]
     found = words(text)
     marks = [letter for letter in text if unicodedata.category(letter)[0] in "LM"]
-    assert "".join(found) == "".join(marks) and all(
-        sum(unicodedata.category(letter)[0] == "L" for letter in word) == 1 for word in found
-    )
+    assert "".join(found) == "".join(marks)
+    assert all([unicodedata.category(each)[0] for each in word].count("L") == 1 for word in found)
     half = "".join(found[: len(found) // 2])
     assert 0.5 < values_of([text], [half])["rouge1"] < 0.8
 
@@ -316,25 +290,25 @@ def test_words_of_mixed_scripts():
     assert words(unicodedata.normalize("NFD", "Café Ångström")) == ["café", "ångström"]
 
 
-def test_one_letter_other_than_the_reference_is_no_full_match():
-    for script in (*WORDWISE, *BLANKLESS):
-        text = SCRIPTS[script]
-        values = values_of([text], [text[1:]])
-        assert 0.4 < values["rouge1"] < 1 and 20 < values["bleu"] < 100, script
+@EVERY_SCRIPT
+def test_one_letter_other_than_the_reference_is_no_full_match(script):
+    values = values_of([SCRIPTS[script]], [SCRIPTS[script][1:]])
+    assert 0.4 < values["rouge1"] < 1 and 20 < values["bleu"] < 100
 
 
 @pytest.mark.parametrize(
-    ("texts", "tokenizer"),
+    ("scripts", "others", "tokenizer"),
     [
-        (REFERENCES, "13a"),
-        ([SCRIPTS["Russian"], SCRIPTS["Korean"], SCRIPTS["Hindi"]], "13a"),
-        ([SCRIPTS["Chinese"], SCRIPTS["Japanese"], "OK"], "char"),
-        ([SCRIPTS["Thai"], "ขอบคุณครับ"], "char"),
-        ([SCRIPTS["Chinese"], *REFERENCES], "13a"),
-        (["👍"], "13a"),
+        ("", REFERENCES, "13a"),
+        ("Russian Korean Hindi", [], "13a"),
+        ("Chinese Japanese", ["OK"], "char"),
+        ("Thai", ["ขอบคุณครับ"], "char"),
+        ("Chinese", REFERENCES, "13a"),
+        ("", ["👍"], "13a"),
     ],
 )
-def test_the_signature_names_the_tokenizer_of_bleu(texts, tokenizer):
+def test_the_signature_names_the_tokenizer_of_bleu(scripts, others, tokenizer):
+    texts = [*map(SCRIPTS.get, scripts.split()), *others]
     replies = [text[: len(text) * 2 // 3] for text in texts]
     per_mail, signatures = overlap(texts, replies)
     assert f"|tok:{tokenizer}|" in signatures["bleu"]
@@ -345,12 +319,11 @@ def test_the_signature_names_the_tokenizer_of_bleu(texts, tokenizer):
 
 def test_length_ratio_counts_characters_of_scripts_without_blanks(tmp_path):
     texts = ["谢谢，我明天下午五点到", "ok so I will"]
-    run = write_run(tmp_path / "run", rows_of(texts, ["谢谢，我明", "ok so"]))
-    main([str(run)])
+    run = scored(tmp_path / "run", rows_of(texts, ["谢谢，我明", "ok so"]))
     assert metrics_of(run)["per_mail"]["length_ratio"] == [[5, 11], [2, 4]]
 
 
-@pytest.mark.parametrize("script", (*WORDWISE, *BLANKLESS))
+@EVERY_SCRIPT
 def test_a_copied_reply_is_seen_in_every_script(script):
     reply = SCRIPTS[script]
     longer = f"{reply} {reply}"  # of eight words or more
@@ -360,19 +333,17 @@ def test_a_copied_reply_is_seen_in_every_script(script):
 
 
 def test_a_style_is_told_and_a_closing_known_in_every_script(tmp_path):
-    voices = {
-        "李": ("请把", ["文件", "报告", "合同"], "发给我。\n祝好，小李"),
-        "王": ("麻烦您", ["确认时间", "安排会议", "回复邮件"], "。此致敬礼。王经理"),
-    }
     files = []
-    for name, (opening, things, closing) in voices.items():
-        rows = [
-            pair(i, f"问题{name}{i}", f"{opening}{things[i % 3]}{i}{closing}") for i in range(20)
-        ]
-        files.append(str(write_jsonl(tmp_path / f"{name}.jsonl", rows)))
+    for name, opening, things, closing in (
+        ("李", "请把", "文件 报告 合同", "发给我。\n祝好，小李"),
+        ("王", "麻烦您", "确认时间 安排会议 回复邮件", "。此致敬礼。王经理"),
+    ):
+        said = [f"{opening}{things.split()[i % 3]}{i}{closing}" for i in range(20)]
+        rows = [pair(i, f"问题{name}{i}", reply) for i, reply in enumerate(said)]
+        files.append(write_jsonl(tmp_path / f"{name}.jsonl", rows))
     replies = ["请把合同发给我。\n祝好，小李", "麻烦您安排会议。此致敬礼。王经理"]
-    run = write_run(tmp_path / "run", rows_of(["请把邮件发给我", "好"], replies))
-    main([str(run), "--style-data", *files])
+    rows = rows_of(["请把邮件发给我", "好"], replies)
+    run = scored(tmp_path / "run", rows, "--style-data", *files)
     found = metrics_of(run)["per_mail"]
     assert found["style"] == [[1, 1], [0, 1]] and found["signoff_rate"] == [[1, 1], [0, 1]]
 
@@ -382,15 +353,9 @@ def test_a_style_is_told_and_a_closing_known_in_every_script(tmp_path):
 
 def test_notes_recall_by_hand():
     """Distinct words of the notes that the reply has, over all of them, on the mails with notes."""
-    notes = [
-        "no -- budget's gone; ask again in March, again",
-        "",
-        "yes, 3 boats",
-        "...",
-        "завтра 好",
-    ]
+    notes = "no -- budget's gone; ask again in March, again||yes, 3 boats|...|завтра 好".split("|")
     replies = ["Asking in march? No!", "yes", "Yes. Two boat.", "x", "Да, завтра"]
-    rows = rows_of(["a"] * 5, replies, notes=notes)
+    rows = rows_of("aaaaa", replies, notes=notes)
     terms = likelihood(rows)["notes_recall"]
     # no, budget, s, gone, ask, again, in, march; then yes, 3, boat
     assert terms.tolist() == [[4, 8], [0, 0], [2, 3], [0, 0], [1, 2]]
@@ -414,7 +379,7 @@ def test_notes_recall_resamples_the_mails_with_notes():
     assert [test["measure"] for test in part["tests"]] == ["rougeL"]
 
 
-@pytest.mark.parametrize("script", (*WORDWISE, *BLANKLESS))
+@EVERY_SCRIPT
 def test_notes_of_every_script_are_found_in_a_reply_that_says_them(script):
     rows = rows_of(["a"] * 2, [f"-- {SCRIPTS[script]}!", "x"], notes=[SCRIPTS[script]] * 2)
     terms = likelihood(rows)["notes_recall"]
@@ -438,8 +403,7 @@ def told_runs(tmp_path_factory):
         columns = {"notes": ["mend pump"] * 12} if "notes" in name else {}
         columns["reference_nll"] = [9.0 + i % 3 - 2 * ("untuned" not in name) for i in range(12)]
         rows = rows_of(references, [reply] * 12, **columns)
-        runs.append(write_run(folder / name, rows))
-        main([str(runs[-1]), "--style-data", *map(str, authors)])
+        runs.append(scored(folder / name, rows, "--style-data", *authors))
     return runs
 
 
@@ -449,13 +413,12 @@ def test_runs_that_were_told_different_things_are_no_rivals(told_runs, tmp_path,
     assert str(runs[0]) in line and str(runs[2]) in line
     assert "no rivals" in line and not (tmp_path / "c.md").exists()
     rows = [row | {"notes": "sell"} for row in read_rows(runs[2] / "predictions.jsonl")]
-    main([str(write_run(tmp_path / "other", rows))])
-    assert "no rivals" in refused(capsys, "--compare", runs[2], tmp_path / "other", *output)
-    data = comparison(output[1], *runs[2:])
+    other = scored(tmp_path / "other", rows)
+    assert "no rivals" in refused(capsys, "--compare", runs[2], other, *output)
+    data, page = comparison(output[1], *runs[2:])
     assert data["runs"]["tuned_notes"]["metrics"]["notes_recall"]["value"] == 1
-    assert "notes<br>recall" in output[1].read_text(encoding="utf-8")
-    comparison(output[1], *runs[:2])
-    assert "notes<br>recall" not in output[1].read_text(encoding="utf-8")
+    assert "notes<br>recall" in page
+    assert "notes<br>recall" not in comparison(output[1], *runs[:2])[1]
 
 
 # Copies and closings
@@ -463,13 +426,9 @@ def test_runs_that_were_told_different_things_are_no_rivals(told_runs, tmp_path,
 
 def test_copies():
     training = ["one two three four five six seven eight nine ten", "red green blue"]
-    texts = [
-        "Well: TWO three four, five six seven eight nine!",
-        "green blue yellow",
-        "",
-        "two three four five six 7",
-    ]
-    found = copies([*texts, texts[0]], ["", "", "", "", f"> {texts[0]}"], training)
+    copy = "Well: TWO three four, five six seven eight nine!"
+    texts = [copy, "green blue yellow", "", "two three four five six 7", copy]
+    found = copies(texts, ["", "", "", "", f"> {copy}"], training)
     assert found["longest_copy"][:, 0].tolist() == [8, 2, 0, 5, 0]  # the last repeats its mail
     assert found["memorized_rate"][:, 0].tolist() == [1, 0, 0, 0, 0]
     found = copies(["six seven eight nine ten red green"], [""], training)
@@ -495,14 +454,15 @@ def test_longest_copy_agrees_with_brute_force():
 def test_closings():
     replies = ["See you at noon. Best, Ada"] * 3 + ["It is done!\nAda", "Sold. ADA"]
     replies += ["Yes."] * 5 + ["Not now or"] * 4
-    closings = closings_of(replies)  # "Yes." is a whole reply, the last a plain sentence
+    closings = evaluate.closings_of(replies)  # "Yes." is a whole reply, the last a plain sentence
     assert closings == {("best", "ada"), ("ada",)}
-    assert ends_in("Sure -- best, Ada!", closings) and not ends_in("Ada, sure", closings)
+    assert evaluate.ends_in("Sure -- best, Ada!", closings)
+    assert not evaluate.ends_in("Ada, sure", closings)
     # Three of 215 are not frequent.
-    assert closings_of([*replies, *["We meet again tomorrow."] * 200]) == set()
+    assert evaluate.closings_of([*replies, *["We meet again tomorrow."] * 200]) == set()
     hindi = ["मैं कल आऊँगा। धन्यवाद, अदा"] * 3
-    assert closings_of(hindi) == {("धन्यवाद", "अदा")}
-    assert closings_of(["明天见。谢谢！", "好的。谢谢！"]) == {("谢谢",)}
+    assert evaluate.closings_of(hindi) == {("धन्यवाद", "अदा")}
+    assert evaluate.closings_of(["明天见。谢谢！", "好的。谢谢！"]) == {("谢谢",)}
 
 
 def test_baselines_copy_replies(tmp_path, capsys):
@@ -537,7 +497,7 @@ def test_baselines_copy_replies(tmp_path, capsys):
 
 def test_delta_by_hand():
     """Two words in other shares: of the first author's pieces all are "a", of the second's "b"."""
-    terms = delta_of([["a a b"] * 10 + ["a"] * 10, ["b b a"] * 10 + ["b"] * 10])
+    terms = evaluate.delta_of([["a a b"] * 10 + ["a"] * 10, ["b b a"] * 10 + ["b"] * 10])
 
     def delta(*texts):
         found = estimate("delta", terms(texts))
@@ -554,12 +514,11 @@ def test_a_thanks_does_not_pass_by_delta():
 
     def author(seed):
         weights = [1 / (1 + (i * seed) % 41) for i in range(41)]
-        return [
-            " ".join(f"w{i}" for i in draw.choices(range(41), weights, k=30)) for _ in range(60)
-        ]
+        texts = [draw.choices(range(41), weights, k=30) for _ in range(60)]
+        return [" ".join(f"w{i}" for i in text) for text in texts]
 
     ada, bob = author(3), author(7)
-    terms = delta_of([ada[:40], bob[:40]])
+    terms = evaluate.delta_of([ada[:40], bob[:40]])
     thanks = [ada[0].split()[0]] * 20
     found = [estimate("delta", terms(texts)) for texts in (ada[40:], thanks, bob[40:])]
     values = [each["value"] for each in found]
@@ -574,21 +533,16 @@ def test_style_has_a_ceiling_and_a_floor(tmp_path, authors):
         row["completion"][0]["content"] = other["completion"][0]["content"] + " thanks"
     write_jsonl(authors[1], rows)
     references = ["hey mend that pump. cheers, Ada"] * 3 + ["please APPROVE it. Sincerely, Bob"]
-    run = write_run(tmp_path / "run", rows_of(references, ["hey"] * 4))
-    main([str(run), "--style-data", *map(str, authors)])
+    run = scored(tmp_path / "run", rows_of(references, ["hey"] * 4), "--style-data", *authors)
     facts = metrics_of(run)
     assert facts["reference"]["style"]["value"] == 0.75
     assert facts["others"]["style"]["value"] == pytest.approx(2 / 30)
     assert facts["reference"]["delta"]["value"] < facts["others"]["delta"]["value"]
-    summary = (run / "results_summary.txt").read_text(encoding="utf-8")
-    line = next(line for line in summary.splitlines() if line.startswith("style "))
+    line = line_with("style ", read(run / "results_summary.txt"))
     assert line.split()[3:5] == ["0.750", "0.067"]
-    data = comparison(tmp_path / "c.md", run)
+    data, page = comparison(tmp_path / "c.md", run)
     assert data["others"] == facts["others"]
-    page = (tmp_path / "c.md").read_text(encoding="utf-8")
-    assert (
-        next(line for line in page.splitlines() if "| other authors " in line).count("0.067") == 1
-    )
+    assert line_with("| other authors ", page).count("0.067") == 1
 
 
 def test_style_says_little_of_loops_and_of_one_and_the_same_reply(tmp_path, authors):
@@ -604,31 +558,29 @@ def test_style_says_little_of_loops_and_of_one_and_the_same_reply(tmp_path, auth
     for name, texts in replies.items():
         ends = ["stop" if i < 3 or name != "cut" else "length" for i in range(8)]
         nll = {"reference_nll": [None] * 8} if name == "nearest" else {}
-        run = write_run(tmp_path / name, rows_of(references, texts, finish_reason=ends, **nll))
-        main([str(run), "--style-data", *map(str, authors), "--brief"])
+        rows = rows_of(references, texts, finish_reason=ends, **nll)
+        scored(tmp_path / name, rows, "--style-data", *authors, "--brief")
     learned_from(tmp_path / "nearest", authors[0], "baseline.json", limit=None)
     said = {
         "same": "62% of its replies are one and the same text",
         "cut": "38% of its replies end by themselves",
         "long": "its replies have 4.0 times the author's words",
     }
-    comparison(tmp_path / "c.md", *(tmp_path / name for name in replies))
-    page = (tmp_path / "c.md").read_text(encoding="utf-8")
+    _, page = comparison(tmp_path / "c.md", *(tmp_path / name for name in replies))
     lines = [line.strip("|").split("|") for line in page.splitlines() if line.startswith("| ")]
-    rows = {
-        cells[0].strip(): [cell.strip().split("<br>")[0] for cell in cells[1:]] for cells in lines
-    }
-    header = next(cells for cells in lines if cells[0].strip() == "run")
-    style, same, length = (
-        [cell.strip() for cell in header].index(name) - 1
-        for name in ("style", "same<br>reply", "length<br>ratio")
-    )
-    assert rows["fine"][style] == "**1.000**" and rows["nearest"][style] == "1.000"
-    assert rows["same"][same] == "0.625" and rows["fine"][same] == "**0.125**"
-    assert rows["cut"][length] == "**1.000**" and rows["nearest"][length] == "1.000"
+    lines = [[cell.strip() for cell in line] for line in lines]
+    header, rows = next(line for line in lines if line[0] == "run"), {}
+    for line in lines:
+        cells = [cell.split("<br>")[0] for cell in line]
+        rows[line[0]] = dict(zip(header, cells, strict=False))
+    fine, nearest = rows["fine"], rows["nearest"]
+    assert fine["style"] == "**1.000**" and nearest["style"] == "1.000"
+    assert rows["same"]["same<br>reply"] == "0.625" and fine["same<br>reply"] == "**0.125**"
+    ratio = "length<br>ratio"
+    assert rows["cut"][ratio] == "**1.000**" and nearest[ratio] == "1.000"
     for name, reason in said.items():
-        assert rows[name][style] == "1.000†" and f"† Style of {name}: {reason}." in page
-        summary = (tmp_path / name / "results_summary.txt").read_text(encoding="utf-8")
+        assert rows[name]["style"] == "1.000†" and f"† Style of {name}: {reason}." in page
+        summary = read(tmp_path / name / "results_summary.txt")
         assert f"for the author's; but {reason}" in summary
     assert page.count("† Style of") == 3
 
@@ -641,8 +593,10 @@ def test_where_the_measures_of_style_disagree_the_notes_say_so():
         run["per_mail"]["delta"] = np.column_stack([scores[:, 0], scores])
         runs.append(run)
     parts = [measure(runs, runs[0], "mails", np.full(12, True))]
-    notes = [note for note in notes_on("first", [], parts) if note.startswith("Compared with")]
-    assert notes == ["Compared with other, first is closer by style, but farther by delta."]
+    notes = evaluate.notes_on("first", [], parts)
+    assert [note for note in notes if note.startswith("Compared with")] == [
+        "Compared with other, first is closer by style, but farther by delta."
+    ]
 
 
 # Intervals and tests
@@ -659,7 +613,7 @@ def test_interval_covers_a_known_mean():
 
 def test_interval_is_the_percentile_bootstrap():
     terms = np.array([[value, 1] for value in (0.0, 0.2, 0.9, 0.4, 0.7)])
-    weights = resample(5)
+    weights = evaluate.resample(5)
     assert weights.shape == (1000, 5) and (weights.sum(axis=1) == 5).all()
     low, high = np.percentile(weights @ terms[:, 0] / 5, [2.5, 97.5])
     assert estimate("style", terms) == pytest.approx({"value": 0.44, "low": low, "high": high})
@@ -732,9 +686,8 @@ def test_trend_false_alarms_and_power():
 
 def test_trend_needs_more_and_less_mail_of_one_author():
     draw, mails = np.random.default_rng(7), np.full(7, True)
-    ada = [
-        some_run(np.full(7, 0.1), str(s), size=s, sender="a@b.example") for s in (9, 20, 70, 300)
-    ]
+    flat, sizes = np.full(7, 0.1), (9, 20, 70, 300)
+    ada = [some_run(flat, str(size), size=size, sender="a@b.example") for size in sizes]
     # Rounding errors are no difference.
     assert measure(ada, ada[0], "mails", mails)["trend"][0]["p"] == 1
     assert trend_of([70, 72, 75], 1, draw) == []  # sizes that hardly differ
@@ -742,7 +695,7 @@ def test_trend_needs_more_and_less_mail_of_one_author():
     assert measure([*ada[:2], other], other, "mails", mails)["trend"] == []
 
 
-RESULTS = Path(__file__).parents[1] / "docs" / "results"
+RESULTS = ROOT / "docs" / "results"
 
 
 def program(name, *args):
@@ -769,16 +722,15 @@ def test_a_trend_has_the_trainings_as_units_beside_the_mails():
     assert found["high_runs"] - middle == pytest.approx(3.182446 * line.stderr)  # t of 3 at .975
     # The mails alone would show it.
     assert found["p"] < 0.001 and found["p_holm"] == pytest.approx(found["p_runs"])
-    assert answer("9", [], [part]).count("\n") == 1 and "Style (mails): not shown, -" in answer(
-        "9", [], [part]
-    )
+    said = evaluate.answer("9", [], [part])
+    assert said.count("\n") == 1 and "Style (mails): not shown, -" in said
 
 
 def test_the_trend_of_the_readme_is_that_of_the_stored_figures():
     runs = []
     for folder in sorted(RESULTS.glob("experience2/exp*")):
-        size = json.loads((folder / "train.json").read_text(encoding="utf-8"))["train_rows"]
-        terms = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["per_mail"]
+        size = json.loads(read(folder / "train.json"))["train_rows"]
+        terms = json.loads(read(folder / "metrics.json"))["per_mail"]
         terms = {name: np.array(terms[name], float) for name in ("perplexity_char", "style")}
         run = {"name": folder.name, "per_mail": terms, "reference_per_mail": {}, "size": size}
         runs.append(run | {"training": [{"From": "jeff"}]})
@@ -788,14 +740,14 @@ def test_the_trend_of_the_readme_is_that_of_the_stored_figures():
     assert [round(number, 4) for number in numbers] == [-0.0389, -0.0451, -0.0327, 0.0004]
     numbers = [style[key] for key in ("difference", "low_runs", "high_runs", "p", "p_runs")]
     assert [round(number, 3) for number in numbers] == [-0.035, -0.17, 0.1, 0.005, 0.513]
-    assert answer("exp1.144", [], [part]).split("\n") == [
+    assert evaluate.answer("exp1.144", [], [part]).split("\n") == [
         "Does more of the author's mail help?",
         "Perplexity (all 210 test mails): yes, -0.039 with each doubling "
         "(p = 0.0002 over the mails, 6.6e-05 over the trainings).",
         "Style (all 210 test mails): not shown, -0.035 with each doubling "
         "(p = 0.0054 over the mails, 0.51 over the trainings).",
     ]
-    readme = " ".join((RESULTS.parents[1] / "README.md").read_text(encoding="utf-8").split())
+    readme = " ".join(read(ROOT / "README.md").split())
     assert "each doubling of the mails lowers it by .039 (p = .0004)" in readme
 
 
@@ -855,7 +807,7 @@ def test_evaluate_and_compare_end_to_end(tmp_path, authors, capsys, monkeypatch)
     assert ada["metrics"]["longest_copy"]["value"] == 4  # "hey mend that pump": then "number"
     assert ada["metrics"]["memorized_rate"]["value"] == 0
     assert bob["metrics"]["memorized_rate"] is None  # no train.json: nothing to memorize
-    summary = Path("runs/ada/results_summary.txt").read_text(encoding="utf-8")
+    summary = read(Path("runs/ada/results_summary.txt"))
     assert "runs/ada" in summary and "nrefs:1|" in summary
     assert all(f"\n{name} " in summary for name in MEASURES)
     assert not list(tmp_path.rglob("*.part"))
@@ -864,8 +816,8 @@ def test_evaluate_and_compare_end_to_end(tmp_path, authors, capsys, monkeypatch)
     command = ["--compare", "runs/ada", "runs/bob", "--output", "out/table.md"]
     main([*command, "--examples", "2"])
     printed = capsys.readouterr().out
-    data = json.loads(Path("out/table.json").read_text(encoding="utf-8"))
-    page = Path("out/table.md").read_text(encoding="utf-8")
+    data = json.loads(read(Path("out/table.json")))
+    page = read(Path("out/table.md"))
     assert max(map(len, printed.splitlines())) <= 120
     assert list(data["runs"]) == ["ada", "bob"] and data["against"] == "ada"
     assert data["runs"]["bob"]["metrics"] == found["bob"]["metrics"]
@@ -880,7 +832,7 @@ def test_evaluate_and_compare_end_to_end(tmp_path, authors, capsys, monkeypatch)
     assert references[0] not in json.dumps(data)
 
     main(["--compare", "runs/ada", "--against", "runs/bob", "--output", "out/table.md"])
-    assert json.loads(Path("out/table.json").read_text())["against"] == "bob"
+    assert json.loads(read(Path("out/table.json")))["against"] == "bob"
 
 
 def test_every_run_has_every_measure_of_the_contract(tmp_path):
@@ -888,8 +840,7 @@ def test_every_run_has_every_measure_of_the_contract(tmp_path):
     names += " length_ratio signoff_rate stop_rate memorized_rate longest_copy notes_recall"
     names += " delta same_reply"
     row = {"id": "1", "mail": "m", "reference": "yes", "prediction": "no", "notes": "say no"}
-    run = write_run(tmp_path / "run", [row])
-    main([str(run)])
+    run = scored(tmp_path / "run", [row])
     metrics = metrics_of(run)["metrics"]
     assert metrics.keys() == set(names.split())
     absent = "perplexity_token perplexity_char style signoff_rate stop_rate memorized_rate"
@@ -898,8 +849,7 @@ def test_every_run_has_every_measure_of_the_contract(tmp_path):
 
 
 def test_brief_prints_one_line(tmp_path, capsys):
-    run = write_run(tmp_path / "run", rows_of(REFERENCES, REPLIES))
-    main([str(run), "--brief"])
+    run = scored(tmp_path / "run", rows_of(REFERENCES, REPLIES), "--brief")
     line = capsys.readouterr().out
     assert line.count("\n") == 1 and "4 mails scored" in line and "perplexity_char" in line
     assert (run / "results_summary.txt").exists()
@@ -912,11 +862,9 @@ def test_clean_rows(tmp_path):
     ada = [row | {"subject": "RE: FW: Boats [2]"}, row | {"subject": ""}]
     bob = [row | {"subject": "Re: masts", "prompt": [{"content": "Hm"}]}] * 2
     files = [write_jsonl(tmp_path / "ada.jsonl", ada), write_jsonl(tmp_path / "bob.jsonl", bob)]
-    columns = {
-        "mail": ["m", "is IT on", "n", "o", "p", "q"],
-        "subject": ["", "", "boats 2", "Re: oars", "Fwd: Masts", ""],
-    }
-    rows = rows_of(["yes monday", "a", "b", "c", "d", "e"], ["x"] * 6, **columns)
+    columns = {"mail": "m|is IT on|n|o|p|q".split("|")}
+    columns["subject"] = "||boats 2|Re: oars|Fwd: Masts|".split("|")
+    rows = rows_of(["yes monday", *"abcde"], "xxxxxx", **columns)
     runs = [write_run(tmp_path / name, rows) for name in ("trained", "copied", "untuned")]
     learned_from(runs[0], files[0], limit=2)
     learned_from(runs[1], files[1], "baseline.json", limit=1)
@@ -924,46 +872,43 @@ def test_clean_rows(tmp_path):
         main([str(run)])
 
     output = tmp_path / "out" / "c.md"
-    data = comparison(output, *runs)
+    data, page = comparison(output, *runs)
     assert (data["n"], data["n_clean"], data["clean_unknown"]) == (6, 2, None)
     perplexity = data["clean"]["metrics"]["trained"]["perplexity_char"]["value"]
     assert perplexity == pytest.approx(math.exp((8.0 + 12.0) / 2))  # of mails 3 and 5
     assert {test["run"] for test in data["clean"]["tests"]} == {"copied", "untuned"}
-    page = output.read_text(encoding="utf-8")
     assert "## All 6 test mails" in page and "## The 2 clean ones" in page
-    assert comparison(output, runs[0])["n_clean"] == 3
-    assert comparison(output, runs[2])["n_clean"] == 6
+    assert [comparison(output, run)[0]["n_clean"] for run in (runs[0], runs[2])] == [3, 6]
     files[1].write_text(files[1].read_text() + "\n")
-    changed = comparison(output, *runs)["clean_unknown"]
+    changed = comparison(output, *runs)[0]["clean_unknown"]
     assert "bob.jsonl has changed since the training" in changed
     files[1].unlink()
-    data = comparison(output, *runs)
+    data, page = comparison(output, *runs)
     assert "bob.jsonl is missing" in data["clean_unknown"] and data["clean"] is None
-    assert "bob.jsonl is missing" in output.read_text(encoding="utf-8")
+    assert "bob.jsonl is missing" in page
 
 
 @pytest.mark.parametrize("mark", ["Re: ", "回复：", "转发: 回复：", "Ответ: ", "رد: ", "AW: "])
 def test_a_thread_is_known_in_every_language(tmp_path, mark):
-    columns = {"subject": [f"{mark}Лодки 船", "x"]}
-    run = write_run(tmp_path / "run", rows_of(["a", "b"], ["c", "d"], **columns))
+    run = write_run(tmp_path / "run", rows_of("ab", "cd", subject=[f"{mark}Лодки 船", "x"]))
     file = write_jsonl(tmp_path / "t.jsonl", [pair(0, "q", "w", subject="лодки 船")])
     learned_from(run, file, limit=None)
     main([str(run)])
-    assert comparison(tmp_path / "c.md", run)["n_clean"] == 1
+    assert comparison(tmp_path / "c.md", run)[0]["n_clean"] == 1
 
 
 def test_the_marks_of_a_subject_are_those_of_the_data():
-    assert len(MARKS) == 163
+    assert len(evaluate.MARKS) == 163
     endings = [": kiln", " : kiln", "[2]: kiln", "^3: kiln", ".: kiln", "： Re: Fwd: kiln"]
     others = [" kiln", "e: kiln", "; kiln"]  # no mark, or another one
-    for mark in MARKS:
+    for mark in evaluate.MARKS:
         for subject in (mark, mark.upper(), f" {mark}"):
             for ending in [*endings, *others]:
                 expected = prepare_data.REPLY_SUBJECT.sub("", subject + ending).strip()
-                assert REPLY_MARKS.sub("", subject + ending).strip() == expected
+                assert evaluate.REPLY_MARKS.sub("", subject + ending).strip() == expected
                 assert ending in others or expected == "kiln"
     for whole in ("Fire: the kiln", "Core: it", "the Re: kiln", "Re kiln", "2: kiln"):
-        assert REPLY_MARKS.sub("", whole) == whole
+        assert evaluate.REPLY_MARKS.sub("", whole) == whole
 
 
 def test_verdict_says_what_holds_and_what_does_not(tmp_path):
@@ -973,25 +918,26 @@ def test_verdict_says_what_holds_and_what_does_not(tmp_path):
         "alike": [5.0 + i + (-1) ** i for i in range(12)],
     }
     for name, values in nll.items():
-        rows = rows_of(["a word or two"] * 12, ["x"] * 12, reference_nll=values)
-        main([str(write_run(tmp_path / name, rows))])
+        scored(tmp_path / name, rows_of(["a word or two"] * 12, ["x"] * 12, reference_nll=values))
 
     def verdict(*names):
-        data = comparison(tmp_path / "c.md", *(tmp_path / name for name in names))
-        text = (tmp_path / "c.md").read_text(encoding="utf-8").replace("  \n", "\n")
-        page = html.unescape((tmp_path / "c.html").read_text(encoding="utf-8"))
-        assert data["verdict"] in text and f"</h1>\n<p>{data['verdict']}</p>" in page
+        data, text = comparison(tmp_path / "c.md", *(tmp_path / name for name in names))
+        page = html.unescape(read(tmp_path / "c.html"))
+        assert (
+            data["verdict"] in text.replace("  \n", "\n")
+            and f"</h1>\n<p>{data['verdict']}</p>" in page
+        )
         return data["verdict"].split("\n")
 
     how = "Perplexity (all 12 test mails): "
-    for names, said in (
-        (["near", "far"], "yes, lower than every other model."),
-        (["far", "near"], "no: higher than near."),
-        (["near", "far", "alike"], "not shown: lower than far; not told apart from alike."),
-        (["far", "near", "alike"], "no: higher than near, alike."),
-    ):
-        question = f"Is {names[0]} closer to the author than every other model?"
-        assert verdict(*names) == [question, how + said]
+    for names, said in table("""
+        near far | yes, lower than every other model.
+        far near | no: higher than near.
+        near far alike | not shown: lower than far; not told apart from alike.
+        far near alike | no: higher than near, alike.
+    """):
+        question = f"Is {names.split()[0]} closer to the author than every other model?"
+        assert verdict(*names.split()) == [question, how + said]
     assert verdict("near")[0].startswith("Nothing to test")
 
     # Trainings that differ in the seed only are no rivals.
@@ -999,7 +945,7 @@ def test_verdict_says_what_holds_and_what_does_not(tmp_path):
     for name in ("near", "alike"):
         learned_from(tmp_path / name, file, train_rows=30)
     assert verdict("near", "alike", "far")[1] == how + "yes, lower than every other model."
-    assert "near, alike differ in the seed only" in (tmp_path / "c.md").read_text(encoding="utf-8")
+    assert "near, alike differ in the seed only" in read(tmp_path / "c.md")
     assert verdict("near", "alike")[0].startswith("Nothing to test")
     learned_from(tmp_path / "alike", file, train_rows=30, epochs=2.0)
     assert verdict("near", "alike")[1] == how + "not shown: not told apart from alike."
@@ -1008,17 +954,14 @@ def test_verdict_says_what_holds_and_what_does_not(tmp_path):
 def test_too_few_mails_are_said_and_how_many_it_takes(tmp_path):
     """With n mails the smallest p is 2 of 2 to the power of n; one test needs it below .05, three
     tests below .05 / 3. Of three trainings 2 of 6 to the power of n."""
-    assert [mails_needed(tests, 2) for tests in (1, 3, 10)] == [6, 7, 9]
-    assert [mails_needed(2, runs) for runs in (3, 4, 6)] == [3, 2, 1]
-    for mails, said in (
-        (5, "too few mails to show anything; it takes 6 or more."),
-        (6, "yes, low"),
-    ):
+    assert [evaluate.mails_needed(tests, 2) for tests in (1, 3, 10)] == [6, 7, 9]
+    assert [evaluate.mails_needed(2, runs) for runs in (3, 4, 6)] == [3, 2, 1]
+    few = "too few mails to show anything; it takes 6 or more."
+    for mails, said in ((5, few), (6, "yes, low")):
         for name, nll in (("near", 1.0), ("far", 9.0)):
-            columns = {"reference_nll": [nll + i for i in range(mails)]}
-            rows = rows_of(["a word"] * mails, ["x"] * mails, **columns)
-            main([str(write_run(tmp_path / name, rows))])
-        data = comparison(tmp_path / "c.md", tmp_path / "near", tmp_path / "far")
+            nlls = [nll + i for i in range(mails)]
+            scored(tmp_path / name, rows_of(["a word"] * mails, "x" * mails, reference_nll=nlls))
+        data, _ = comparison(tmp_path / "c.md", tmp_path / "near", tmp_path / "far")
         answer = data["verdict"].split("\n")[1]
         assert answer.startswith(f"Perplexity (all {mails} test mails): {said}")
 
@@ -1035,41 +978,36 @@ def test_sizes_get_a_trend_and_a_curve(tmp_path):
         runs.append(write_run(tmp_path / str(size), rows))
         learned_from(runs[-1], file, limit=size, train_rows=size)
         main([str(runs[-1])])
-    data = comparison(tmp_path / "c.md", *runs)
+    data, page = comparison(tmp_path / "c.md", *runs)
     assert {test["run"] for test in data["trend"]} == {"a doubling"}
     assert data["runs"]["14"]["train_rows"] == 14
     question, answer, *_ = data["verdict"].split("\n")
     assert question == "Does more of the author's mail help?"
     assert answer.startswith("Perplexity (all 12 test mails): yes, -")
     assert answer.endswith(" over the trainings).")
-    page = (tmp_path / "c.md").read_text(encoding="utf-8")
     assert "\n| a doubling | **-" in page
     assert imread(tmp_path / "c.png").std() > 0 and "](c.png)" in page
-    report = (tmp_path / "c.html").read_text(encoding="utf-8")
-    assert report.count("data:image/png;base64,") == 1
+    assert read(tmp_path / "c.html").count("data:image/png;base64,") == 1
 
 
 def test_two_comparisons_in_one_folder_are_kept(tmp_path):
-    run = write_run(tmp_path / "run", rows_of(REFERENCES, REPLIES))
-    main([str(run)])
+    run = scored(tmp_path / "run", rows_of(REFERENCES, REPLIES))
     for name in ("comparison", "seeds"):
-        comparison(tmp_path / f"{name}.md", run)
-        page = (tmp_path / f"{name}.md").read_text(encoding="utf-8")
-        assert f"![comparison]({name}.png)" in page
+        assert f"![comparison]({name}.png)" in comparison(tmp_path / f"{name}.md", run)[1]
     expected = "comparison.json comparison.md comparison.png report.html"
     expected += " seeds.html seeds.json seeds.md seeds.png"
     assert sorted(path.name for path in tmp_path.glob("*.*")) == expected.split()
 
 
-HOSTILE = [
-    "<script>document.title = 'ran'</script>",
-    "</pre></section></details></html> outside",
-    "<img src=x onerror=\"document.title='ran'\">",
-    "]]> --> <!-- <plaintext>",
-    "nul \0 here",
-    "\u202egnirts a \u2067right\u2069",
-    "&lt;b&gt; &amp; 'quotes' \"double\"",
-]
+HOSTILE = """
+<script>document.title = 'ran'</script>
+</pre></section></details></html> outside
+<img src=x onerror="document.title='ran'">
+]]> --> <!-- <plaintext>
+nul \0 here
+\u202egnirts a \u2067right\u2069
+&lt;b&gt; &amp; 'quotes' "double"
+""".strip().split("\n")
 
 
 class Reader(HTMLParser):
@@ -1093,9 +1031,7 @@ def hostile_report(folder):
     """The report of two runs whose mails, replies, subjects, names and ids are all hostile."""
     columns = {"mail": HOSTILE, "subject": HOSTILE, "id": [f"<b>{i}" for i in range(7)]}
     names = ("a", f"<img src=x onerror=alert(1)> {'long ' * 12}name")
-    runs = [write_run(folder / n, rows_of(HOSTILE, HOSTILE[::-1], **columns)) for n in names]
-    for run in runs:
-        main([str(run)])
+    runs = [scored(folder / n, rows_of(HOSTILE, HOSTILE[::-1], **columns)) for n in names]
     comparison(folder / "<script>1<" / "c.md", *runs)
     return folder / "<script>1<" / "c.html"
 
@@ -1117,7 +1053,7 @@ def check_report(text):
 
 
 def test_the_page_escapes_all_mail_and_loads_nothing(tmp_path):
-    text = hostile_report(tmp_path).read_text(encoding="utf-8")
+    text = read(hostile_report(tmp_path))
     check_report(text)
     assert "long name</td>" in text and r"\n" not in text  # lines end in cells, too
     assert "default-src 'none'" in text and "http://" not in text and "https://" not in text
@@ -1137,23 +1073,18 @@ def test_the_page_has_the_mails_before_the_figures_and_one_colour_a_run(tmp_path
     for run in runs:
         main([str(run), "--brief"])
     comparison(tmp_path / "out" / "comparison.md", *runs)
-    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    page = read(tmp_path / "out" / "report.html")
     assert page.count("<details open>") == 3 and page.count("<details>") == 1
-    assert all(
-        page.count(f"<small><bdi>First &lt;line&gt; {i}</bdi></small>") == 1 for i in range(4)
-    )
+    openings = [f"<small><bdi>First &lt;line&gt; {i}</bdi></small>" for i in range(4)]
+    assert [page.count(opening) for opening in openings] == [1] * 4
     assert page.index("</h1>") < page.index("First &lt;") < page.index('<h2 id="figures">')
-    colours = colours_of([{"name": run.name} for run in runs])
+    colours = evaluate.colours_of([{"name": run.name} for run in runs])
     assert list(colours.values()) == ["#cc3333", "#33cc33", "#3333cc"]
     for name, colour in colours.items():  # a row of what it is, four replies, its row of values
         tests = name != "tuned" and name != "copied"  # the one whose likelihoods are compared
         assert page.count(f'<i style="background: {colour}"></i>{name}') == 6 + tests
-    cells = (
-        "trained on 30 mails of ada.jsonl",
-        "copies replies of ada.jsonl",
-        "not trained on mail",
-    )
-    assert all(page.count(f">{cell}") == 1 for cell in cells)
+    kinds = "trained on 30 mails of ada.jsonl|copies replies of ada.jsonl|not trained on mail"
+    assert all(page.count(f">{kind}") == 1 for kind in kinds.split("|"))
     assert f">{MEASURES['rougeL'][1]}" in page and "::first-line" not in page
 
 
@@ -1178,11 +1109,9 @@ def test_no_mail_runs_in_the_page(tmp_path):
 
 def test_an_example_is_printed_without_control_characters(tmp_path, capsys):
     mail = "one \x1b]0;title\x07 two\x9b31m \u202eright\n```\n~~~\n" + "好" * 900
-    rows = rows_of(["yes"], ["no"], mail=[mail])
-    run = write_run(tmp_path / "run", rows)
-    main([str(run)])
+    run = scored(tmp_path / "run", rows_of(["yes"], ["no"], mail=[mail]))
     main(["--compare", str(run), "--output", str(tmp_path / "c.md"), "--examples", "3"])
-    for text in (capsys.readouterr().out, (tmp_path / "c.md").read_text(encoding="utf-8")):
+    for text in (capsys.readouterr().out, read(tmp_path / "c.md")):
         assert not {"\x1b", "\x07", "\x9b", "\u202e"} & set(text)
         assert text.count("好") > 150 and "right ``` ~~~ " in text.replace("\n    ", " ")
 
@@ -1203,8 +1132,7 @@ def test_style_rows_that_are_tested_are_left_out(tmp_path, authors):
     training = read_rows(authors[0])
     references = [training[0]["completion"][0]["content"].upper(), "a", "b"]
     mails = ["m", training[1]["prompt"][0]["content"], ""]
-    run = write_run(tmp_path / "run", rows_of(references, ["x", "y", "z"], mail=mails))
-    main([str(run), "--style-data", *map(str, authors)])
+    run = scored(tmp_path / "run", rows_of(references, "xyz", mail=mails), "--style-data", *authors)
     style = metrics_of(run)["style"]
     assert [file["left_out"] for file in style["files"]] == [2, 0]
     assert style["rows_per_author"] == 28
@@ -1220,8 +1148,8 @@ def test_style_knows_no_held_out_row_and_no_row_of_another_author(tmp_path, auth
     write_jsonl(authors[1], [*bob[:28], *of_ada])
     other = ada[5] | {"prompt": [{"role": "user", "content": "other"}]}
     holdout = write_jsonl(tmp_path / "test.jsonl", [ada[4], other])
-    run = write_run(tmp_path / "run", rows_of(["a", "b"], ["x", "y"]))
-    main([str(run), "--style-data", *map(str, authors), "--style-holdout", str(holdout)])
+    flags = ["--style-data", *authors, "--style-holdout", holdout]
+    run = scored(tmp_path / "run", rows_of("ab", "xy"), *flags)
     assert [file["left_out"] for file in metrics_of(run)["style"]["files"]] == [2, 2]
 
 
@@ -1241,25 +1169,26 @@ def test_limit_and_changed_training_data(tmp_path, authors, capsys):
 ROW = {"id": "7", "mail": "m", "reference": "r", "prediction": "p", "finish_reason": "stop"}
 
 
+def row(**columns):
+    return json.dumps(ROW | columns)
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
         ("", "no rows"),
         ('{"id": "7", \n', "line 1: not a JSON object"),
-        (json.dumps(ROW) + "\n[1]\n", "line 2: not a JSON object"),
+        (row() + "\n[1]\n", "line 2: not a JSON object"),
         ("[" * 100_000, "line 1: not a JSON object"),
-        (json.dumps(ROW) + "\n" + json.dumps(ROW), "line 2: id 7 is there twice"),
-        (json.dumps(ROW | {"reference": None}), "line 1: no text under reference"),
+        (row() + "\n" + row(), "line 2: id 7 is there twice"),
+        (row(reference=None), "line 1: no text under reference"),
         (json.dumps({"id": 7, "mail": "m"}), "no text under id, reference, prediction"),
-        (json.dumps(ROW | {"reference": " "}), "the reference is empty"),
-        (json.dumps(ROW | {"notes": ["yes"]}), "line 1: no text under notes"),
-        (
-            json.dumps(ROW | {"reference_nll": float("nan"), "reference_tokens": 3}),
-            "is no likelihood",
-        ),
-        (json.dumps(ROW | {"reference_nll": 3.0}), "is no likelihood"),
-        (json.dumps(ROW | {"reference_nll": 3.0, "reference_tokens": 0}), "is no likelihood"),
-        (json.dumps(ROW | {"reference_nll": 3, "reference_tokens": 10**300}), "is no likelihood"),
+        (row(reference=" "), "the reference is empty"),
+        (row(notes=["yes"]), "line 1: no text under notes"),
+        (row(reference_nll=float("nan"), reference_tokens=3), "is no likelihood"),
+        (row(reference_nll=3.0), "is no likelihood"),
+        (row(reference_nll=3.0, reference_tokens=0), "is no likelihood"),
+        (row(reference_nll=3, reference_tokens=10**300), "is no likelihood"),
         ('{"id": "\udcff"}', "line 1: not a JSON object"),
     ],
 )
@@ -1285,9 +1214,8 @@ def test_what_a_persons_model_has_learned_is_said_in_a_few_lines(tmp_path, capsy
     main(["--own", str(plain), str(told)])
     shown = capsys.readouterr().out
     assert "learned from 24 of your replies: few; with 100 or more" in shown
-    assert (
-        "Of 3 mails that it had not seen, its drafts say 75% of the words of your notes." in shown
-    )
+    recall = "Of 3 mails that it had not seen, its drafts say 75% of the words of your notes."
+    assert recall in shown
     assert "pass for yours beside four writers, who are fictional; of your own" in shown
     lines = [line for line in shown.splitlines() if line.startswith(("notes: ", "with them: "))]
     assert lines == ["notes: yes, six", "with them: By six!", "notes: no wax", "with them: No wax"]
@@ -1328,9 +1256,7 @@ def test_other_mistakes(tmp_path, capsys, authors):
 )
 def test_runs_with_different_mails_are_refused(tmp_path, capsys, change, says):
     rows = rows_of(REFERENCES, REPLIES)
-    runs = [write_run(tmp_path / "a", rows), write_run(tmp_path / "b", change(rows))]
-    for run in runs:
-        main([str(run)])
+    runs = [scored(tmp_path / "a", rows), scored(tmp_path / "b", change(rows))]
     line = refused(capsys, "--compare", *runs, "--output", tmp_path / "c.md")
     assert "do not answer the same mails" in line and says in line
     assert not (tmp_path / "c.md").exists()
@@ -1338,9 +1264,8 @@ def test_runs_with_different_mails_are_refused(tmp_path, capsys, change, says):
 
 def test_stale_scores_and_other_classifiers_are_refused(tmp_path, capsys, authors):
     rows, output = rows_of(REFERENCES, REPLIES), ["--output", tmp_path / "c.md"]
-    runs = [write_run(tmp_path / name, rows) for name in "ab"]
-    main([str(runs[0]), "--style-data", *map(str, authors)])
-    main([str(runs[1]), "--style-data", *map(str, authors[::-1])])
+    data = {"a": authors, "b": authors[::-1]}
+    runs = [scored(tmp_path / name, rows, "--style-data", *data[name]) for name in data]
     assert "style is of different kinds" in refused(capsys, "--compare", *runs, *output)
     facts = metrics_of(runs[0])
     other = facts["signatures"] | {"bleu": "tok:char"}
@@ -1353,8 +1278,7 @@ def test_stale_scores_and_other_classifiers_are_refused(tmp_path, capsys, author
 
 
 def test_scores_of_an_older_version_are_refused(tmp_path, capsys):
-    run = write_run(tmp_path / "run", rows_of(REFERENCES, REPLIES))
-    main([str(run)])
+    run = scored(tmp_path / "run", rows_of(REFERENCES, REPLIES))
     older = {key: value for key, value in metrics_of(run).items() if key != "reference_per_mail"}
     for text, says in ((json.dumps(older), "of an older version"), ("{", "not JSON")):
         (run / "metrics.json").write_text(text)
@@ -1373,4 +1297,4 @@ def test_a_terminal_without_the_letters_and_broken_text_are_no_fault(tmp_path):
         command = [sys.executable, script, *arguments]
         done = subprocess.run(command, capture_output=True, env=environment)
         assert done.returncode == 0, done.stderr
-    assert "你好" in (tmp_path / "c.html").read_text(encoding="utf-8")
+    assert "你好" in read(tmp_path / "c.html")
