@@ -44,20 +44,23 @@ BOTH = [(OWN, "When does it cool?")]
 LINE = "From - Wed Feb 06 13:12:05 2019\n"
 
 
-def cases(table):
-    r"""Parametrize with a table: the names, then the cases, a line or a double bar apart.
+def cases(block):
+    """Parametrize with a table: the names, and below them the cases."""
+    names, body = block.split("\n", 1)
+    return pytest.mark.parametrize(names, table(body, names.count(",") + 1))
+
+
+def table(block, width=1):
+    r"""The cells of a block, or tuples of as many as a width above 1 says, a line or || apart.
 
     Bars stand between cells, "" for no text, \s for a space at an edge, other escapes are Python's;
     a line that ends in \ goes on in the next, and one that begins with # is a comment.
     """
-    names, body = re.sub(r"\\\n *|\n *# .*", "", table).split("\n", 1)
     cells = [
         re.sub(r"\\(s|x..|u....|.)", unescaped, cell.replace('""', ""))
-        for cell in re.split(r" \|\|? |\n *", body.strip())
+        for cell in re.split(r" \|\|? |\n *", re.sub(r"\\\n *|(^|\n) *# .*", "", block).strip())
     ]
-    width = names.count(",") + 1
-    rows = cells if width == 1 else list(zip(*[iter(cells)] * width, strict=True))
-    return pytest.mark.parametrize(names, rows)
+    return cells if width == 1 else list(zip(*[iter(cells)] * width, strict=True))
 
 
 def unescaped(mark):
@@ -65,31 +68,19 @@ def unescaped(mark):
 
 
 def message(number, sender, text, subject="kiln", date="Wed, 6 Feb 2019 13:12:05 -0800", **fields):
-    """One message; keyword arguments are header fields, with _ for -."""
+    """One message; keyword arguments are header fields, with _ for -, numbers are ids."""
     mail = EmailMessage()
-    mail["Message-ID"], mail["From"], mail["To"] = (
-        f"<{number}@tern.example>",
-        sender,
-        "all@tern.example",
-    )
-    mail["Subject"] = subject
-    if date:
-        mail["Date"] = date
-    for name, value in fields.items():
-        mail[name.replace("_", "-")] = value
+    start = {"Message-ID": number, "From": sender, "To": "all@tern.example", "Subject": subject}
+    for name, value in (start | ({"Date": date} if date else {}) | fields).items():
+        mail[name.replace("_", "-")] = f"<{value}@tern.example>" if value in range(100) else value
     mail.set_content(text)
     return mail
 
 
 def head(sender, number, *more):
     """A header with some more lines."""
-    fields = [
-        f"From: {sender}",
-        "Subject: kiln",
-        "Date: Wed, 6 Feb 2019 13:12:05 +0100",
-        f"Message-ID: <{number}@tern.example>",
-    ]
-    return "\n".join([*fields, *more]) + "\n"
+    start = f"From: {sender}\nSubject: kiln\nDate: Wed, 6 Feb 2019 13:12:05 +0100"
+    return "\n".join([start, f"Message-ID: <{number}@tern.example>", *more]) + "\n"
 
 
 def question(*more, text="When does it cool?\n"):
@@ -135,92 +126,52 @@ def write_archive(form, path, messages):
         write_folder(path, [f"{number}/x.eml" for number in range(len(messages))], messages)
     elif form in ("tar", "tree"):
         folders = ["all_documents" if mail["From"] == LEN else "_sent_mail" for mail in messages]
+        names = [f"maildir/okafor-m/{folder}/{n}." for n, folder in enumerate(folders, 1)]
         tree = path if form == "tree" else path.with_name("tree")
-        write_folder(
-            tree,
-            [f"maildir/okafor-m/{folder}/{number}." for number, folder in enumerate(folders, 1)],
-            messages,
-        )
+        write_folder(tree, names, messages)
         if form == "tar":
-            path = path.with_name("mail.tar.gz")
-            with tarfile.open(path, "w:gz") as archive:
-                archive.add(tree / "maildir", "maildir")
+            path = packed(path.with_name("mail.tar.gz"), tree / "maildir", "maildir")
     elif form == "takeout":
         write_mbox(path, messages)
-        path = path.with_name("takeout.tgz")
-        with tarfile.open(path, "w:gz") as archive:
-            archive.add(path.with_name("mail"), "Takeout/Mail/All mail.mbox")
+        path = packed(path.with_name("takeout.tgz"), path, "Takeout/Mail/All mail.mbox")
     elif form == "csv":
         path = path.with_name("emails.csv")
+        rows = [(f"okafor-m/sent/{n}.", mail.as_string()) for n, mail in enumerate(messages, 1)]
         with open(path, "w", newline="") as file:
-            csv.writer(file).writerows(
-                [
-                    ("file", "message"),
-                    *(
-                        (f"okafor-m/sent/{number}.", mail.as_string())
-                        for number, mail in enumerate(messages, 1)
-                    ),
-                ]
-            )
+            csv.writer(file).writerows([("file", "message"), *rows])
     return str(path)
 
 
+def packed(path, source, name):
+    with tarfile.open(path, "w:gz") as archive:
+        archive.add(source, name)
+    return path
+
+
+IDS = [f"<{number}@tern.example>" for number in (1, 2, 3)]
+JOSSES = "Joss's mail is not in here.\n\nOn 7 Feb 2019, Joss wrote:\n> Is it?\n> J\n"
+SIGNED = "You do.\n\n-- \nMaud Okafor\n\nOn 6 Feb 2019, Len wrote:\n> And who opens it?\n"
 THREAD = [
     message(1, f"Len Corrigan <{LEN}>", "When does it cool?\nLen"),
-    message(
-        2, f"Maud Okafor <{MAUD}>", "By six.\n\nMaud\n", "Re: kiln", In_Reply_To="<1@tern.example>"
-    ),
-    message(
-        3,
-        LEN,
-        "And who opens it?",
-        "Re: kiln",
-        In_Reply_To="<2@tern.example>",
-        References="<1@tern.example> <2@tern.example>",
-    ),
-    message(
-        4,
-        MAUD,
-        "You do.\n\n-- \nMaud Okafor\n\nOn 6 Feb 2019, Len wrote:\n> And who opens it?\n",
-        "Re: kiln",
-        None,
-        References="<1@tern.example> <2@tern.example> <3@tern.example>",
-    ),
-    message(
-        5,
-        MAUD,
-        "Joss's mail is not in here.\n\nOn 7 Feb 2019, Joss wrote:\n> Is it?\n> J\n",
-        "Re: glass",
-    ),
+    message(2, f"Maud Okafor <{MAUD}>", f"{OWN}\n", "Re: kiln", In_Reply_To=1),
+    message(3, LEN, "And who opens it?", "Re: kiln", In_Reply_To=2, References=" ".join(IDS[:2])),
+    message(4, MAUD, SIGNED, "Re: kiln", None, References=" ".join(IDS)),
+    message(5, MAUD, JOSSES, "Re: glass"),
 ]
+FIELDS = "id date subject From To response mail".split()
+REPLY = r"""
+    1.1 | 06-02-2019 13:12:05 | Re: kiln | maud@tern.example | len@tern.example | \
+    By six.\n\nMaud | When does it cool?\nLen
+    1.2 | "" | Re: kiln | maud@tern.example | len@tern.example | You do. | And who opens it?
+    3.3 | 06-02-2019 13:12:05 | Re: glass | maud@tern.example | all@tern.example | \
+    Joss's mail is not in here. | On 7 Feb 2019, Joss wrote:\nIs it?\nJ
+"""
+REPLIES = table(REPLY, width=len(FIELDS))
 
 
-REPLIES = [  # id, date, subject, From, To, response, mail
-    (
-        "1.1",
-        "06-02-2019 13:12:05",
-        "Re: kiln",
-        MAUD,
-        LEN,
-        "By six.\n\nMaud",
-        "When does it cool?\nLen",
-    ),
-    ("1.2", "", "Re: kiln", MAUD, LEN, "You do.", "And who opens it?"),
-    (
-        "3.3",
-        "06-02-2019 13:12:05",
-        "Re: glass",
-        MAUD,
-        "all@tern.example",
-        "Joss's mail is not in here.",
-        "On 7 Feb 2019, Joss wrote:\nIs it?\nJ",
-    ),
-]
-
-
-def extracted(path, out, *flags):
+def extracted(path, out, *flags, author=MAUD):
     """The rows that extract finds."""
-    mail.main(["extract", str(path), str(out), "--author", MAUD, *flags])
+    mail.main(["extract", str(path), str(out), "--author", author, *flags])
     return prepare_data.read_replies(str(out)).to_dict("records")
 
 
@@ -237,26 +188,46 @@ def inbox(tmp_path, source, *flags):
     return read(tmp_path / "inbox.jsonl")
 
 
+def asked(tmp_path, *mails, flags=("--author", MAUD)):
+    """The rows of inbox for an mbox of these mails."""
+    box = tmp_path / ("new" if isinstance(mails[0], bytes) else "mail")
+    box.write_bytes(mbox(*mails)) if box.name == "new" else write_mbox(box, mails)
+    return inbox(tmp_path, box, *flags)
+
+
+def refused(capsys, *command):
+    """The one line in which a command is refused."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stopped:
+        mail.main([*map(str, command)])
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2 and error.count("\n") == 1, error
+    return error
+
+
+def tar_of(path, mode="w:gz", file=None, **members):
+    """A tar file of members: names with their bytes."""
+    with tarfile.open(path, mode, file) as archive:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+
+
 # ------------------------------------------------------------------------------- extract: archives
 
 
 @pytest.mark.parametrize("form", ["mbox", "maildir", "eml", "tar", "tree", "takeout", "csv"])
 def test_every_form_of_archive_gives_the_same_replies(tmp_path, form, capsys):
     rows = extracted(write_archive(form, tmp_path / "mail", THREAD), tmp_path / "out.csv")
-    got = {
-        tuple(row[name] for name in ("date", "subject", "From", "To", "response", "mail"))
-        for row in rows
-    }
+    got = {tuple(row[name] for name in FIELDS[1:]) for row in rows}
     assert got == {reply[1:] for reply in REPLIES}
     assert len({row["id"].partition(".")[0] for row in rows}) == 2
     assert all(int(row["length"]) == len(row["body"]) for row in rows)
     assert "-- \nMaud Okafor" in next(row["body"] for row in rows if row["response"] == "You do.")
     output = capsys.readouterr()
-    assert (
-        "read 5 messages" in output.out
-        and "3 of them are by maud@tern.example" in output.out
-        and output.err == ""
-    )
+    assert "read 5 messages" in output.out and output.err == ""
+    assert "3 of them are by maud@tern.example" in output.out
     prepare_data.main(["format", str(tmp_path / "out.csv"), str(tmp_path / "out.jsonl")])
     assert "cut quoted text off 0 replies" in capsys.readouterr().out
     replies = [row["completion"][0]["content"] for row in read(tmp_path / "out.jsonl")]
@@ -265,10 +236,7 @@ def test_every_form_of_archive_gives_the_same_replies(tmp_path, form, capsys):
 
 def test_rows_stand_in_the_order_of_the_archive(tmp_path):
     rows = extracted(write_archive("mbox", tmp_path / "mail", THREAD), tmp_path / "out.csv")
-    assert [
-        tuple(row[name] for name in ("id", "date", "subject", "From", "To", "response", "mail"))
-        for row in rows
-    ] == REPLIES
+    assert [tuple(row[name] for name in FIELDS) for row in rows] == REPLIES
 
 
 def test_blank_and_short_rows_of_a_csv_are_no_mail(tmp_path):
@@ -288,10 +256,7 @@ def zipped(**members):
 
 def tarred(name, content):
     data = io.BytesIO()
-    with tarfile.open(fileobj=data, mode="w:xz") as archive:
-        info = tarfile.TarInfo(name)
-        info.size = len(content)
-        archive.addfile(info, io.BytesIO(content))
+    tar_of(None, "w:xz", data, **{name: content})
     return data.getvalue()
 
 
@@ -302,8 +267,7 @@ def tarred(name, content):
 def test_compressed_and_wrapped_archives(tmp_path, name):
     data = mbox(question(), answer())
     kinds = {
-        "zip": zipped(Takeout__Mail__All="")
-        and zipped(Takeout__Mail__All_dot_mbox=data, Takeout__x_dot_html="<p>"),
+        "zip": zipped(Takeout__Mail__All_dot_mbox=data, Takeout__x_dot_html="<p>"),
         ".gz": gzip.compress(data),
         "tgz": gzip.compress(tarred("Takeout/Mail/All.mbox", data)),
         ".xz": tarred("All.mbox", data),
@@ -312,9 +276,8 @@ def test_compressed_and_wrapped_archives(tmp_path, name):
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(kinds[name[-3:]])
     source = path.parent if path.parent != tmp_path else path
-    assert [
-        (row["response"], row["mail"]) for row in extracted(source, tmp_path / "out.csv")
-    ] == BOTH
+    rows = extracted(source, tmp_path / "out.csv")
+    assert [(row["response"], row["mail"]) for row in rows] == BOTH
 
 
 @pytest.mark.parametrize(
@@ -328,85 +291,64 @@ def test_what_cannot_be_read_is_named_with_the_tool_that_converts_it(tmp_path, c
     assert len(extracted(tmp_path / "in", tmp_path / "out.csv")) == 1
     error = capsys.readouterr().err
     assert tool in error and error.count("\n") == 1
-    with pytest.raises(SystemExit) as stopped:
-        extracted(tmp_path / "in" / "x", tmp_path / "out.csv")
-    error = capsys.readouterr().err
-    assert stopped.value.code == 2 and tool in error and error.count("\n") == 1
+    command = ["extract", tmp_path / "in" / "x", tmp_path / "out.csv", "--author", MAUD]
+    assert tool in refused(capsys, *command)
 
 
 def test_archives_that_are_cut_off_or_hostile(tmp_path, capsys):
     path = write_archive("mbox", tmp_path / "mail", THREAD)
     data = (tmp_path / "mail").read_bytes()
     (tmp_path / "mail").write_bytes(data[: data.index(b"Joss's mail") + 8])
-    assert [row["response"] for row in extracted(path, tmp_path / "out.csv")] == [
-        "By six.\n\nMaud",
-        "You do.",
-    ]
+    responses = [row["response"] for row in extracted(path, tmp_path / "out.csv")]
+    assert responses == [OWN, "You do."]
     tar = write_archive("tar", tmp_path / "x", THREAD)
-    with tarfile.open(tar, "w") as archive:
-        for name in ("/etc/1.eml", "../2.eml", "3.eml"):
-            info = tarfile.TarInfo(name)
-            info.size = len(THREAD[4].as_bytes())
-            archive.addfile(info, io.BytesIO(THREAD[4].as_bytes()))
+    last = THREAD[4].as_bytes()
+    tar_of(tar, "w", **{name: last for name in ("/etc/1.eml", "../2.eml", "3.eml")})
     capsys.readouterr()
     assert len(extracted(tar, tmp_path / "out.csv")) == 1
     assert "left out      2: no mail message" in capsys.readouterr().out
-    noise = os.urandom(200_000)
-    with tarfile.open(tar, "w:gz") as archive:
-        for name, content in (("1.eml", THREAD[4].as_bytes()), ("2.eml", noise)):
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            archive.addfile(info, io.BytesIO(content))
+    tar_of(tar, **{"1.eml": last, "2.eml": os.urandom(200_000)})
     with open(tar, "r+b") as file:
         file.truncate(100_000)
     assert len(extracted(tar, tmp_path / "out.csv")) == 1
     assert "ends early" in capsys.readouterr().err
 
 
+DAMAGED = table(r"""
+    Content-Type: multipart/mixed; boundary=x\n\n--x\n | Content-Type: ;;;==\n\n\xff
+    Content-Transfer-Encoding: base64\n\n%%% | Date: 99 Foo 0000\nSubject: =?x?q?=ff?=\n\nA
+""")
+
+
 def test_damaged_messages_are_named_and_counted(tmp_path, capsys):
     write_folder(tmp_path / "in", [f"{number}.eml" for number in range(5)], THREAD)
     (tmp_path / "in" / "empty.eml").write_bytes(b"")
     (tmp_path / "in" / "picture.eml").write_bytes(bytes(range(256)) * 9)
-    for number, data in enumerate(
-        [
-            b"Content-Type: multipart/mixed; boundary=x\n\n--x\n",
-            b"Content-Type: ;;;==\n\n\xff",
-            b"Content-Transfer-Encoding: base64\n\n%%%",
-            b"Date: 99 Foo 0000\nSubject: =?x?q?=ff?=\n\nA",
-        ]
-    ):
-        (tmp_path / "in" / f"x{number}.eml").write_bytes(
-            b"From: maud@tern.example\nIn-Reply-To: <1@tern.example>\n" + data
-        )
+    start = "From: maud@tern.example\nIn-Reply-To: <1@tern.example>\n"
+    for number, data in enumerate(DAMAGED):
+        (tmp_path / "in" / f"x{number}.eml").write_bytes((start + data).encode("latin-1"))
     rows = extracted(tmp_path / "in", tmp_path / "out.csv")
     assert [row["response"] for row in rows][3:] == ["\u00ff", "A"]
     output = capsys.readouterr()
     assert "left out      2: no mail message" in output.out
-    assert [line.split(": ")[1:] for line in output.err.splitlines()] == [
-        ["empty.eml", "no mail message"],
-        ["picture.eml", "no mail message"],
-    ]
+    named = [line.partition(": ")[2] for line in output.err.splitlines()]
+    assert named == ["empty.eml: no mail message", "picture.eml: no mail message"]
 
 
-@pytest.mark.parametrize(
-    ("name", "data", "error"),
-    [
-        ("out.csv", b"From: x", "out.csv: is the input;"),
-        ("none", None, "none: No such file or directory"),
-        ("x.csv", b"id,mail\n1,2\n", "x.csv: no columns file, message;"),
-        ("x.csv", b"", "x.csv: no columns file, message;"),
-        ("x.mbox", b"", "x.mbox: no mail message"),
-    ],
-)
+@cases(r"""name, data, error
+    out.csv | From: x | out.csv: is the input; || none | "" | none: No such file or directory
+    x.csv | id,mail\n1,2\n | x.csv: no columns file, message;
+    x.csv | "" | x.csv: no columns file, message; || x.mbox | "" | x.mbox: no mail message
+""")
 def test_wrong_sources_are_refused_in_one_line(tmp_path, monkeypatch, capsys, name, data, error):
     monkeypatch.chdir(tmp_path)
-    if data is not None:
-        (tmp_path / name).write_bytes(data)
+    if name != "none":
+        (tmp_path / name).write_text(data)
     with pytest.raises(SystemExit) as stopped:
         mail.main(["extract", name, "out.csv", "--author", MAUD])
     shown = capsys.readouterr().err.splitlines()
     assert stopped.value.code == 2 and shown[-1].startswith(f"mail.py: {error}")
-    assert os.listdir() == ([] if data is None else [name])
+    assert os.listdir() == ([] if name == "none" else [name])
 
 
 def test_nothing_but_plain_members_of_a_bounded_size_is_read(tmp_path, monkeypatch):
@@ -421,25 +363,18 @@ def test_nothing_but_plain_members_of_a_bounded_size_is_read(tmp_path, monkeypat
         info.type, info.linkname, info.size = kind, target, len(data) if size is None else size
         archive.addfile(info, io.BytesIO(data))
 
+    line = b"From x Wed Feb 06 13:12:05 2019\n"
+    long = big + b"y" * 5_000_000
     with tarfile.open(path, "w:gz") as archive:
-        add(archive, "1.eml", big + b"y" * 5_000_000)
+        add(archive, "1.eml", long)
         add(archive, "2.eml", kind=tarfile.SYMTYPE, target=str(secret))
         add(archive, "3.eml", kind=tarfile.LNKTYPE, target=str(secret))
         add(archive, "4.eml", kind=tarfile.FIFOTYPE)
-        add(
-            archive,
-            "mbox",
-            b"From x Wed Feb 06 13:12:05 2019\n"
-            + big
-            + b"y" * 5_000_000
-            + b"\n\nFrom x Wed Feb 06 13:12:05 2019\n"
-            + message(2, LEN, "after").as_bytes(),
-        )
+        after = message(2, LEN, "after").as_bytes()
+        add(archive, "mbox", line + long + b"\n\n" + line + after)
     rows = inbox(tmp_path, path)
-    assert [(row["Message-ID"], row["prompt"][0]["content"][:5]) for row in rows] == [
-        ("<1@tern.example>", "first"),
-        ("<2@tern.example>", "after"),
-    ]
+    starts = [row["Message-ID"] + row["prompt"][0]["content"][:5] for row in rows]
+    assert starts == ["<1@tern.example>first", "<2@tern.example>after"]
     assert len(rows[0]["prompt"][0]["content"]) < 110_000
     assert sorted(os.listdir(tmp_path)) == ["inbox.jsonl", "mail.tar.gz", "secret.eml"]
 
@@ -474,19 +409,9 @@ def test_a_paragraph_that_begins_with_from_stays(tmp_path, paragraph):
 
 def test_a_from_that_the_mbox_escaped_is_read_as_it_was_written(tmp_path):
     body = "From here on it cools.\n\nFrom six to seven: 12:00 in 2019, Joss.\n\nMaud"
+    escaped = message(2, MAUD, body.replace("From six", ">From six"), "Re: kiln", In_Reply_To=1)
     path = tmp_path / "mail"
-    path.write_bytes(b"From - Wed Feb 06 13:12:05 2019\n" + THREAD[0].as_bytes() + b"\n")
-    with open(path, "ab") as file:
-        file.write(
-            b"From - Wed Feb 06 13:12:05 2019\n"
-            + message(
-                2,
-                MAUD,
-                body.replace("From six", ">From six"),
-                "Re: kiln",
-                In_Reply_To="<1@tern.example>",
-            ).as_bytes()
-        )
+    path.write_bytes(mbox(THREAD[0].as_bytes(), escaped.as_bytes()).removesuffix(b"\n"))
     assert [row["response"] for row in extracted(path, tmp_path / "out.csv")] == [body]
 
 
@@ -496,28 +421,27 @@ def test_a_from_that_the_mbox_escaped_is_read_as_it_was_written(tmp_path):
 def test_what_is_wrong_with_a_messages_start_is_mended(tmp_path):
     plist = '<?xml version="1.0"?>\n<plist><dict/></plist>\n'
     reply = answer()
-    for number, raw in enumerate(
-        [
-            b"\xef\xbb\xbf" + reply,
-            reply.decode().encode("utf-16"),
-            f"{len(reply)}\n".encode() + reply + plist.encode(),
-            b"\n\n" + reply,
-            reply.replace(b"Subject: ", b"Microsoft Mail Internet Headers Version 2.0\nSubject: "),
-            reply.replace(b"Subject: ", b">From len@tern.example Wed Feb\nSubject: "),
-            b"X-Mozilla-Status: 0001\n\n" + reply,
-            reply.replace(b"\n", b"\r\n"),
-            reply.replace(b"Subject:", b"Subject :"),
-            reply.replace(b"\n\nBy", b"\nBy"),
-        ]
-    ):
+    subject = b"Subject: "
+    starts = [
+        b"\xef\xbb\xbf" + reply,
+        reply.decode().encode("utf-16"),
+        f"{len(reply)}\n".encode() + reply + plist.encode(),
+        b"\n\n" + reply,
+        reply.replace(subject, b"Microsoft Mail Internet Headers Version 2.0\n" + subject),
+        reply.replace(subject, b">From len@tern.example Wed Feb\n" + subject),
+        b"X-Mozilla-Status: 0001\n\n" + reply,
+        reply.replace(b"\n", b"\r\n"),
+        reply.replace(b"Subject:", b"Subject :"),
+        reply.replace(b"\n\nBy", b"\nBy"),
+    ]
+    for number, raw in enumerate(starts):
         folder = tmp_path / str(number)
         folder.mkdir()
         (folder / "1.eml").write_bytes(question())
         (folder / "2.eml").write_bytes(raw)
         rows = extracted(folder, tmp_path / "out.csv")
-        assert [(row["response"], row["mail"], row["subject"]) for row in rows] == [
-            (OWN, "When does it cool?", "kiln")
-        ], number
+        got = [(row["response"], row["mail"], row["subject"]) for row in rows]
+        assert got == [(OWN, "When does it cool?", "kiln")], number
 
 
 @cases("""name, codec, text
@@ -537,12 +461,8 @@ def test_what_is_wrong_with_a_messages_start_is_mended(tmp_path):
 def test_charsets_are_what_mail_programs_mean(tmp_path, name, codec, text):
     data = text.encode(codec)
     assert mail.decode(data, name).removeprefix("\ufeff") == text
-    body = base64.encodebytes(data).decode()
-    raw = answer(
-        f'Content-Type: text/plain; charset="{name}"',
-        "Content-Transfer-Encoding: base64",
-        text=body,
-    )
+    fields = [f'Content-Type: text/plain; charset="{name}"', "Content-Transfer-Encoding: base64"]
+    raw = answer(*fields, text=base64.encodebytes(data).decode())
     assert replies(tmp_path, mbox(question(), raw)) == [(text, "When does it cool?")]
     word = f"=?{name}?b?{base64.b64encode(data).decode()}?="
     assert mail.decode_words(f"Re: {word}".encode()).replace("\ufeff", "") == f"Re: {text}"
@@ -602,48 +522,42 @@ def test_message_ids_however_they_are_written(tmp_path, field):
     assert replies(tmp_path, mbox(asked, answer())) == BOTH
 
 
-def multipart(*parts, kind="mixed"):
-    body = "".join(f"--b\n{part}\n" for part in parts)
-    return answer(f'Content-Type: multipart/{kind}; boundary="b"', text=f"{body}--b--\n")
+def parts(*contents, kind="alternative"):
+    """The header line and the body of a mail in parts, each with its type at its start."""
+    body = "".join(f"--b\nContent-Type: {content}\n" for content in contents)
+    return [f'Content-Type: multipart/{kind}; boundary="b"'], f"{body}--b--\n"
 
 
-HTML = "Content-Type: text/html\n\n<p>By six.</p><p>Maud</p>"
-PLAIN = f"Content-Type: text/plain\n\n{OWN}"
-ALTERNATIVE = (
-    f'Content-Type: multipart/alternative; boundary="c"\n\n--c\n{PLAIN}\n--c\n{HTML}\n--c--'
-)
+def multipart(*contents, kind="mixed"):
+    fields, text = parts(*contents, kind=kind)
+    return answer(*fields, text=text)
 
 
+HTML = "text/html\n\n<p>By six.</p><p>Maud</p>"
+PLAIN = f"text/plain\n\n{OWN}"
+BOTH_KINDS = f"--c\nContent-Type: {PLAIN}\n--c\nContent-Type: {HTML}\n--c--"
+ALTERNATIVE = f'multipart/alternative; boundary="c"\n\n{BOTH_KINDS}'
+
+
+RELATED = 'multipart/related; boundary="{0}"\n\n--{0}\nContent-Type: {1}\n--{0}--'
+BROWSER = "Your program cannot show this mail. View it in a browser: https://tern.example"
+UNTITLED = 'text/plain; name="untitled"\nContent-Disposition: inline; filename="untitled"'
+GERMAN = "text/plain\n\nDiese Nachricht ist nur als HTML lesbar."
+ATTACHED = table(r"""
+    text/plain; name="x.txt" | text/plain\nContent-Disposition: attachment
+    message/rfc822\n\nSubject: x
+""")
 PARTS = [
-    multipart(HTML),
-    multipart(PLAIN, HTML, kind="alternative"),
-    multipart(ALTERNATIVE),
+    *(multipart(part) for part in (HTML, ALTERNATIVE, RELATED.format("d", ALTERNATIVE))),
+    *(multipart(f"text/plain\n\n{text}", HTML, kind="alternative") for text in (OWN, BROWSER, "")),
+    multipart(GERMAN, RELATED.format("c", HTML), kind="alternative"),
+    *(multipart(PLAIN, f"{part}\n\nno") for part in ATTACHED),
     multipart(PLAIN, HTML),
-    multipart(
-        "Content-Type: text/plain\n\nYour program cannot show this mail. View it in a browser: "
-        "https://tern.example",
-        HTML,
-        kind="alternative",
-    ),
-    multipart(
-        "Content-Type: text/plain\n\nDiese Nachricht ist nur als HTML lesbar.",
-        f'Content-Type: multipart/related; boundary="c"\n\n--c\n{HTML}\n--c--',
-        kind="alternative",
-    ),
-    multipart("Content-Type: text/plain\n\n", HTML, kind="alternative"),
-    multipart(PLAIN, 'Content-Type: text/plain; name="x.txt"\n\nno'),
-    multipart(PLAIN, "Content-Type: text/plain\nContent-Disposition: attachment\n\nno"),
-    multipart(HTML, "Content-Type: image/png\n\nno", kind="related"),
-    multipart('Content-Type: text/plain; name="body.txt"\n\n' + OWN),
-    multipart(f'Content-Type: text/html; name="ATT1.htm"\n\n{HTML.partition(chr(10) * 2)[2]}'),
-    multipart(PLAIN, "Content-Type: application/pgp-signature\n\nno", kind="signed"),
-    multipart(PLAIN, "Content-Type: message/rfc822\n\nSubject: x\n\nno"),
-    multipart(f'Content-Type: multipart/related; boundary="d"\n\n--d\n{ALTERNATIVE}\n--d--'),
-    answer(
-        'Content-Type: text/plain; name="untitled"\nContent-Disposition: inline; '
-        'filename="untitled"'
-    ),
-    answer("Content-Type: text"),
+    multipart(HTML, "image/png\n\nno", kind="related"),
+    multipart(PLAIN, "application/pgp-signature\n\nno", kind="signed"),
+    multipart('text/plain; name="body.txt"\n\n' + OWN),
+    multipart(HTML.replace("/html", '/html; name="ATT1.htm"')),
+    *(answer(f"Content-Type: {kind}") for kind in ("text", UNTITLED)),
 ]
 
 
@@ -653,39 +567,27 @@ def test_the_text_is_found_among_the_parts(tmp_path, raw):
 
 
 def test_a_footer_beside_the_body_replaces_nothing(tmp_path):
-    raw = multipart(
-        HTML, "Content-Type: text/plain\nContent-Disposition: inline\n\nTern & Tallow Ltd"
-    )
+    raw = multipart(HTML, "text/plain\nContent-Disposition: inline\n\nTern & Tallow Ltd")
     assert replies(tmp_path, mbox(question(), raw))[0][0] == f"{OWN}\n\nTern & Tallow Ltd"
 
 
 def test_encoded_html_and_attached_mail_is_read(tmp_path):
     body = "<p>Gr\u00f6\u00dfe&nbsp;7 &amp; mehr</p><p>Maud<br>Ofen</p><style>p{}</style>"
-    html = message(2, MAUD, "x", "Re: =?utf-8?q?Gl=C3=BChen?=", In_Reply_To="<1@tern.example>")
-    html.set_content(
-        f"{body}<blockquote><p>Wann?</p></blockquote>",
-        subtype="html",
-        charset="iso-8859-1",
-        cte="base64",
-    )
-    both = message(3, MAUD, "Gr\u00fc\u00dfe", "Re: b", In_Reply_To="<1@tern.example>")
+    html = message(2, MAUD, "x", "Re: =?utf-8?q?Gl=C3=BChen?=", In_Reply_To=1)
+    body += "<blockquote><p>Wann?</p></blockquote>"
+    html.set_content(body, subtype="html", charset="iso-8859-1", cte="base64")
+    both = message(3, MAUD, "Gr\u00fc\u00dfe", "Re: b", In_Reply_To=1)
     both.add_alternative("<p>Gr\u00fc\u00dfe, not this</p>", subtype="html")
     both.add_attachment("not this either", filename="x.txt")
-    liar = (
-        message(4, MAUD, "x", "Re: c", In_Reply_To="<1@tern.example>")
-        .as_bytes()
-        .replace(b"utf-8", b"x-unknown")
-        .replace(b"\n\nx", "\n\nna\u00efve \x00caf\u00e9".encode("cp1252"))
-    )
+    liar = message(4, MAUD, "x", "Re: c", In_Reply_To=1).as_bytes()
+    liar = liar.replace(b"utf-8", b"x-unknown")
+    liar = liar.replace(b"\n\nx", "\n\nna\u00efve \x00caf\u00e9".encode("cp1252"))
     for number, data in enumerate([THREAD[0].as_bytes(), html.as_bytes(), both.as_bytes(), liar]):
         (tmp_path / f"{number}.eml").write_bytes(data.replace(b"\n", b"\r\n"))
     os.makedirs(tmp_path / "out")
     rows = extracted(tmp_path, tmp_path / "out" / "out.csv")
-    assert [row["response"] for row in rows] == [
-        "Gr\u00f6\u00dfe\xa07 & mehr\n\nMaud\nOfen",
-        "Gr\u00fc\u00dfe",
-        "na\u00efve caf\u00e9",
-    ]
+    own = ["Größe\xa07 & mehr\n\nMaud\nOfen", "Grüße", "naïve café"]
+    assert [row["response"] for row in rows] == own
     assert rows[0]["subject"] == "Re: Gl\u00fchen"
 
 
@@ -715,11 +617,8 @@ def test_flowed_text_without_its_spaces(tmp_path):
 def test_nothing_is_decoded_twice(tmp_path, text):
     for encoding in ("8bit", "quoted-printable"):
         encoded = text if encoding == "8bit" else text.replace("=", "=3D")
-        raw = answer(
-            "Content-Type: text/plain",
-            f"Content-Transfer-Encoding: {encoding}",
-            text=encoded + "\n",
-        )
+        fields = ["Content-Type: text/plain", f"Content-Transfer-Encoding: {encoding}"]
+        raw = answer(*fields, text=encoded + "\n")
         assert replies(tmp_path, mbox(question(), raw))[0][0] == text
 
 
@@ -779,10 +678,11 @@ def test_pgp_armour_of_a_signed_mail_is_no_word():
         "PGP SIGNATURE-----\n\nabc\n-----END PGP SIGNATURE-----\n"
     )
     assert mail.clean(text) == f"{OWN}\n\n- one"
-    assert (
-        mail.clean("-----BEGIN PGP MESSAGE-----\n\nhQEMA\n=ab\n-----END PGP MESSAGE-----\n") == ""
-    )
-    assert mail.clean("-----BEGIN PGP PUBLIC KEY BLOCK-----\n\nhQEMA") == ""
+    for text in (
+        "-----BEGIN PGP MESSAGE-----\n\nhQEMA\n=ab\n-----END PGP MESSAGE-----\n",
+        "-----BEGIN PGP PUBLIC KEY BLOCK-----\n\nhQEMA",
+    ):
+        assert mail.clean(text) == ""
 
 
 @cases(r"""picture
@@ -796,8 +696,7 @@ def test_placeholders_of_pictures_are_no_words(tmp_path, picture):
     for text in (f"By six.\n\n{picture}\n\nMaud", f"{OWN}\n{picture}", f"{picture}\n{OWN}"):
         assert mail.clean(text) == OWN
     assert mail.clean(f"By {picture} six.").split() == ["By", "six."]
-    (tmp_path / "new").write_bytes(mbox(question(text=f"When does it cool?\n{picture}\n")))
-    (row,) = inbox(tmp_path, tmp_path / "new")
+    (row,) = asked(tmp_path, question(text=f"When does it cool?\n{picture}\n"), flags=())
     assert row["prompt"][0]["content"] == "When does it cool?"
 
 
@@ -851,82 +750,77 @@ def test_the_example_of_each_language_is_cut(language):
 
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_every_phrase_of_a_language_is_used(language):
-    table = PHRASES[language]
-    first = {
-        name: table.get(name, PHRASES["english"][name])[0]
-        for name in ("from", "sent", "to", "subject")
-    }
+    known = PHRASES[language]
+    names = "from sent to subject".split()
+    first = {name: known.get(name, PHRASES["english"][name])[0] for name in names}
+
+    def phrases(keys):
+        return [phrase for key in keys.split() for phrase in known.get(key, [])]
 
     def header(**names):
-        names = first | names
-        values = zip(
-            names.values(),
-            ("Len <len@tern.example>", "6 2 2019 13:12", "Maud", "kiln"),
-            strict=True,
-        )
-        return "".join(f"{name}: {value}\n" for name, value in values)
+        values = ("Len <len@tern.example>", "6 2 2019 13:12", "Maud", "kiln")
+        lines = zip((first | names).values(), values, strict=True)
+        return "".join(f"{name}: {value}\n" for name, value in lines)
 
-    for name in ("from", "sent", "to", "subject"):
-        for phrase in table.get(name, []):
-            assert cut(header(**{name: phrase})) == OWN, phrase
-    for phrase in table.get("date", []):
-        assert cut(header(sent=phrase)) == OWN, phrase
-    for phrase in table.get("cc", []):
-        assert cut(header() + f"{phrase}: Joss\n\nWhen?") == OWN and mail.HEADER.match(
-            f"{phrase}: x"
-        ), phrase
-    for phrase in table.get("original", []) + table.get("forwarded", []):
-        assert cut(f"-------- {phrase} --------\nWhen does it cool?") == OWN, phrase
-    for phrase in table.get("forwarded", []):
-        assert mail.is_marked_forward({}, "kiln", f"---- {phrase} ----\n\nWhen?"), phrase
-    for phrase in table.get("wrote", []):
-        assert cut(f"Len Corrigan {phrase}:\n> When does it cool?") == OWN, phrase
-    for phrase in table.get("on", []):
-        assert mail.INTRODUCTION.fullmatch(f"{phrase} 6 2 2019 Len wrote:"), phrase
-    for phrase in table.get("quoting", []):
-        assert cut(f"{phrase} Len Corrigan:\n> When does it cool?") == OWN, phrase
-    for phrase in table.get("added", []):
-        assert cut(phrase.replace("…", "iPhone").replace("*", "my desk")) == OWN, phrase
-    for kind in ("drafts", "trash", "spam", "chats"):
-        for phrase in table.get(kind, []):
-            label = {"x-gmail-labels": email.header.Header(phrase, "utf-8").encode().encode()}
-            assert mail.place_of("mail", label), phrase
-    for phrase in table.get("automatic", []):
-        assert mail.is_automatic({}, f"{phrase}: kiln"), phrase
-    for phrase in table.get("reply", []) + table.get("forward", []):
-        assert prepare_data.REPLY_SUBJECT.sub("", f"{phrase}: kiln").strip() == "kiln", phrase
-    for phrase in table.get("forward", []):
-        marked = mail.is_marked_forward({}, f"{phrase}: kiln", "")
-        assert marked != (phrase in mail.AMBIGUOUS), phrase
-    for phrase in table.get("self", []):
-        assert mail.SELF.search(f"x {phrase} x"), phrase
-    for phrase in table.get("mail", []):
-        for legal, other in zip(
-            table["legal"], table["legal"][1:] + table["legal"][:1], strict=True
-        ):
-            assert cut(f"{phrase} … {legal} … {other}.") == OWN, (phrase, legal, other)
-    for phrase in table.get("notice", []):
-        assert cut(f"{phrase}: …") == OWN, phrase
-    for phrase in table.get("list", []):
-        assert cut(f"______________________\n{phrase} http://lists.tern.example") == OWN, phrase
-    for key in ("reaction", "recall", "receipt", "protected_mail"):
-        for phrase in table.get(key, []):
-            text = f"Len Corrigan {phrase.replace('…', 'kiln')}"
-            reason = mail.reason_not_written(EmailMessage(), text)
-            assert reason == f"a {key.replace('_', ' ')}", phrase
-    for phrase in table.get("above", []):
-        text = f"{phrase.replace('…', 'it')} the house.\n\nWhen?"
-        assert mail.as_prompt(text) == "When?", phrase
-    for phrase in table.get("picture", []):
-        assert mail.clean(f"{OWN}\n\n[A kiln, {phrase}]\n") == OWN, phrase
-    for phrase in table.get("virus", []):
-        assert cut(f"{phrase} www.avast.com") == OWN, phrase
-    for phrase in table.get("sign_off", []):
-        own = f"By six. {phrase}"
-        folded = f"{own} Joss Whitfield 02/06/2019 01:49 PM To: Maud"
-        assert prepare_data.split_quoted(folded)[0] == own, phrase
-    for phrase in table.get("advertisement", []):
-        assert cut(f"________\n{phrase.replace('…', 'mail at')}!") == OWN, phrase
+    def label(phrase):
+        return {"x-gmail-labels": email.header.Header(phrase, "utf-8").encode().encode()}
+
+    def reason(phrase):
+        text = f"Len Corrigan {phrase.replace('…', 'kiln')}"
+        return mail.reason_not_written(EmailMessage(), text)
+
+    def unfolded(phrase):
+        folded = f"By six. {phrase} Joss Whitfield 02/06/2019 01:49 PM To: Maud"
+        return prepare_data.split_quoted(folded)[0]
+
+    cuts = {name: header(**{name: "{}"}) for name in names} | {
+        "date": header(sent="{}"),
+        "cc": header() + "{}: Joss\n\nWhen?",
+        "original forwarded": "-------- {} --------\nWhen does it cool?",
+        "wrote": "Len Corrigan {}:\n> When does it cool?",
+        "quoting": "{} Len Corrigan:\n> When does it cool?",
+        "notice": "{}: …",
+        "list": "______________________\n{} http://lists.tern.example",
+        "virus": "{} www.avast.com",
+    }
+    for keys, text in cuts.items():
+        for phrase in phrases(keys):
+            assert cut(text.format(phrase)) == OWN, phrase
+    added = {"…": "iPhone", "*": "my desk"}
+    holds = {
+        "added": lambda phrase: cut(phrase.translate(str.maketrans(added))) == OWN,
+        "advertisement": lambda phrase: cut(f"________\n{phrase.replace('…', 'mail at')}!") == OWN,
+        "cc": lambda phrase: mail.HEADER.match(f"{phrase}: x"),
+        "forwarded": lambda phrase: mail.is_marked_forward(
+            {}, "kiln", f"---- {phrase} ----\n\nWhen?"
+        ),
+        "on": lambda phrase: mail.INTRODUCTION.fullmatch(f"{phrase} 6 2 2019 Len wrote:"),
+        "drafts trash spam chats": lambda phrase: mail.place_of("mail", label(phrase)),
+        "automatic": lambda phrase: mail.is_automatic({}, f"{phrase}: kiln"),
+        "reply forward": lambda phrase: (
+            prepare_data.REPLY_SUBJECT.sub("", f"{phrase}: kiln").strip() == "kiln"
+        ),
+        "forward": lambda phrase: (
+            mail.is_marked_forward({}, f"{phrase}: kiln", "") != (phrase in mail.AMBIGUOUS)
+        ),
+        "self": lambda phrase: mail.SELF.search(f"x {phrase} x"),
+        "reaction": lambda phrase: reason(phrase) == "a reaction",
+        "recall": lambda phrase: reason(phrase) == "a recall",
+        "receipt": lambda phrase: reason(phrase) == "a receipt",
+        "protected_mail": lambda phrase: reason(phrase) == "a protected mail",
+        "above": lambda phrase: (
+            mail.as_prompt(f"{phrase.replace('…', 'it')} the house.\n\nWhen?") == "When?"
+        ),
+        "picture": lambda phrase: mail.clean(f"{OWN}\n\n[A kiln, {phrase}]\n") == OWN,
+        "sign_off": lambda phrase: unfolded(phrase) == f"By six. {phrase}",
+    }
+    for keys, check in holds.items():
+        for phrase in phrases(keys):
+            assert check(phrase), phrase
+    legal = phrases("legal")
+    for phrase in phrases("mail"):
+        for one, other in zip(legal, legal[1:] + legal[:1], strict=True):
+            assert cut(f"{phrase} … {one} … {other}.") == OWN, (phrase, one, other)
     for phrase in PHRASES["any"]["no_reply"]:
         assert mail.NO_REPLY.match(f"{phrase}@tern.example"), phrase
         assert mail.NO_REPLY.match(f"kiln.{phrase.replace('-', '')}+7@tern.example"), phrase
@@ -942,9 +836,8 @@ def test_the_tables_have_only_known_keys():
         "picture above reply forward drafts trash spam chats automatic reaction recall receipt "
         "protected_mail mail legal notice list virus sign_off advertisement".split()
     )
-    assert all(set(PHRASES[language]) <= tests for language in LANGUAGES) and set(
-        PHRASES["any"]
-    ) == {"program", "scanner", "no_reply"}
+    assert all(set(PHRASES[language]) <= tests for language in LANGUAGES)
+    assert set(PHRASES["any"]) == {"program", "scanner", "no_reply"}
 
 
 # ---------------------------------------------------------------- own words in mail with its lines
@@ -1168,9 +1061,8 @@ def test_a_title_without_dashes_goes_with_the_header(title):
     header = "From: Len <len@tern.example>\nDate: Wed, Feb 6, 2019\nTo: Maud\nSubject: kiln"
     body = f"{OWN}\n\n\n         {title}\n         \n       \n{header}\n\nWhen?"
     assert mail.split_own_words(body)[0] == OWN
-    assert (
-        mail.split_own_words(f"{OWN}\n\n{title}\n\nis lost.")[0] == f"{OWN}\n\n{title}\n\nis lost."
-    )
+    text = f"{OWN}\n\n{title}\n\nis lost."
+    assert mail.split_own_words(text)[0] == text
 
 
 BAT = "Wednesday, February 6, 2019, 1:12:05 PM, you wrote:\n\nLC> When?\nLC>\nLC>> Now?\n"
@@ -1241,9 +1133,8 @@ def test_own_words_that_look_like_an_introduction_or_a_header_stay(text):
 def test_trailing_boilerplate_is_dropped_unless_kept(boilerplate):
     body = f"By six.\n\nBest,\nMaud\n\n{boilerplate}\n\nOn 6 Feb 2019, Len wrote:\n> When?"
     assert mail.own_words(body)[0] == "By six.\n\nBest,\nMaud"
-    assert (
-        mail.own_words(body, keep_signature=True)[0] == f"By six.\n\nBest,\nMaud\n\n{boilerplate}"
-    )
+    kept = mail.own_words(body, keep_signature=True)[0]
+    assert kept == f"By six.\n\nBest,\nMaud\n\n{boilerplate}"
 
 
 @cases(r"""line
@@ -1326,62 +1217,31 @@ def test_own_words_command(monkeypatch, capsys):
         assert capsys.readouterr().out == shown
 
 
-PIECES = st.sampled_from(
-    [
-        "By six.",
-        "Maud",
-        "Joss Whitfield@TT",
-        "Joss <j@tern.example>",
-        "02/06/2019 01:49 PM",
-        "On 2 May 2019, Joss",
-        "wrote:",
-        "To: Maud",
-        "cc:",
-        "Subject: x",
-        "From: Joss",
-        "From:",
-        "Sent: now",
-        "Sent by: Ana",
-        "> a",
-        ">",
-        "<",
-        "12:00 >>>",
-        ">>> a",
-        "-----Original Message-----",
-        "_____",
-        "---- Forwarded by",
-        "-- ",
-        "Sent from my iPhone",
-        "=20",
-        "\t",
-        "",
-        "Am 3.",
-        "schrieb",
-        "Enron Corp.",
-        "(http://tern.example",
-    ]
-)
+PIECES = table(r"""
+    By six. | Maud | Joss Whitfield@TT | Joss <j@tern.example> | 02/06/2019 01:49 PM
+    On 2 May 2019, Joss | wrote: | To: Maud | cc: | Subject: x | From: Joss | From: | Sent: now
+    Sent by: Ana | > a | > | < | 12:00 >>> | >>> a | -----Original Message----- | _____
+    ---- Forwarded by | --\s | Sent from my iPhone | =20 | \t | "" | Am 3. | schrieb | Enron Corp.
+    (http://tern.example
+""")
+ENDS = st.sampled_from(["\n", "\n", "\n\n", " ", "\r\n"])
 
 
 @settings(deadline=None)
 @given(
-    st.lists(
-        st.tuples(PIECES | st.text(max_size=6), st.sampled_from(["\n", "\n", "\n\n", " ", "\r\n"])),
-        max_size=18,
-    ).map(lambda pieces: "".join(map("".join, pieces)))
+    st.lists(st.tuples(st.sampled_from(PIECES) | st.text(max_size=6), ENDS), max_size=18).map(
+        lambda pieces: "".join(map("".join, pieces))
+    )
 )
 def test_any_mail_splits_without_loss_and_only_once(text):
     own, quoted = mail.split_own_words(text)
-    assert collections.Counter("".join((own + quoted).split())) == collections.Counter(
-        "".join(text.split())
-    )
+    assert sorted("".join((own + quoted).split())) == sorted("".join(text.split()))
     assert mail.split_own_words(own) == (own, "")
     words, _ = mail.own_words(text)
     assert mail.own_words(words)[0] == words
     row = {"response": words, "From": "maud@tern.example", "mail": ""}
-    assert prepare_data.cut_quotes(pandas.DataFrame([row]), {"joss whitfield"}).to_dict(
-        "records"
-    ) == [row]
+    uncut = prepare_data.cut_quotes(pandas.DataFrame([row]), {"joss whitfield"})
+    assert uncut.to_dict("records") == [row]
 
 
 @cases(r"""piece
@@ -1389,7 +1249,6 @@ def test_any_mail_splits_without_loss_and_only_once(text):
     To: a\ncc: b\n | 02/06/2019 01:49 PM\n | --\n | a@b.c\s
 """)
 def test_cutting_takes_time_in_proportion_to_the_text(piece):
-
     times = []
     for size in (10_000, 80_000):
         start = time.process_time()
@@ -1399,12 +1258,10 @@ def test_cutting_takes_time_in_proportion_to_the_text(piece):
 
 
 def test_hand_marked_own_words_of_real_mail():
-    """Of the marked bodies at least 97 % are cut exactly, and none that quotes nothing is cut at
-    all.
+    """At least 97 % of the marked bodies are cut exactly, and none that quotes nothing is cut.
 
     mail_boundaries.csv gives the characters of own words, white space apart. Its marks were made by
-    reading what the
-    cut took and left of each body, and mending that where it was wrong: in the half "unseen" twice.
+    reading what the cut took and left, and mending that where it was wrong ("unseen": twice).
     """
     folder = os.environ.get("ENRON_DIR")
     if not folder:
@@ -1415,11 +1272,8 @@ def test_hand_marked_own_words_of_real_mail():
     with tarfile.open(Path(folder, "arnold-j.tar.gz")) as archive:
         for member in archive:
             if member.name in marks:
-                text = (
-                    email.message_from_bytes(archive.extractfile(member).read())
-                    .get_payload(decode=True)
-                    .decode("latin-1")
-                )
+                whole = email.message_from_bytes(archive.extractfile(member).read())
+                text = whole.get_payload(decode=True).decode("latin-1")
                 own, quoted = mail.split_own_words(text)
                 mark = int(marks[member.name]["characters"])
                 exact[len("".join(own.split())) == mark] += 1
@@ -1431,84 +1285,48 @@ def test_hand_marked_own_words_of_real_mail():
 
 
 def test_what_is_no_reply_is_left_out_and_counted(tmp_path, capsys):
-    invitation = message(20, MAUD, "Come.", "Re: party", In_Reply_To="<1@tern.example>")
+    invitation = message(20, MAUD, "Come.", "Re: party", In_Reply_To=1)
     invitation.add_alternative("BEGIN:VCALENDAR", subtype="calendar")
+    forwarded = "Look:\n\n---------- Forwarded message ---------\nFrom: Len\nDate: Wed\n\nx"
     archive = [
-        *THREAD,
-        THREAD[1],
-        message(6, MAUD, "A new thing", "glass"),
-        message(
-            7,
-            MAUD,
-            "Look:\n\n---------- Forwarded message ---------\nFrom: Len\nDate: Wed\n\nx",
-            "Fwd: kiln",
-        ),
-        message(13, MAUD, "For Joss.", "Fwd: kiln", In_Reply_To="<1@tern.example>"),
-        message(8, MAUD, "> When?\n", "Re: kiln", In_Reply_To="<1@tern.example>"),
-        message(9, MAUD, "I am away", "Automatic reply: kiln", In_Reply_To="<1@tern.example>"),
-        message(
-            10,
-            MAUD,
-            "I am away",
-            "Away",
-            In_Reply_To="<1@tern.example>",
-            Auto_Submitted="auto-replied",
-        ),
-        message(11, MAUD, "And another thing", "Re: kiln", In_Reply_To="<2@tern.example>"),
-        message(
-            12,
-            MAUD,
-            "Not yet sent",
-            "Re: kiln",
-            In_Reply_To="<1@tern.example>",
-            X_Gmail_Labels="Drafts",
-        ),
+        *(*THREAD, THREAD[1], message(6, MAUD, "A new thing", "glass")),
+        message(7, MAUD, forwarded, "Fwd: kiln"),
+        message(13, MAUD, "For Joss.", "Fwd: kiln", In_Reply_To=1),
+        message(8, MAUD, "> When?\n", "Re: kiln", In_Reply_To=1),
+        message(9, MAUD, "I am away", "Automatic reply: kiln", In_Reply_To=1),
+        message(10, MAUD, "I am away", "Away", In_Reply_To=1, Auto_Submitted="auto-replied"),
+        message(11, MAUD, "And another thing", "Re: kiln", In_Reply_To=2),
+        message(12, MAUD, "Not yet sent", "Re: kiln", In_Reply_To=1, X_Gmail_Labels="Drafts"),
         invitation,
     ]
     rows = extracted(write_archive("mbox", tmp_path / "mail", archive), tmp_path / "out.csv")
     assert len(rows) == 3
     lines = [line for line in capsys.readouterr().out.splitlines() if "left out" in line]
-    left_out = {line.split(": ")[1]: int(line.split()[2][:-1]) for line in lines}
-    assert left_out == {
-        "an automatic reply": 2,
-        "a copy of an earlier message": 1,
-        "a draft": 1,
-        "a forward": 2,
-        "an invitation or an answer to one": 1,
-        "answers a mail of the author's own": 1,
-        "answers no mail": 1,
-        "no word of the author's own": 1,
-    }
+    left_out = [f"{line.split()[2][:-1]} {line.split(': ')[1]}" for line in lines]
+    assert sorted(left_out) == table("""
+    1 a copy of an earlier message | 1 a draft | 1 an invitation or an answer to one
+    1 answers a mail of the author's own | 1 answers no mail | 1 no word of the author's own
+    2 a forward | 2 an automatic reply
+    """)
+
+
+def hours(number):
+    quoted = "\n\nOn 6 Feb 2019, Len wrote:\n> When?"
+    return [message(i, MAUD, f"{i} hours{quoted}", f"Re: {i}") for i in range(number)]
 
 
 def test_only_folders_of_sent_mail_count_in_the_enron_corpus(tmp_path):
-    names = [
-        f"okafor-m/{folder}/{i}."
-        for i, folder in enumerate(
-            ["inbox", "sent", "sent_items", "_sent_mail", "sent_mail", "all_documents"]
-        )
-    ]
-    quoted = "\n\nOn 6 Feb 2019, Len wrote:\n> When?"
-    write_folder(
-        tmp_path / "maildir",
-        names,
-        [message(i, MAUD, f"{i} hours{quoted}", f"Re: {i}") for i in range(6)],
-    )
+    folders = "inbox sent sent_items _sent_mail sent_mail all_documents".split()
+    names = [f"okafor-m/{folder}/{i}." for i, folder in enumerate(folders)]
+    write_folder(tmp_path / "maildir", names, hours(6))
     rows = extracted(tmp_path / "maildir", tmp_path / "out.csv")
     assert sorted(row["response"] for row in rows) == ["1 hours", "2 hours", "3 hours", "4 hours"]
 
 
 def test_drafts_of_a_maildir_are_left_out(tmp_path, capsys):
-    quoted = "\n\nOn 6 Feb 2019, Len wrote:\n> When?"
-    write_folder(
-        tmp_path / "in",
-        ["cur/1.x:2,RS", "cur/2.x:2,DS", "new/3.x"],
-        [message(i, MAUD, f"{i} hours{quoted}", f"Re: {i}") for i in range(3)],
-    )
-    assert [row["response"] for row in extracted(tmp_path / "in", tmp_path / "out.csv")] == [
-        "0 hours",
-        "2 hours",
-    ]
+    write_folder(tmp_path / "in", ["cur/1.x:2,RS", "cur/2.x:2,DS", "new/3.x"], hours(3))
+    rows = extracted(tmp_path / "in", tmp_path / "out.csv")
+    assert [row["response"] for row in rows] == ["0 hours", "2 hours"]
     assert "left out      1: a draft" in capsys.readouterr().out
 
 
@@ -1517,9 +1335,7 @@ def test_drafts_of_a_maildir_are_left_out(tmp_path, capsys):
     Чернетки
 """)
 def test_gmails_drafts_are_not_learned(tmp_path, label):
-    raw = message(
-        3, MAUD, "Not yet", "Re: kiln", In_Reply_To="<1@tern.example>", X_Gmail_Labels=label
-    )
+    raw = message(3, MAUD, "Not yet", "Re: kiln", In_Reply_To=1, X_Gmail_Labels=label)
     assert replies(tmp_path, mbox(question(), answer(), raw.as_bytes())) == BOTH
 
 
@@ -1527,7 +1343,7 @@ def test_gmails_drafts_are_not_learned(tmp_path, label):
     "label", ["Sent,Drafting committee", "Sent,Trash talk", "Wichtig,Entwurf der Satzung"]
 )
 def test_labels_count_whole(tmp_path, label):
-    raw = message(2, MAUD, OWN, "Re: kiln", In_Reply_To="<1@tern.example>", X_Gmail_Labels=label)
+    raw = message(2, MAUD, OWN, "Re: kiln", In_Reply_To=1, X_Gmail_Labels=label)
     assert replies(tmp_path, mbox(question(), raw.as_bytes())) == BOTH
 
 
@@ -1589,10 +1405,8 @@ def test_names_of_folders_in_two_forms_of_unicode(tmp_path):
 
 def test_an_archive_of_outlook_for_mac_is_named(tmp_path, capsys):
     (tmp_path / "x.olm").write_bytes(zipped(Accounts__a__message_dot_xml="<emails>"))
-    with pytest.raises(SystemExit) as stopped:
-        extracted(tmp_path / "x.olm", tmp_path / "out.csv")
-    error = capsys.readouterr().err
-    assert stopped.value.code == 2 and "Outlook for Mac" in error and error.count("\n") == 1
+    command = ["extract", tmp_path / "x.olm", tmp_path / "out.csv", "--author", MAUD]
+    assert "Outlook for Mac" in refused(capsys, *command)
 
 
 @pytest.mark.parametrize("label", ["Chat", "Inbox,Чат", "Bate-papo"])
@@ -1610,67 +1424,38 @@ def test_chats_are_no_mail(tmp_path, capsys, label):
 BELOW = "\n\nOn 6 Feb 2019, Len wrote:\n> When does it cool?"
 
 
-def parts(*contents, kind="alternative"):
-    body = "".join(f"--b\n{content}\n" for content in contents)
-    return [f'Content-Type: multipart/{kind}; boundary="b"'], f"{body}--b--\n"
-
-
 QUOTES = f"\n\n{'_' * 32}\n{OUTLOOK}\n"
-REACTION = "Content-Type: text/vnd.google.email-reaction+json\n\n{}"
-STUB = "Len (len@tern.example) has sent you a protected message.\n\nRead the message<https://x.y>"
-UNWRITTEN = [  # header lines, text, reason
-    (
-        *parts(
-            f"Content-Type: text/plain\n\n\U0001f44d\n\nMaud reacted via Gmail{BELOW}", REACTION
-        ),
-        "a reaction",
-    ),
-    ([], f"[like]  Maud Okafor reacted to your message:{QUOTES}", "a reaction"),
-    ([], f"Maud Okafor hat auf Ihre Nachricht reagiert:{QUOTES}", "a reaction"),
-    ([], 'Maud Okafor would like to recall the message, "kiln".\n', "a recall"),
-    (
-        [],
-        "Your message\n\n   To: Maud\n   Subject: kiln\n   Sent: Monday\n\n was read on Monday.\n",
-        "a receipt",
-    ),
-    ([], STUB, "a protected mail"),
-    (
-        *parts(
-            "Content-Type: text/plain\n\nOpen it there.",
-            "Content-Type: application/x-microsoft-rpmsg-message\n\nx",
-            kind="mixed",
-        ),
-        "a protected mail",
-    ),
-    ([], "Len has sent you an email via Gmail confidential mode:\n\nkiln", "a protected mail"),
-    (
-        *parts(
-            "Content-Type: application/pgp-encrypted\n\nVersion: 1",
-            "Content-Type: application/octet-stream\n\nx",
-            kind="encrypted",
-        ),
-        "encrypted, or S/MIME in one piece",
-    ),
-    (
-        ["Content-Type: application/pkcs7-mime; smime-type=enveloped-data"],
-        "x",
-        "encrypted, or S/MIME in one piece",
-    ),
-]
 
 
-@pytest.mark.parametrize(("fields", "text", "reason"), UNWRITTEN)
-def test_what_no_person_wrote_is_neither_learned_nor_answered(
-    tmp_path, capsys, fields, text, reason
-):
+@cases(r"""kind, text, reason
+    alternative | text/plain\n\n👍\n\nMaud reacted via GmailBELOW && \
+    text/vnd.google.email-reaction+json\n\n{} | a reaction
+    "" | [like]  Maud Okafor reacted to your message:QUOTES | a reaction
+    "" | Maud Okafor hat auf Ihre Nachricht reagiert:QUOTES | a reaction
+    "" | Maud Okafor would like to recall the message, "kiln".\n | a recall
+    "" | Your message\n\n   To: Maud\n   Subject: kiln\n   Sent: Monday\n\n was read on Monday.\n \
+    | a receipt
+    "" | Len (len@tern.example) has sent you a protected message.\n\nRead the message<https://x.y> \
+    | a protected mail
+    mixed | text/plain\n\nOpen it there. && application/x-microsoft-rpmsg-message\n\nx \
+    | a protected mail
+    "" | Len has sent you an email via Gmail confidential mode:\n\nkiln | a protected mail
+    encrypted | application/pgp-encrypted\n\nVersion: 1 && application/octet-stream\n\nx \
+    | encrypted, or S/MIME in one piece
+    application/pkcs7-mime; smime-type=enveloped-data | x | encrypted, or S/MIME in one piece
+""")
+def test_what_no_person_wrote_is_neither_learned_nor_answered(tmp_path, capsys, kind, text, reason):
+    fields = [f"Content-Type: {kind}"] if "/" in kind else []
+    text = text.replace("BELOW", BELOW).replace("QUOTES", QUOTES)
+    if kind and not fields:
+        fields, text = parts(*text.split(" && "), kind=kind)
     for sender in (f"Maud Okafor <{MAUD}>", "Joss <joss@tern.example>"):
         raw = answer(*fields, text=text, sender=sender, number=3)
         data = mbox(question(), answer(), raw)
         if MAUD in sender:
             assert replies(tmp_path, data) == BOTH
         else:
-            (tmp_path / "new").write_bytes(mbox(raw, answer(number=9, sender=LEN)))
-            assert len(inbox(tmp_path, tmp_path / "new", "--author", MAUD)) == 1
+            assert len(asked(tmp_path, raw, answer(number=9, sender=LEN))) == 1
         assert f"left out      1: {reason}\n" in capsys.readouterr().out
 
 
@@ -1686,11 +1471,11 @@ def test_what_a_person_wrote_about_such_mail_is_learned(tmp_path, text):
 
 
 @cases(r"""calendar, learned
-    Content-Type: text/calendar; name="t.ics"\n\nBEGIN:VCALENDAR\nMETHOD:PUBLISH | 1
-    Content-Type: text/calendar; name="t.ics"\n\nBEGIN:VCALENDAR | 1
-    Content-Type: text/calendar; name="i.ics"; method=REQUEST\n\nBEGIN:VCALENDAR | 0
-    Content-Type: text/calendar\n\nBEGIN:VCALENDAR\nMETHOD:REPLY | 0
-    Content-Type: text/calendar\n\nBEGIN:VCALENDAR | 0
+    text/calendar; name="t.ics"\n\nBEGIN:VCALENDAR\nMETHOD:PUBLISH | 1
+    text/calendar; name="t.ics"\n\nBEGIN:VCALENDAR | 1
+    text/calendar; name="i.ics"; method=REQUEST\n\nBEGIN:VCALENDAR | 0
+    text/calendar\n\nBEGIN:VCALENDAR\nMETHOD:REPLY | 0
+    text/calendar\n\nBEGIN:VCALENDAR | 0
 """)
 def test_a_calendar_file_is_no_invitation(tmp_path, calendar, learned):
     fields, text = parts(PLAIN, calendar, kind="mixed")
@@ -1698,9 +1483,9 @@ def test_a_calendar_file_is_no_invitation(tmp_path, calendar, learned):
     assert len(replies(tmp_path, data)) == 1 + int(learned)
 
 
-NAMED = 'Content-Type: text/plain; name="{0}"\nContent-Disposition: attachment; filename="{0}"\n\n'
+NAMED = 'text/plain; name="{0}"\nContent-Disposition: attachment; filename="{0}"\n\n'
 LOG = NAMED.format("log.txt") + "12:00 980 C"
-PICTURE = 'Content-Type: image/jpeg; name="kiln.jpg"\nContent-Disposition: inline\n\nx'
+PICTURE = 'image/jpeg; name="kiln.jpg"\nContent-Disposition: inline\n\nx'
 
 
 @pytest.mark.parametrize(
@@ -1711,12 +1496,9 @@ PICTURE = 'Content-Type: image/jpeg; name="kiln.jpg"\nContent-Disposition: inlin
         ([LOG, HTML], OWN),
         ([PLAIN, LOG], OWN),
         ([LOG], "12:00 980 C"),
-        (
-            ["Content-Type: text/plain\n\nBy six.", PICTURE, NAMED.format("ATT00001.txt") + "Maud"],
-            OWN,
-        ),
+        (["text/plain\n\nBy six.", PICTURE, NAMED.format("ATT00001.txt") + "Maud"], OWN),
         ([PICTURE, NAMED.format("ATT00001.txt") + OWN], OWN),
-        (["Content-Type: text/plain\n\nBy six.", PICTURE, "Content-Type: text/plain\n\nMaud"], OWN),
+        (["text/plain\n\nBy six.", PICTURE, "text/plain\n\nMaud"], OWN),
     ],
 )
 def test_text_before_and_behind_attachments(tmp_path, contents, own):
@@ -1729,9 +1511,10 @@ def test_text_before_and_behind_attachments(tmp_path, contents, own):
     \sQuoted-Printable ;\s | By Gr=C3=B6=C3=9Fe 7.
 """)
 def test_an_encoding_with_more_behind_its_name(tmp_path, encoding, text):
-    header = f"Content-Type: text/plain; charset=utf-8\nContent-Transfer-Encoding: {encoding}"
+    header = f"text/plain; charset=utf-8\nContent-Transfer-Encoding: {encoding}"
     fields, body = parts(f"{header}\n\n{text}", kind="mixed")
-    for raw in (answer(*header.split("\n"), text=text), answer(*fields, text=body)):
+    whole = answer(*f"Content-Type: {header}".split("\n"), text=text)
+    for raw in (whole, answer(*fields, text=body)):
         assert replies(tmp_path, mbox(question(), raw)) == [("By Größe 7.", "When does it cool?")]
 
 
@@ -1754,29 +1537,26 @@ def test_a_copy_that_came_back_from_a_list_is_one(tmp_path, capsys):
 """)
 def test_lines_that_programs_put_above_a_mail_are_not_in_the_prompt(tmp_path, line):
     text = f"{line}\n\nWhen does it cool?\n"
-    (tmp_path / "new").write_bytes(mbox(question(text=text)))
-    (row,) = inbox(tmp_path, tmp_path / "new")
+    (row,) = asked(tmp_path, question(text=text), flags=())
     assert row["prompt"][0]["content"] == "When does it cool?"
     assert replies(tmp_path, mbox(question(text=text), answer())) == BOTH
 
 
 def test_a_mail_about_such_lines_stays_whole(tmp_path):
     text = "Caution: it is hot.\n\nThis email originated from outside the shed."
-    (tmp_path / "new").write_bytes(mbox(question(text=text)))
-    assert inbox(tmp_path, tmp_path / "new")[0]["prompt"][0]["content"] == text
+    assert asked(tmp_path, question(text=text), flags=())[0]["prompt"][0]["content"] == text
 
 
 def test_two_short_replies_to_two_people_are_two_and_a_copy_is_none(tmp_path):
     second = question(text="And the other?\n").replace(b"<1@", b"<7@").replace(b"len@", b"joss@")
     thanks = answer(text="Thanks!\n")
-    other = (
-        thanks.replace(b"<1@", b"<7@").replace(b"<2@", b"<8@").replace(b"To: len@", b"To: joss@")
-    )
+    other = thanks.replace(b"<1@", b"<7@").replace(b"<2@", b"<8@")
+    other = other.replace(b"To: len@", b"To: joss@")
     assert len(replies(tmp_path, mbox(question(), second, thanks, other, thanks))) == 2
 
 
 def test_an_author_has_several_addresses_in_any_case(tmp_path):
-    other = message(6, "MAUD@HOME.example", "At home.", "Re: kiln", In_Reply_To="<1@tern.example>")
+    other = message(6, "MAUD@HOME.example", "At home.", "Re: kiln", In_Reply_To=1)
     path = write_archive("mbox", tmp_path / "mail", [*THREAD, other])
     rows = extracted(path, tmp_path / "out.csv", "Maud@home.example")
     assert [row["From"] for row in rows] == [MAUD, MAUD, MAUD, "maud@home.example"]
@@ -1791,8 +1571,8 @@ def test_an_author_has_several_addresses_in_any_case(tmp_path):
 """)
 def test_an_author_may_be_a_name(tmp_path, sender, author):
     (tmp_path / "mail").write_bytes(mbox(question(), answer(text=OWN + BELOW, sender=sender)))
-    mail.main(["extract", str(tmp_path / "mail"), str(tmp_path / "out.csv"), "--author", author])
-    assert list(prepare_data.read_replies(str(tmp_path / "out.csv"))["response"]) == [OWN]
+    rows = extracted(tmp_path / "mail", tmp_path / "out.csv", author=author)
+    assert [row["response"] for row in rows] == [OWN]
 
 
 def test_the_authors_name_is_kept_as_most_of_their_mail_has_it(tmp_path):
@@ -1807,10 +1587,9 @@ def test_the_authors_name_is_kept_as_most_of_their_mail_has_it(tmp_path):
 
 def test_the_error_says_who_writes_in_an_archive(tmp_path, capsys):
     path = write_archive("mbox", tmp_path / "mail", THREAD)
-    with pytest.raises(SystemExit) as stopped:
-        mail.main(["extract", path, str(tmp_path / "out.csv"), "--author", "joss@tern.example"])
-    error = capsys.readouterr().err
-    assert stopped.value.code == 2 and error.count("\n") == 1 and os.listdir(tmp_path) == ["mail"]
+    command = ["extract", path, tmp_path / "out.csv", "--author", "joss@tern.example"]
+    error = refused(capsys, *command)
+    assert os.listdir(tmp_path) == ["mail"]
     assert error.endswith(
         "no message is by joss@tern.example; most are by Maud Okafor <maud@tern.example> (3), "
         "Len Corrigan <len@tern.example> (2)\n"
@@ -1821,17 +1600,8 @@ def test_the_error_names_authors_without_an_address(tmp_path, capsys):
     (tmp_path / "mail").write_bytes(
         mbox(answer(sender='"Maud Okafor" <MAILER-DAEMON>'), question())
     )
-    with pytest.raises(SystemExit):
-        mail.main(
-            [
-                "extract",
-                str(tmp_path / "mail"),
-                str(tmp_path / "out.csv"),
-                "--author",
-                "x@tern.example",
-            ]
-        )
-    assert capsys.readouterr().err.endswith(
+    command = ["extract", tmp_path / "mail", tmp_path / "out.csv", "--author", "x@tern.example"]
+    assert refused(capsys, *command).endswith(
         "most are by Maud Okafor (1), Len Corrigan <len@tern.example> (1)\n"
     )
 
@@ -1857,17 +1627,10 @@ def test_the_error_names_authors_without_an_address(tmp_path, capsys):
     Len Corrigan@TT\n02/06/2019 01:40 PM\nTo: Maud Okafor/Ops/TT@TT\ncc: \nSubject: kiln
 """)
 def test_a_forward_is_no_reply_and_answers_no_mail(tmp_path, subject, quoted):
-    forward = message(
-        3,
-        MAUD,
-        f"Can you take this?\n\n{quoted}\n\nWhen?\n",
-        subject,
-        In_Reply_To="<1@tern.example>",
-    )
+    forward = message(3, MAUD, f"Can you take this?\n\n{quoted}\n\nWhen?\n", subject, In_Reply_To=1)
     forward.replace_header("To", "Joss Whitfield <joss@home.example>")
     assert replies(tmp_path, mbox(question(), answer(), forward.as_bytes())) == BOTH
-    (tmp_path / "new").write_bytes(mbox(question(), forward.as_bytes()))
-    assert len(inbox(tmp_path, tmp_path / "new", "--author", MAUD)) == 1
+    assert len(asked(tmp_path, question(), forward.as_bytes())) == 1
 
 
 @cases(r"""to, sender
@@ -1883,19 +1646,14 @@ def test_a_forward_is_no_reply_and_answers_no_mail(tmp_path, subject, quoted):
     \tFrom:  Len Corrigan                  02/06/2019 01:40 PM\n
 """)
 def test_a_mail_that_goes_back_is_a_reply_whatever_is_above_the_quote(tmp_path, to, sender):
-    title = (
-        "---------------------- Forwarded by Maud Okafor/Ops/TT on 02/06/2019 01:49 PM "
-        "----------------\n\n\n"
-    )
-    for recipient, kept in (
-        (to, 1),
-        ("ana.brandt@x.example" if "Ana" not in sender else "joss@x.example", 0),
-    ):
-        reply = message(2, MAUD, f"{OWN}\n\n{title}{sender}\n{LOTUS}\n", "Re: kiln")
+    title = "---------------------- Forwarded by Maud Okafor/Ops/TT on 02/06/2019 01:49 PM"
+    elsewhere = "ana.brandt@x.example" if "Ana" not in sender else "joss@x.example"
+    for recipient, kept in ((to, 1), (elsewhere, 0)):
+        text = f"{OWN}\n\n{title} ----------------\n\n\n{sender}\n{LOTUS}\n"
+        reply = message(2, MAUD, text, "Re: kiln")
         other = message(3, MAUD, f"{OWN}\n\n{BELOW}", "Re: glass")
-        reply.replace_header("To", recipient) if "/" not in recipient else reply.add_header(
-            "X-To", recipient
-        )
+        change = reply.add_header if "/" in recipient else reply.replace_header
+        change("X-To" if "/" in recipient else "To", recipient)
         assert len(replies(tmp_path, mbox(reply.as_bytes(), other.as_bytes()))) == 1 + kept
 
 
@@ -1918,9 +1676,7 @@ def test_pandas_reads_what_extract_wrote(tmp_path):
 def reply_to(parent, *older, number=2, text=OWN, sender=f"Maud Okafor <{MAUD}>", to=LEN, **fields):
     """A reply to a message with the id of that number, in a thread of older ones."""
     thread = " ".join(f"<{each}@tern.example>" for each in (*older, parent))
-    raw = message(
-        number, sender, text, In_Reply_To=f"<{parent}@tern.example>", References=thread, **fields
-    )
+    raw = message(number, sender, text, In_Reply_To=parent, References=thread, **fields)
     raw.replace_header("To", to)
     return raw.as_bytes()
 
@@ -1954,15 +1710,10 @@ def test_a_reply_to_an_own_mail_that_is_quoted_is_no_reply(tmp_path):
 def test_people_of_one_first_name_are_two(tmp_path, own, to):
     address = own.rpartition("<")[2].strip("<>")
     for recipient in (to, "kiln@lists.example"):
-        (tmp_path / "mail").write_bytes(
-            mbox(
-                reply_to(7, sender=own, to=recipient, text=quoting(to)),
-                reply_to(8, sender=own, to=to, text=quoting(own), number=3),
-            )
-        )
-        out = str(tmp_path / "out.csv")
-        mail.main(["extract", str(tmp_path / "mail"), out, "--author", address])
-        rows = prepare_data.read_replies(out).to_dict("records")
+        raw = reply_to(7, sender=own, to=recipient, text=quoting(to))
+        other = reply_to(8, sender=own, to=to, text=quoting(own), number=3)
+        (tmp_path / "mail").write_bytes(mbox(raw, other))
+        rows = extracted(tmp_path / "mail", tmp_path / "out.csv", author=address)
         assert [row["mail"].splitlines()[-1] for row in rows] == ["Who opens it?"]
 
 
@@ -1974,19 +1725,17 @@ def test_people_of_one_first_name_are_two(tmp_path, own, to):
 """)
 def test_an_address_of_the_author_in_other_forms(tmp_path, sender, author):
     (tmp_path / "mail").write_bytes(mbox(question(), answer(sender=sender)))
-    mail.main(["extract", str(tmp_path / "mail"), str(tmp_path / "out.csv"), "--author", author])
-    assert list(prepare_data.read_replies(str(tmp_path / "out.csv"))["response"]) == [OWN]
+    rows = extracted(tmp_path / "mail", tmp_path / "out.csv", author=author)
+    assert [row["response"] for row in rows] == [OWN]
     assert not mail.is_author("", "maudokafor@tern.example", ["maud.okafor@tern.example"])
 
 
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {"X_Original_From": f"Maud Okafor <{MAUD}>", "Reply_To": "kiln@groups.example"},
-        {"Reply_To": f"Maud Okafor <{MAUD}>", "List_Id": "<kiln.groups.example>"},
-    ],
-)
+@cases(r"""fields
+    X_Original_From: Maud Okafor <maud@tern.example>\nReply_To: kiln@groups.example
+    Reply_To: Maud Okafor <maud@tern.example>\nList_Id: <kiln.groups.example>
+""")
 def test_a_list_that_puts_its_address_into_from(tmp_path, fields):
+    fields = dict(field.split(": ") for field in fields.split("\n"))
     raw = reply_to(1, sender="\"'Maud Okafor' via Kiln\" <kiln@groups.example>", **fields)
     assert replies(tmp_path, mbox(question(), raw)) == BOTH
 
@@ -2018,27 +1767,20 @@ QUESTION = message(
 
 @pytest.mark.parametrize("form", ["mbox", "maildir", "eml", "tar"])
 def test_a_mail_becomes_the_prompt_that_training_saw(tmp_path, form):
-    reply = message(2, MAUD, "By six.", "Re: kiln two", In_Reply_To="<1@tern.example>")
+    reply = message(2, MAUD, "By six.", "Re: kiln two", In_Reply_To=1)
     archive = write_archive(form, tmp_path / "mail", [QUESTION, reply])
-    mail.main(["extract", archive, str(tmp_path / "out.csv"), "--author", MAUD])
-    (trained,) = prepare_data.read_replies(str(tmp_path / "out.csv")).to_dict("records")
+    (trained,) = extracted(archive, tmp_path / "out.csv")
     (tmp_path / "new").mkdir()
     (row,) = inbox(tmp_path, write_archive(form, tmp_path / "new" / "mail", [QUESTION]))
-    assert (
-        row["prompt"] == [{"role": "user", "content": trained["mail"]}]
-        and trained["mail"] == "When does it cool?\n> soon\n\nLen"
-    )
-    assert {name: row[name] for name in row if name not in ("prompt", "author")} == {
-        "id": "1",
-        "date": "06-02-2019 13:12:05",
-        "subject": "AW: Re[2]: RE: kiln two",
-        "From": f'"Corrigan, Len" <{LEN}>',
-        "To": "all@tern.example",
-        "Cc": f'"Joss" <joss@home.example>, {MAUD.upper()}',
-        "Reply-To": "",
-        "Message-ID": "<1@tern.example>",
-        "References": "<a@x.example> <b@x.example>",
-    }
+    others = "prompt", "author"
+    assert row["prompt"] == [{"role": "user", "content": trained["mail"]}]
+    assert trained["mail"] == "When does it cool?\n> soon\n\nLen"
+    assert [f"{name}: {row[name]}" for name in row if name not in others] == table(r"""
+    id: 1 | date: 06-02-2019 13:12:05 | subject: AW: Re[2]: RE: kiln two
+    From: "Corrigan, Len" <len@tern.example> | To: all@tern.example
+    Cc: "Joss" <joss@home.example>, MAUD@TERN.EXAMPLE | Reply-To:\s
+    Message-ID: <1@tern.example> | References: <a@x.example> <b@x.example>
+    """)
     assert stat.S_IMODE((tmp_path / "inbox.jsonl").stat().st_mode) == 0o600
 
 
@@ -2065,30 +1807,23 @@ def test_a_mail_becomes_the_prompt_that_training_saw(tmp_path, form):
 """)
 def test_mail_that_wants_no_reply_is_left_out(tmp_path, capsys, reason, sender, fields):
     fields = dict([fields.split(": ", 1)] if fields else [])
-    write_mbox(tmp_path / "mail", [message(7, sender, "Hello", **fields), QUESTION])
-    assert [row["Message-ID"] for row in inbox(tmp_path, tmp_path / "mail", "--author", MAUD)] == [
-        "<1@tern.example>"
-    ]
+    assert [
+        row["Message-ID"]
+        for row in asked(tmp_path, message(7, sender, "Hello", **fields), QUESTION)
+    ] == ["<1@tern.example>"]
     assert f"left out      1: {reason}\n" in capsys.readouterr().out
 
 
 def test_mail_that_does_want_one_is_kept(tmp_path):
+    labels = "Inbox,Spam fighters"
     kept = [
         message(1, "no-reply@form.example", "Hello", Reply_To="joss@home.example"),
         message(2, "nora.reply@tern.example", "a"),
         message(3, LEN, "b", Precedence="first-class", Auto_Submitted="no"),
         message(4, LEN, "c", X_Mozilla_Status="0001"),
-        message(
-            5,
-            LEN,
-            "d",
-            Return_Path=f"<{LEN}>",
-            X_Spam_Flag="NO",
-            X_Gmail_Labels="Inbox,Spam fighters",
-        ),
+        message(5, LEN, "d", Return_Path=f"<{LEN}>", X_Spam_Flag="NO", X_Gmail_Labels=labels),
     ]
-    write_mbox(tmp_path / "mail", kept)
-    assert len(inbox(tmp_path, tmp_path / "mail", "--author", MAUD)) == 5
+    assert len(asked(tmp_path, *kept)) == 5
 
 
 @cases("""sender, kept
@@ -2106,15 +1841,13 @@ def test_mail_through_an_alias_service_is_a_persons(tmp_path, sender, kept):
         message(8, sender, "When?", "b", List_Id="<kiln.mask.example>"),
         QUESTION,
     ]
-    write_mbox(tmp_path / "mail", mails)
-    assert len(inbox(tmp_path, tmp_path / "mail", "--author", MAUD)) == 1 + int(kept)
+    assert len(asked(tmp_path, *mails)) == 1 + int(kept)
 
 
 def test_a_receipt_and_a_bounce_want_no_reply(tmp_path, capsys):
     report = message(7, LEN, "Your message was read.")
-    report.replace_header(
-        "Content-Type", 'multipart/report; report-type=disposition-notification; boundary="b"'
-    )
+    kind = 'multipart/report; report-type=disposition-notification; boundary="b"'
+    report.replace_header("Content-Type", kind)
     write_mbox(tmp_path / "mail", [report, QUESTION])
     assert (
         len(inbox(tmp_path, tmp_path / "mail")) == 1
@@ -2124,28 +1857,20 @@ def test_a_receipt_and_a_bounce_want_no_reply(tmp_path, capsys):
 
 def test_what_was_answered_is_left_out(tmp_path, capsys):
     mails = [
-        message(
-            number, LEN, f"Question {number}", str(number), f"Wed, {number} Feb 2019 13:12:05 +0000"
-        )
-        for number in range(1, 7)
+        message(n, LEN, f"Question {n}", str(n), f"Wed, {n} Feb 2019 13:12:05 +0000")
+        for n in range(1, 7)
     ]
     sent = [
         message(11, MAUD, "Yes", References="<1@tern.example> <2@tern.example>"),
-        message(12, "joss@tern.example", "I say no", In_Reply_To="<3@tern.example>"),
-        message(13, MAUD, "I am away", "Automatic reply: x", In_Reply_To="<4@tern.example>"),
+        message(12, "joss@tern.example", "I say no", In_Reply_To=3),
+        message(13, MAUD, "I am away", "Automatic reply: x", In_Reply_To=4),
     ]
-    write_mbox(
-        tmp_path / "mail",
-        [*mails, mails[4], message(14, MAUD, "ok", In_Reply_To="<5@tern.example>")],
-    )
+    write_mbox(tmp_path / "mail", [*mails, mails[4], message(14, MAUD, "ok", In_Reply_To=5)])
     write_mbox(tmp_path / "sent", sent)
 
     def left(*flags):
-        return [
-            row["subject"]
-            for row in inbox(tmp_path, tmp_path / "mail", *flags)
-            if "maud" not in row["From"]
-        ]
+        rows = inbox(tmp_path, tmp_path / "mail", *flags)
+        return [row["subject"] for row in rows if "maud" not in row["From"]]
 
     assert left() == ["6", "5", "4", "3", "2", "1"]
     assert "left out      1: a copy of an earlier message" in capsys.readouterr().out
@@ -2156,14 +1881,7 @@ def test_what_was_answered_is_left_out(tmp_path, capsys):
 
 
 def test_a_maildirs_flags_and_other_folders(tmp_path):
-    names = [
-        "cur/1.x:2,S",
-        "cur/2.x:2,RS",
-        "cur/3.x:2,T",
-        "cur/4.x:2,D",
-        "new/5.x",
-        ".Junk/cur/6.x:2,",
-    ]
+    names = "cur/1.x:2,S cur/2.x:2,RS cur/3.x:2,T cur/4.x:2,D new/5.x .Junk/cur/6.x:2,".split()
     for number, name in enumerate(names, 1):
         (tmp_path / "mail" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "mail" / name).write_bytes(message(number, LEN, str(number)).as_bytes())
@@ -2185,9 +1903,8 @@ def test_trash_spam_drafts_and_unfinished_mail_are_left_alone(tmp_path, place):
     other = question().replace(b"<1@", b"<9@")
     single = "/" in place and place != "Mail.sbd/Trash"
     (mail / place).write_bytes(other if single else mbox(other))
-    assert [row["Message-ID"] for row in inbox(tmp_path, mail, "--author", MAUD)] == [
-        "<1@tern.example>"
-    ]
+    rows = inbox(tmp_path, mail, "--author", MAUD)
+    assert [row["Message-ID"] for row in rows] == ["<1@tern.example>"]
 
 
 def test_nothing_to_answer_and_wrong_flags_end_in_one_line(tmp_path, capsys):
@@ -2196,10 +1913,8 @@ def test_nothing_to_answer_and_wrong_flags_end_in_one_line(tmp_path, capsys):
         (["--author", MAUD], "mail: no mail wants a reply"),
         (["--archive", "none"], "none: No such file"),
     ):
-        with pytest.raises(SystemExit) as stopped:
-            inbox(tmp_path, tmp_path / "mail", *flags)
-        shown = capsys.readouterr().err
-        assert stopped.value.code == 2 and error in shown and shown.count("\n") == 1
+        command = ["inbox", tmp_path / "mail", tmp_path / "inbox.jsonl", *flags]
+        assert error in refused(capsys, *command)
     assert not (tmp_path / "inbox.jsonl").exists()
 
 
@@ -2231,13 +1946,10 @@ def test_notes_reach_the_mail_that_their_line_names(tmp_path, capsys):
     last = capsys.readouterr().out.splitlines()[-1]
     assert last == f"{notes} is begun: say behind each colon what to reply, then call this again"
     lines = notes.read_text().splitlines()
-    assert sorted(lines) == [
-        "Ana Brandt, : ",
-        "Ana Brandt, kiln: two: ",
-        "Ana Brandt, lamps: 12: ",
-        "joss@tern.example, lamps: ",
-        "joss@tern.example, lamps: ",
-    ]
+    assert sorted(lines) == table(r"""
+    Ana Brandt, :\s | Ana Brandt, kiln: two:\s | Ana Brandt, lamps: 12:\s
+    joss@tern.example, lamps:\s | joss@tern.example, lamps:\s
+    """)
     rows = inbox(tmp_path, source, "--author", MAUD, "--notes", str(notes))
     assert not any("notes" in row for row in rows)  # as it was begun
     filled = [line + (f"no, {n}: late" if n % 2 else "") for n, line in enumerate(lines)]
@@ -2246,10 +1958,8 @@ def test_notes_reach_the_mail_that_their_line_names(tmp_path, capsys):
     assert [row.get("notes") for row in rows] == [None, "no, 1: late", None, "no, 3: late", None]
     notes.write_text("KILN: TWO: yes: at 10\nana brandt, : no\n")  # subject or sender is enough
     rows = inbox(tmp_path, source, "--author", MAUD, "--notes", str(notes))
-    assert {row["subject"]: row["notes"] for row in rows if "notes" in row} == {
-        "kiln: two": "yes: at 10",
-        "": "no",
-    }
+    noted = {row["subject"]: row["notes"] for row in rows if "notes" in row}
+    assert noted == {"kiln: two": "yes: at 10", "": "no"}
 
 
 @cases("""line, says
@@ -2260,10 +1970,8 @@ def test_notes_reach_the_mail_that_their_line_names(tmp_path, capsys):
 def test_a_line_of_notes_that_fits_no_one_mail_is_refused(tmp_path, capsys, line, says):
     source, notes = from_people(tmp_path, (ANA, "kiln"), (ANA, "lamps"), (JOSS, "wax"))
     notes.write_text(f"wax: yes\n{line}\n")
-    with pytest.raises(SystemExit) as stopped:
-        inbox(tmp_path, source, "--author", MAUD, "--notes", str(notes))
-    error = capsys.readouterr().err
-    assert stopped.value.code == 2 and f"{notes}, {says}" in error and error.count("\n") == 1
+    command = ["inbox", source, tmp_path / "inbox.jsonl", "--author", MAUD, "--notes", notes]
+    assert f"{notes}, {says}" in refused(capsys, *command)
 
 
 # ------------------------------------------------------------------------------------------ drafts
@@ -2291,24 +1999,17 @@ def test_a_draft_answers_all_who_were_asked(tmp_path):
     write_mbox(tmp_path / "mail", [QUESTION])
     rows = inbox(tmp_path, tmp_path / "mail", "--author", "other@home.example", MAUD)
     (draft,) = drafts(tmp_path, rows)
-    got = {
-        name: draft[name] for name in ("From", "To", "Cc", "Subject", "In-Reply-To", "References")
-    }
-    assert got == {
-        "From": MAUD,
-        "To": f'"Corrigan, Len" <{LEN}>',
-        "Cc": "all@tern.example, Joss <joss@home.example>",
-        "Subject": "Re: kiln two",
-        "In-Reply-To": "<1@tern.example>",
-        "References": "<a@x.example> <b@x.example> <1@tern.example>",
-    }
+    names = "From To Cc Subject In-Reply-To References".split()
+    assert [f"{name}: {draft[name]}" for name in names] == table("""
+    From: maud@tern.example | To: "Corrigan, Len" <len@tern.example>
+    Cc: all@tern.example, Joss <joss@home.example> | Subject: Re: kiln two
+    In-Reply-To: <1@tern.example> | References: <a@x.example> <b@x.example> <1@tern.example>
+    """)
     assert draft["Message-ID"].endswith("@tern.example>") and os.uname().nodename not in str(draft)
     assert abs(email.utils.parsedate_to_datetime(draft["Date"]).timestamp() - time.time()) < 60
     text = draft.get_content()
-    assert (
-        draft.get_content_type() == "text/plain"
-        and draft["Content-Transfer-Encoding"] == "quoted-printable"
-    )
+    assert draft.get_content_type() == "text/plain"
+    assert draft["Content-Transfer-Encoding"] == "quoted-printable"
     assert text == (
         "By six.\n\nMaud\n\nOn 2019-02-06 at 13:12, Corrigan, Len wrote:\n"
         "> When does it cool?\n>> soon\n>\n> Len\n"
@@ -2318,15 +2019,12 @@ def test_a_draft_answers_all_who_were_asked(tmp_path):
 
 
 def test_without_an_author_nobody_else_is_addressed(tmp_path):
-    mail = message(
-        1, LEN, "When?", Reply_To="Joss <joss@home.example>", Cc="ana@tern.example", date=None
-    )
+    fields = {"Reply_To": "Joss <joss@home.example>", "Cc": "ana@tern.example"}
+    mail = message(1, LEN, "When?", date=None, **fields)
     del mail["Message-ID"]
-    write_mbox(tmp_path / "mail", [mail])
-    (draft,) = drafts(tmp_path, inbox(tmp_path, tmp_path / "mail"))
-    assert draft["To"] == "Joss <joss@home.example>" and draft["Message-ID"].endswith(
-        "@draft.invalid>"
-    )
+    (draft,) = drafts(tmp_path, asked(tmp_path, mail, flags=()))
+    assert draft["To"] == "Joss <joss@home.example>"
+    assert draft["Message-ID"].endswith("@draft.invalid>")
     assert not {"From", "Cc", "In-Reply-To", "References"} & set(draft.keys())
     assert f"\n{LEN} wrote:\n> When?" in draft.get_content()
 
@@ -2341,8 +2039,7 @@ def test_without_an_author_nobody_else_is_addressed(tmp_path):
     Reply-To: maud@tern.example, joss@home.example | joss@home.example | ""
 """)
 def test_a_draft_goes_to_nobody_twice_and_never_to_the_author(tmp_path, fields, to, copied):
-    (tmp_path / "new").write_bytes(mbox(question(*fields.split("\n"))))
-    (row,) = inbox(tmp_path, tmp_path / "new", "--author", MAUD)
+    (row,) = asked(tmp_path, question(*fields.split("\n")))
     draft = mail.write_draft(row | {"mail": "When?", "prediction": OWN})
     assert (draft["To"], draft["Cc"] or "") == (to, copied)
 
@@ -2353,62 +2050,40 @@ def test_a_draft_goes_to_nobody_twice_and_never_to_the_author(tmp_path, fields, 
     Antwort: kiln | Re^2: kiln
 """)
 def test_re_stands_once(tmp_path, subject):
-    write_mbox(tmp_path / "mail", [message(1, LEN, "When?", subject)])
-    assert [draft["Subject"] for draft in drafts(tmp_path, inbox(tmp_path, tmp_path / "mail"))] == [
-        "Re: kiln"
-    ]
+    (draft,) = drafts(tmp_path, asked(tmp_path, message(1, LEN, "When?", subject), flags=()))
+    assert draft["Subject"] == "Re: kiln"
 
 
 def test_a_word_that_ends_like_a_mark_stays(tmp_path):
-    write_mbox(
-        tmp_path / "mail",
-        [
-            message(1, LEN, "When?", "Re: Dinner: Friday"),
-            message(2, LEN, "Who?", "Reminder: res: kiln"),
-        ],
+    mails = (
+        message(1, LEN, "When?", "Re: Dinner: Friday"),
+        message(2, LEN, "Who?", "Reminder: res: kiln"),
     )
-    assert [draft["Subject"] for draft in drafts(tmp_path, inbox(tmp_path, tmp_path / "mail"))] == [
-        "Re: Dinner: Friday",
-        "Re: Reminder: res: kiln",
-    ]
+    found = drafts(tmp_path, asked(tmp_path, *mails, flags=()))
+    subjects = ["Re: Dinner: Friday", "Re: Reminder: res: kiln"]
+    assert [draft["Subject"] for draft in found] == subjects
 
 
 def test_many_recipients_and_a_long_thread_keep_to_short_lines(tmp_path):
     others = [f"person{number}@tern.example" for number in range(90)]
     thread = [f"<{'i' * 60}{number}@tern.example>" for number in range(20)]
-    write_mbox(
-        tmp_path / "mail",
-        [
-            message(
-                1,
-                LEN,
-                "When?",
-                "kiln \u00fc " * 40,
-                Cc=", ".join(others),
-                References=" ".join(thread),
-            )
-        ],
-    )
-    (draft,) = drafts(tmp_path, inbox(tmp_path, tmp_path / "mail", "--author", MAUD))
+    fields = {"Cc": ", ".join(others), "References": " ".join(thread)}
+    rows = asked(tmp_path, message(1, LEN, "When?", "kiln \u00fc " * 40, **fields))
+    (draft,) = drafts(tmp_path, rows)
     assert [address.addr_spec for address in draft["Cc"].addresses] == ["all@tern.example", *others]
-    assert draft["References"].split() == [*thread, "<1@tern.example>"] and draft[
-        "Subject"
-    ].startswith("Re: kiln \u00fc kiln")
+    assert draft["References"].split() == [*thread, "<1@tern.example>"]
+    assert draft["Subject"].startswith("Re: kiln \u00fc kiln")
     assert max(map(len, (tmp_path / "drafts.mbox").read_bytes().splitlines())) < 100
 
 
 def test_hostile_headers_stay_within_their_field(tmp_path):
+    long, other = f"<{'i' * 200}@x.example>", f"<{'b' * 150}@x.example>"
     raw = (
-        "From: =?utf-8?q?Len=0ABcc=3A_eve=40x.example=2C?= <len@tern.example>\nTo: "
-        "maud@tern.example, =?utf-8?q?eve=40x.example=2C?= <a@b.example>\n"
-        "Subject: =?utf-8?b?"
-        + "a2lsbg0KQmNjOiBldmVAeC5leGFtcGxl"
-        + "?=\nMessage-ID: <"
-        + "i" * 200
-        + "@x.example>\n"
-        "References: <a@x.example>\u2028Bcc:eve@x.example <"
-        + "b" * 150
-        + "@x.example> bad <no\u00e9@x>\n\nWhen?\n\u2028From me\nFrom you\n"
+        "From: =?utf-8?q?Len=0ABcc=3A_eve=40x.example=2C?= <len@tern.example>\n"
+        "To: maud@tern.example, =?utf-8?q?eve=40x.example=2C?= <a@b.example>\n"
+        f"Subject: =?utf-8?b?a2lsbg0KQmNjOiBldmVAeC5leGFtcGxl?=\nMessage-ID: {long}\n"
+        f"References: <a@x.example>\u2028Bcc:eve@x.example {other} bad <no\u00e9@x>\n\n"
+        "When?\n\u2028From me\nFrom you\n"
     )
     (tmp_path / "x.eml").write_text(raw, encoding="utf-8")
     (row,) = inbox(tmp_path, tmp_path / "x.eml", "--author", MAUD)
@@ -2418,64 +2093,45 @@ def test_hostile_headers_stay_within_their_field(tmp_path):
     assert draft["Bcc"] is None and b"\nBcc" not in data and data.count(b"\nFrom ") == 0
     assert [address.addr_spec for address in draft["To"].addresses] == [LEN]
     assert [address.addr_spec for address in draft["Cc"].addresses] == ["a@b.example"]
-    assert draft["In-Reply-To"].strip() == "<" + "i" * 200 + "@x.example>"
-    assert draft["References"].split() == [
-        "<a@x.example>",
-        "<" + "b" * 150 + "@x.example>",
-        draft["In-Reply-To"].strip(),
-    ]
-    assert (
-        draft.get_content().startswith("From here on:\n.\nGr\u00fc\u00dfe \u2014\n\n")
-        and max(map(len, data.splitlines())) < 998
-    )
-    assert "> From you\n" in draft.get_content()
+    assert draft["In-Reply-To"].strip() == long
+    assert draft["References"].split() == ["<a@x.example>", other, long]
+    text = draft.get_content()
+    assert text.startswith("From here on:\n.\nGr\u00fc\u00dfe \u2014\n\n")
+    assert "> From you\n" in text and max(map(len, data.splitlines())) < 998
 
 
 def test_drafts_are_added_once_and_marked(tmp_path, capsys):
-    write_mbox(tmp_path / "mail", [QUESTION, message(2, LEN, "And?")])
-    rows = inbox(tmp_path, tmp_path / "mail", "--author", MAUD)
+    rows = asked(tmp_path, QUESTION, message(2, LEN, "And?"))
+
+    def files():
+        paths = (path for path in tmp_path.rglob("*") if path.is_file())
+        return {path: path.read_bytes() for path in paths if path.name != "answers.jsonl"}
+
     for out in ("drafts.mbox", "Drafts/"):
         assert len(drafts(tmp_path, rows[1:], out)) == 1
         assert len(drafts(tmp_path, rows, out)) == 2
-        before = {
-            path: path.read_bytes()
-            for path in tmp_path.rglob("*")
-            if path.is_file() and path.name != "answers.jsonl"
-        }
+        before = files()
         assert len(drafts(tmp_path, rows, out, reply="By seven.")) == 2
-        assert before == {
-            path: path.read_bytes()
-            for path in tmp_path.rglob("*")
-            if path.is_file() and path.name != "answers.jsonl"
-        }
+        assert before == files()
         assert "left out      2: is there already" in capsys.readouterr().out
         drafts(tmp_path, rows, out, reply=" ")
         assert "left out      2: no word of a reply" in capsys.readouterr().out
     first = mailbox.mbox(tmp_path / "drafts.mbox")[0]
-    assert (first["X-Status"], first["X-Mozilla-Draft-Info"][:14]) == (
-        "T",
-        "internal/draft",
-    ) and first["X-Mozilla-Status"] == "0001"
-    files = list((tmp_path / "Drafts" / "cur").iterdir())
-    assert len(files) == 2 and all(path.name.endswith(":2,DS") for path in files)
-    assert {stat.S_IMODE(path.stat().st_mode) for path in files} == {0o600}
-    assert [
-        name
-        for name in mailbox.Maildir(tmp_path / "Drafts")[files[0].name.partition(":")[0]].keys()
-        if name[:2] == "X-"
-    ] == []
+    assert (first["X-Status"], first["X-Mozilla-Status"]) == ("T", "0001")
+    assert first["X-Mozilla-Draft-Info"][:14] == "internal/draft"
+    paths = list((tmp_path / "Drafts" / "cur").iterdir())
+    assert len(paths) == 2 and all(path.name.endswith(":2,DS") for path in paths)
+    assert {stat.S_IMODE(path.stat().st_mode) for path in paths} == {0o600}
+    first = mailbox.Maildir(tmp_path / "Drafts")[paths[0].name.partition(":")[0]]
+    assert not any(name.startswith("X-") for name in first.keys())
 
 
 def test_drafts_of_this_program_are_neither_learned_nor_answers(tmp_path):
-    (tmp_path / "new").write_bytes(mbox(question()))
-    rows = inbox(tmp_path, tmp_path / "new", "--author", MAUD)
+    rows = asked(tmp_path, question())
     answers = tmp_path / "answers.jsonl"
-    answers.write_text(
-        "".join(
-            json.dumps(row | {"mail": "When?", "prediction": OWN, "prompt": None}) + "\n"
-            for row in rows
-        )
-    )
+    (row,) = rows
+    row |= {"mail": "When?", "prediction": OWN, "prompt": None}
+    answers.write_text(json.dumps(row) + "\n")
     box = tmp_path / "mail"
     box.mkdir()
     mail.main(["drafts", str(answers), f"{box}/box/"])
@@ -2488,8 +2144,7 @@ def test_drafts_of_this_program_are_neither_learned_nor_answers(tmp_path):
 
 
 def test_drafts_refuse_in_one_line(tmp_path, capsys):
-    write_mbox(tmp_path / "mail", [QUESTION])
-    good = answered(tmp_path, inbox(tmp_path, tmp_path / "mail"))
+    good = answered(tmp_path, asked(tmp_path, QUESTION, flags=()))
     (tmp_path / "test.jsonl").write_text('{"id": "1", "mail": "x", "prediction": "y"}\n')
     (tmp_path / "notes.txt").write_text("notes\n")
     (tmp_path / "locked.mbox.lock").write_text("")
@@ -2503,14 +2158,9 @@ def test_drafts_refuse_in_one_line(tmp_path, capsys):
         (good, "locked.mbox", "another program has it open"),
         (tmp_path / "none", "d", "No such file"),
     ):
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stopped:
-            mail.main(["drafts", str(source), str(tmp_path / out)])
-        shown = capsys.readouterr().err
-        assert stopped.value.code == 2 and error in shown and shown.count("\n") == 1, (shown, error)
-    assert (
-        sorted(os.listdir(tmp_path)) == before and (tmp_path / "notes.txt").read_text() == "notes\n"
-    )
+        assert error in refused(capsys, "drafts", source, tmp_path / out)
+    assert sorted(os.listdir(tmp_path)) == before
+    assert (tmp_path / "notes.txt").read_text() == "notes\n"
 
 
 def without_drafts(tmp_path, out, notes=""):
@@ -2546,8 +2196,7 @@ def open_box(path):
 
 @pytest.mark.parametrize("out", ["drafts.mbox", "Drafts/"])
 def test_other_notes_replace_the_draft_and_nothing_else(tmp_path, out, capsys):
-    write_mbox(tmp_path / "mail", [QUESTION, message(2, LEN, "And?", "lamps")])
-    rows = inbox(tmp_path, tmp_path / "mail", "--author", MAUD)
+    rows = asked(tmp_path, QUESTION, message(2, LEN, "And?", "lamps"))
     with contextlib.closing(open_box(f"{tmp_path}/{out}")) as box:
         box.add(message(9, MAUD, "Of my own\nFrom me\n", "wax"))
 
@@ -2557,9 +2206,8 @@ def test_other_notes_replace_the_draft_and_nothing_else(tmp_path, out, capsys):
         found = {}
         with contextlib.closing(open_box(f"{tmp_path}/{out}")) as box:
             for key, draft in box.items():
-                name = re.fullmatch(
-                    r"<(?:draft\.(\w{32})\.(\w+))?.*@tern.example>", draft["Message-ID"]
-                )
+                form = r"<(?:draft\.(\w{32})\.(\w+))?.*@tern.example>"
+                name = re.fullmatch(form, draft["Message-ID"])
                 assert draft["Subject"] not in found
                 found[draft["Subject"]] = (*name.groups(), box.get_bytes(key))
         return found
@@ -2584,10 +2232,7 @@ def test_out_is_checked_before_a_mail_is_read(tmp_path, capsys):
         (f"{tmp_path}/notes.txt/", "Not a directory"),
         (f"{tmp_path}/none/drafts.mbox", "No such file"),
     ):
-        with pytest.raises(SystemExit) as stopped:
-            mail.main(["inbox", "no such inbox", "x.jsonl", "--drafts", out])
-        shown = capsys.readouterr().err
-        assert stopped.value.code == 2 and error in shown and shown.count("\n") == 1
+        assert error in refused(capsys, "inbox", "no such inbox", "x.jsonl", "--drafts", out)
     assert os.listdir(tmp_path) == ["notes.txt"]
 
 
@@ -2604,8 +2249,7 @@ def test_a_draft_is_from_the_author_by_name(tmp_path, flags, name):
 
 
 def test_without_an_archive_one_line_says_so(tmp_path, capsys):
-    write_mbox(tmp_path / "mail", [QUESTION])
-    inbox(tmp_path, tmp_path / "mail")
+    asked(tmp_path, QUESTION, flags=())
     assert capsys.readouterr().out.count(f"\n{mail.NO_ARCHIVE}\n") == 1
     inbox(tmp_path, tmp_path / "mail", "--archive", str(tmp_path / "mail"))
     assert mail.NO_ARCHIVE not in capsys.readouterr().out
@@ -2615,6 +2259,7 @@ def test_without_an_archive_one_line_says_so(tmp_path, capsys):
     yes, Tuesday at 10 | YES: tuesday at 10 then | ""
     book lamp, no wax | Booked the lamps. | no wax
     bring samples, delivered | I'll deliver the sample; it brings luck | ""
+    # words of under four letters count whole
     no cat | nothing cats | no cat || no, no, no | "" | no || "" | Yes | ""
     Größe straße | GRÖSSE Strasse | ""
 """)
@@ -2639,8 +2284,7 @@ def test_mutt_lists_and_recalls_the_draft(tmp_path):
     for tool in ("mutt", "tmux"):
         if not shutil.which(tool):
             pytest.skip(f"{tool} is not installed")
-    write_mbox(tmp_path / "mail", [QUESTION])
-    rows = inbox(tmp_path, tmp_path / "mail", "--author", MAUD)
+    rows = asked(tmp_path, QUESTION)
     drafts(tmp_path, rows)
     drafts(tmp_path, rows, "Drafts/")
     (tmp_path / "editor").write_text(f'#!/bin/sh\ncp "$1" {tmp_path}/seen\n')
@@ -2649,9 +2293,8 @@ def test_mutt_lists_and_recalls_the_draft(tmp_path):
 
     def screen(words):
         for _ in range(100):
-            shown = subprocess.run(
-                [*server, "capture-pane", "-p"], capture_output=True, text=True
-            ).stdout
+            command = [*server, "capture-pane", "-p"]
+            shown = subprocess.run(command, capture_output=True, text=True).stdout
             if words in shown:
                 return shown
             time.sleep(0.1)
@@ -2659,24 +2302,14 @@ def test_mutt_lists_and_recalls_the_draft(tmp_path):
 
     for box in ("drafts.mbox", "Drafts"):
         (tmp_path / "muttrc").write_text(
-            f"set postponed={tmp_path}/{box}\nset folder={tmp_path}\nset "
-            f"spoolfile={tmp_path}/mail\n"
-            f"set editor={tmp_path}/editor\nset edit_headers=yes\nset sendmail=/bin/false\n"
+            f"set postponed={tmp_path}/{box}\nset folder={tmp_path}\n"
+            f"set spoolfile={tmp_path}/mail\nset editor={tmp_path}/editor\n"
+            "set edit_headers=yes\nset sendmail=/bin/false\n"
         )
         try:
-            subprocess.run(
-                [
-                    *server,
-                    "new-session",
-                    "-d",
-                    "-x",
-                    "120",
-                    "-y",
-                    "40",
-                    f"HOME={tmp_path} mutt -F {tmp_path}/muttrc -p",
-                ],
-                check=True,
-            )
+            mutt = f"HOME={tmp_path} mutt -F {tmp_path}/muttrc -p"
+            session = "new-session -d -x 120 -y 40".split()
+            subprocess.run([*server, *session, mutt], check=True)
             shown = screen("kiln two")
             if "Subject:" not in shown:  # the list of drafts: take the first
                 subprocess.run([*server, "send-keys", "Enter"], check=True)
@@ -2685,27 +2318,19 @@ def test_mutt_lists_and_recalls_the_draft(tmp_path):
         finally:
             subprocess.run([*server, "kill-server"], capture_output=True)
         seen = (tmp_path / "seen").read_text()
-        assert (
-            "In-Reply-To: <1@tern.example>" in seen
-            and "By six.\n\nMaud" in seen
-            and "> When does it cool?" in seen
-        )
+        for words in ("In-Reply-To: <1@tern.example>", OWN, "> When does it cool?"):
+            assert words in seen
         (tmp_path / "seen").unlink()
 
 
 @pytest.mark.slow
 def test_an_imap_server_shows_the_maildir_as_drafts(tmp_path):
-    write_mbox(tmp_path / "mail", [QUESTION])
-    drafts(tmp_path, inbox(tmp_path, tmp_path / "mail", "--author", MAUD), "Drafts/")
+    drafts(tmp_path, asked(tmp_path, QUESTION), "Drafts/")
     with tempfile.TemporaryDirectory() as home:
         shutil.copytree(tmp_path / "Drafts", f"{home}/Drafts")
         client = imaplib.IMAP4_stream(serve_mail(home, "Drafts"))
         assert client.state == "AUTH" and client.select("INBOX")[0] == "OK"
-        shown = repr(
-            [
-                client.fetch("1", what)[1]
-                for what in ("(FLAGS)", "(BODY[HEADER.FIELDS (SUBJECT IN-REPLY-TO)])")
-            ]
-        )
+        fields = "(BODY[HEADER.FIELDS (SUBJECT IN-REPLY-TO)])"
+        shown = repr([client.fetch("1", what)[1] for what in ("(FLAGS)", fields)])
         client.logout()
     assert all(words in shown for words in ("Draft", "Re: kiln two", "<1@tern.example>"))
