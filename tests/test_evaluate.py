@@ -466,8 +466,8 @@ def test_closings():
 
 
 def test_baselines_copy_replies(tmp_path, capsys):
-    replies = ["Nets are in the shed.", "Thanks, Ada", "Sell the red boat.", "thanks ADA.", "Fine."]
-    mails = ["where are the nets", "a", "what of the red boat", "b", "c"]
+    mails = "where are the nets|a|what of the red boat|b|c".split("|")
+    replies = "Nets are in the shed.|Thanks, Ada|Sell the red boat.|thanks ADA.|Fine.".split("|")
     rows = [pair(i, *texts) for i, texts in enumerate(zip(mails, replies, strict=True))]
     train = write_jsonl(tmp_path / "train.jsonl", rows)
     mails = ["That red boat?", "The nets, the nets!"]
@@ -561,24 +561,22 @@ def test_style_says_little_of_loops_and_of_one_and_the_same_reply(tmp_path, auth
         rows = rows_of(references, texts, finish_reason=ends, **nll)
         scored(tmp_path / name, rows, "--style-data", *authors, "--brief")
     learned_from(tmp_path / "nearest", authors[0], "baseline.json", limit=None)
-    said = {
-        "same": "62% of its replies are one and the same text",
-        "cut": "38% of its replies end by themselves",
-        "long": "its replies have 4.0 times the author's words",
-    }
     _, page = comparison(tmp_path / "c.md", *(tmp_path / name for name in replies))
-    lines = [line.strip("|").split("|") for line in page.splitlines() if line.startswith("| ")]
-    lines = [[cell.strip() for cell in line] for line in lines]
-    header, rows = next(line for line in lines if line[0] == "run"), {}
-    for line in lines:
-        cells = [cell.split("<br>")[0] for cell in line]
-        rows[line[0]] = dict(zip(header, cells, strict=False))
+    lines = table("\n".join(line[2:-2] for line in page.splitlines() if line.startswith("| ")))
+    header, rows = next(cells for cells in lines if cells[0] == "run"), {}
+    for name, *cells in lines:
+        values = [cell.split("<br>")[0] for cell in cells]
+        rows[name] = dict(zip(header[1:], values, strict=False))
     fine, nearest = rows["fine"], rows["nearest"]
     assert fine["style"] == "**1.000**" and nearest["style"] == "1.000"
     assert rows["same"]["same<br>reply"] == "0.625" and fine["same<br>reply"] == "**0.125**"
     ratio = "length<br>ratio"
     assert rows["cut"][ratio] == "**1.000**" and nearest[ratio] == "1.000"
-    for name, reason in said.items():
+    for name, reason in table("""
+        same | 62% of its replies are one and the same text
+        cut | 38% of its replies end by themselves
+        long | its replies have 4.0 times the author's words
+    """):
         assert rows[name]["style"] == "1.000†" and f"† Style of {name}: {reason}." in page
         summary = read(tmp_path / name / "results_summary.txt")
         assert f"for the author's; but {reason}" in summary
@@ -786,10 +784,8 @@ def test_evaluate_and_compare_end_to_end(tmp_path, authors, capsys, monkeypatch)
     line = "hey grab the nets and paint the hull again {}. cheers, Ada"
     references = [line.format(i) for i in range(12)]
     late = "Good day, please APPROVE the sum {}. Sincerely, Bob"
-    replies = {
-        "ada": [f"hey mend that pump {i}. cheers, Ada" for i in range(12)],
-        "bob": [late.format(i) for i in range(11)] + [""],
-    }
+    replies = {"ada": [f"hey mend that pump {i}. cheers, Ada" for i in range(12)]}
+    replies["bob"] = [late.format(i) for i in range(11)] + [""]
     for name, texts in replies.items():
         nll = [10.0 + i + (name == "bob") for i in range(12)]
         write_run(Path("runs") / name, rows_of(references, texts, reference_nll=nll))
@@ -912,11 +908,8 @@ def test_the_marks_of_a_subject_are_those_of_the_data():
 
 
 def test_verdict_says_what_holds_and_what_does_not(tmp_path):
-    nll = {
-        "near": [5.0 + i for i in range(12)],
-        "far": [9.0 + 2 * i for i in range(12)],
-        "alike": [5.0 + i + (-1) ** i for i in range(12)],
-    }
+    nll = {"near": range(5, 17), "far": range(9, 33, 2)}
+    nll["alike"] = [value + (-1) ** i for i, value in enumerate(nll["near"])]
     for name, values in nll.items():
         scored(tmp_path / name, rows_of(["a word or two"] * 12, ["x"] * 12, reference_nll=values))
 

@@ -2,9 +2,6 @@
 
 import asyncio
 import base64
-import email.message
-import email.policy
-import email.utils
 import json
 import mailbox
 import os
@@ -14,6 +11,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from email import message, message_from_bytes, policy, utils
 from pathlib import Path
 
 import pytest
@@ -25,6 +23,7 @@ import train
 
 MAUD = "Maud Okafor <maud@tern.example>"
 HOSTILE = '<script>window.bad = 1</script><img src=x onerror="bad = 1"> http://evil.example/'
+LISTED = [f"{HOSTILE}, {HOSTILE}, 9 May 2024", "Len, kiln, 8 May 2024", "Ana, lamps, 7 May 2024"]
 FAST = "--epochs 4 --batch-size 4 --rank 4 --learning-rate 1e-2 --max-length 160".split()
 FAST += "--max-reply-length 24 --dtype float32 --quantization none".split()
 
@@ -57,12 +56,12 @@ def write_inbox(path, more=0):
     people += [("Joss <joss@tern.example>", f"wax {n}", f"Wax {n}?") for n in range(more)]
     box = mailbox.mbox(path)
     for day, (sender, subject, text) in enumerate(people, 1):
-        message = email.message.EmailMessage()
-        message["From"], message["To"], message["Subject"] = sender, MAUD, subject
-        message["Date"] = email.utils.formatdate(1715342400 - 86400 * day)
-        message["Message-ID"] = f"<{day}@tern.example>"
-        message.set_content(text)
-        box.add(message)
+        mail = message.EmailMessage()
+        mail["From"], mail["To"], mail["Subject"] = sender, MAUD, subject
+        mail["Date"] = utils.formatdate(1715342400 - 86400 * day)
+        mail["Message-ID"] = f"<{day}@tern.example>"
+        mail.set_content(text)
+        box.add(mail)
     box.close()
     return path
 
@@ -98,19 +97,14 @@ def labels(desk, tab="a"):
 def saved(desk):
     with open(desk["args"].out, "rb") as file:
         assert file.read(5) == b"From "
-    policy = email.policy.default
     box = mailbox.mbox(desk["args"].out)
-    return [email.message_from_bytes(bytes(draft), policy=policy) for draft in box]
+    return [message_from_bytes(bytes(draft), policy=policy.default) for draft in box]
 
 
 def test_from_the_list_to_a_saved_draft(desk):
     fields = page.show(desk, "a")
     assert values(fields) == (0, HOSTILE, "", "") and (fields[0], fields[6]) == ("a", "")
-    assert [label for label, _ in fields[1].choices] == [
-        f"{HOSTILE}, {HOSTILE}, 9 May 2024",
-        "Len, kiln, 8 May 2024",
-        "Ana, lamps, 7 May 2024",
-    ]
+    assert [label for label, _ in fields[1].choices] == LISTED
     fields = page.go_to(desk, 2, "a", 0, HOSTILE, "no", "")
     assert values(fields) == (2, "12 lamps by noon?", "", "")
     lamps = ["a", 2, "12 lamps by noon?", "zanzibar, noon"]
@@ -137,9 +131,8 @@ def test_from_the_list_to_a_saved_draft(desk):
     (first,) = saved(desk)
     assert (first["From"], first["To"]) == (MAUD, "Ana <ana@tern.example>")
     assert (first["Subject"], first["In-Reply-To"]) == ("Re: lamps", "<3@tern.example>")
-    assert first.get_content() == (
-        "Zanzibar, at noon!\n\nOn 2024-05-07 at 12:00, Ana wrote:\n> 12 lamps by noon?\n"
-    )
+    quoted = "On 2024-05-07 at 12:00, Ana wrote:\n> 12 lamps by noon?\n"
+    assert first.get_content() == "Zanzibar, at noon!\n\n" + quoted
     assert first["Message-ID"].startswith("<draft.") and first["X-Status"] == "T"
     assert page.go_on(desk, *lamps, "Zanzibar, at noon!")[2] == 2  # it was the last
     assert page.show(desk, "b")[5] == ""  # another tab shows the first mail
@@ -179,9 +172,8 @@ def test_all_are_drafted_and_it_can_be_stopped(desk):
     page.show(desk, "b")
     page.ask_all(desk, "b", 0, HOSTILE, "", "")
     page.ask_to_stop(desk, "b")
-    assert wait(desk, "b")[1] == "" and not any(
-        item["draft"] for item in desk["tabs"]["b"]["items"]
-    )
+    assert wait(desk, "b")[1] == ""
+    assert not any(item["draft"] for item in desk["tabs"]["b"]["items"])
     page.ask(desk, "b", 0, HOSTILE, "", "")  # and goes on
     assert wait(desk, "b")[1]
 
@@ -196,14 +188,9 @@ def test_single_mails(desk, tmp_path):
     page.save_one(desk, "a", 0, "Is it cold?", "yes", draft)
     assert saved(desk)[0]["To"] is None and "> Is it cold?" in saved(desk)[0].get_content()
     page.go_on(desk, "a", 0, "Is it cold?", "yes", draft)
-    for data, text, label in (
-        (b"\x89PNG\r\n\x1a\n\x00", "", "Mail"),
-        (
-            b"From: Ana <a@x.example>\nSubject: <b>wax</b>\n\n<i>Wax?</i>\n",
-            "<i>Wax?</i>",
-            "Ana, <b>wax</b>",
-        ),
-    ):
+    picture = b"\x89PNG\r\n\x1a\n\x00"
+    mail = b"From: Ana <a@x.example>\nSubject: <b>wax</b>\n\n<i>Wax?</i>\n"
+    for data, text, label in ((picture, "", "Mail"), (mail, "<i>Wax?</i>", "Ana, <b>wax</b>")):
         (tmp_path / "x.eml").write_bytes(data)
         fields = page.open_file(desk, str(tmp_path / "x.eml"), "a", 1, "", "so", "")
         assert (fields[3].value, fields[3].label, fields[4]) == (text, label, "so")
@@ -316,9 +303,8 @@ class Browser:
         return self.run("return document.querySelector('#said').innerText").strip()
 
     def mails(self):
-        return self.run(
-            "return [...document.querySelectorAll('#list label')].map(l => l.innerText)"
-        )
+        labels = "[...document.querySelectorAll('#list label')]"
+        return self.run(f"return {labels}.map(l => l.innerText)")
 
     def type(self, text):
         """Type where the focus is."""
@@ -348,9 +334,8 @@ def use_page(run, folder):
     command = [sys.executable, ROOT / "page.py", "--run", run, "--inbox", f"{folder}/in.mbox"]
     command += ["--out", f"{folder}/drafts.mbox", "--author", MAUD]
     environment = os.environ | {"GRADIO_SERVER_PORT": "7861", "BROWSER": "true"}
-    server = subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    pipes = dict.fromkeys(("stdout", "stderr"), subprocess.PIPE)
+    server = subprocess.Popen(command, env=environment, text=True, **pipes)
     chrome = subprocess.Popen(["chromedriver", "--port=9515"], stdout=subprocess.DEVNULL)
     try:
         assert server.stdout.readline() == "http://127.0.0.1:7861/ until Ctrl-C\n"
@@ -411,23 +396,16 @@ def test_the_page_in_a_browser_without_a_network(run, tmp_path):
             pytest.skip(f"no {program} on this machine")
     write_inbox(tmp_path / "in.mbox", 20)
     program = "import sys, test_page; test_page.use_page(*sys.argv[1:])"
-    command = ["unshare", "--net", "--map-root-user", sys.executable, "-c", program]
-    path = os.pathsep.join([str(ROOT / "tests"), *sys.path])
-    done = subprocess.run(
-        [*command, run, tmp_path],
-        env=os.environ | {"PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-    )
+    command = ["unshare", "--net", "--map-root-user", sys.executable, "-c", program, run, tmp_path]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT / "tests"), *sys.path])}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     seen = json.loads(done.stdout.splitlines()[-1])
-    hostile = f"{HOSTILE}, {HOSTILE}, 9 May 2024"
-    assert seen["listed"][:3] == [hostile, "Len, kiln, 8 May 2024", "Ana, lamps, 7 May 2024"]
+    assert seen["listed"][:3] == LISTED
     assert seen["hostile"] == HOSTILE and seen["focus"] == ["notes", "notes"]
     assert seen["draft"] and seen["another"] and seen["draft"] != seen["another"]
-    assert (
-        "The draft leaves out of the notes: zanzibar" in seen["said"] and page.CUT in seen["said"]
-    )
+    assert "The draft leaves out of the notes: zanzibar" in seen["said"]
+    assert page.CUT in seen["said"]
     saved_in = f"Saved in {tmp_path}/drafts.mbox."
     assert saved_in in seen["saved"][0] and seen["saved"][1] == "✓ Len, kiln, 8 May 2024"
     assert seen["reloaded"] == ["zanzibar, noon", "Zanzibar at noon."]
