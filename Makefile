@@ -168,11 +168,12 @@ experience2: runs/experience2/comparison.md ## does more of his mail help?
 all: experience1 experience2 ## the ten experiments
 mine: $(MINE:=/results_summary.txt) ## your own model: make mine MAILBOX=Sent.mbox AUTHOR=me@x.org
 	$Qpython evaluate.py --own $(MINE)
-	@echo 'Next: make reply MAIL=x.eml NOTES="yes, tuesday at 10"$(NAMED), for the page make page$(NAMED),'
-	@echo 'for all new mail make drafts INBOX=in.mbox$(NAMED); only you send anything'
+	@echo 'Next: make reply MAIL=x.eml NOTES="yes, tuesday at 10"$(NAMED), for all new mail'
+	@echo 'make drafts INBOX=in.mbox$(NAMED) or make page INBOX=in.mbox$(NAMED); nothing is sent'
 drafts: | .venv/installed ## for new mail: make drafts INBOX=in.mbox OUT=out.mbox AUTHOR=me@x.org
 	$(if $(value INBOX),,$(error say which: make drafts INBOX=in.mbox OUT=out.mbox AUTHOR=me@x.org))
-	$Q[ -f $(RUN)/train.json ] || { echo "$(RUN): no model is there: make mine makes one" >&2; exit 2; }
+	$Q[ -f $(RUN)/train.json ] || { \
+	    echo "$(RUN): no model is there: make mine makes one" >&2; exit 2; }
 	$Qmkdir -m 700 -p data/$(NAME)
 	$Qpython mail.py inbox $(call quote,INBOX) $(NEW) \
 	    $(by) $(if $(value MAILBOX),--archive $(call quote,MAILBOX)) \
@@ -184,7 +185,7 @@ reply: | .venv/installed ## the answer to one mail: make reply MAIL=x.eml NOTES=
 	$(if $(value MAIL),,$(error say which mail: make reply MAIL=x.eml))
 	$Qpython generate.py --run $(RUN) --mail $(call quote,MAIL) --notes $(call quote,NOTES) \
 	    $(DRAFT) $(GENERATE_FLAGS)
-page: runs/$(NAME)/train.json | .venv/page ## drafts on a page in your browser: make page INBOX=in.mbox
+page: runs/$(NAME)/train.json | .venv/page ## drafts in your browser: make page INBOX=in.mbox
 	$Qpython page.py --run runs/$(NAME) --out $(DRAFTS) \
 	    $(if $(value INBOX),--inbox $(call quote,INBOX)) $(by) \
 	    $(if $(value MAILBOX),--archive $(call quote,MAILBOX)) $(PAGE_FLAGS)
