@@ -652,12 +652,13 @@ def write_replies(model, examples, cache, stop, samples=1, watch=None):
     import torch
 
     examples = [example for example in examples for _ in range(samples)]
-    if samples > 1 and cache is not None and cache.get_seq_length():
-        cache.batch_repeat_interleave(samples)
-    dice = [
-        make_die(example, row % samples + samples * example.get("version", 0))
-        for row, example in enumerate(examples)
-    ]
+    if samples > 1:
+        if cache is not None and cache.get_seq_length():
+            cache.batch_repeat_interleave(samples)
+        dice = [
+            make_die(example, row % samples + samples * example.get("version", 0))
+            for row, example in enumerate(examples)
+        ]
     prompts = [torch.tensor(example["prompt"], device=model.device) for example in examples]
     ids, mask = pad_left(prompts), pad_left([torch.ones_like(prompt) for prompt in prompts])
     rows, replies = list(range(len(examples))), [[] for _ in examples]

@@ -12,7 +12,6 @@ want a reply, text shows one as the model reads it, and drafts puts what generat
 mailbox, to look over. What mail programs write, in some forty languages, is data/mail_phrases.toml.
 """
 
-import argparse
 import binascii
 import bz2
 import codecs
@@ -69,20 +68,7 @@ def main(argv=None):
 
 
 def parse_arguments(argv):
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.error = stop  # one line, without the usage
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-
-    def add_command(name, run, text):
-        command = commands.add_parser(name, help=text, allow_abbrev=False)
-        command.error = stop
-        command.set_defaults(run=run)
-        return command.add_argument
-
+    parser, add_command = prepare_data.make_parser(__doc__, stop)
     add = add_command("extract", extract, "archive of mail to reply CSV")
     add("source", metavar="SOURCE", help=ARCHIVE)
     add("output", metavar="OUT.csv", help=f"a row a reply: {','.join(prepare_data.COLUMNS)}")

@@ -53,20 +53,7 @@ REPLY_CSV = f"a reply CSV with the columns {','.join(COLUMNS)}"
 
 
 def parse_arguments(argv):
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.error = stop  # one line, without the usage
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-
-    def add_command(name, run, text):
-        command = commands.add_parser(name, help=text, allow_abbrev=False)
-        command.error = stop
-        command.set_defaults(run=run)
-        return command.add_argument
-
+    parser, add_command = make_parser(__doc__, stop)
     add = add_command("split", split_replies, "reply CSV to a training and a test CSV")
     add("source", metavar="IN.csv", help=REPLY_CSV)
     add("--train", metavar="OUT.csv", required=True, help="in random order: its start is a sample")
@@ -90,6 +77,22 @@ def parse_arguments(argv):
     add("--notes", metavar="SHARE", type=share, default=0, help=noted)
     add("--seed", metavar="N", type=int, default=42, help="of the notes (default: %(default)s)")
     return parser.parse_args(argv)
+
+
+def make_parser(description, stop):
+    """(a parser of commands, the function that adds one); a wrong call ends in stop's one line."""
+    how = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False}
+    parser = argparse.ArgumentParser(description=description, **how)
+    parser.error = stop  # without the usage
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add_command(name, run, text):
+        command = commands.add_parser(name, help=text, allow_abbrev=False)
+        command.error = stop
+        command.set_defaults(run=run)
+        return command.add_argument
+
+    return parser, add_command
 
 
 def row_count(text):
