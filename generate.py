@@ -17,6 +17,7 @@ import contextlib
 import datetime
 import fcntl
 import functools
+import gc
 import hashlib
 import inspect
 import json
@@ -61,7 +62,9 @@ def main(argv=None):
     rows = [read_mail(args.mail, args.notes)] if args.mail else read_jsonl(args.data)[: args.limit]
     if sys.stderr.isatty():
         print("loading the libraries and the model", file=sys.stderr)
+    gc.disable()  # nothing that the libraries make when they are loaded is garbage: a sixth faster
     tokenizer, model = load_run(folder, settings, args.run, args.untuned)
+    gc.enable()
     examples = [encode(tokenizer, row, settings) for row in rows]
     if args.mail:
         return print_reply(tokenizer, model, examples[0], args.samples, settings["max_prompt"])

@@ -2,14 +2,16 @@
 
   make bench          # 13 minutes on two slow CPU cores; or BENCH=train, BENCH=generate, ...
 
-train     tokens a second of train.py with the embedded model, against the float32 matrix rate of
-          this machine (train_vs_limit, a share), a plain QLoRA recipe (train_vs_plain) and TRL's
+All compute in bfloat16 where this CPU does so natively, as --dtype auto has it, else in float32.
+
+train     tokens a second of train.py with the embedded model, against this machine's matrix rate
+          in that type (train_vs_limit, a share), a plain QLoRA recipe (train_vs_plain) and TRL's
           SFTTrainer at its best settings (train_vs_trl)
 generate  seconds a mail, where all write as many tokens as generate.py does: of a plain recipe
-          over generate.py's (generate_vs_plain, replies and likelihoods), both in float32; of the
-          same recipe in bfloat16, which bitsandbytes takes by itself where the CPU has AVX512-BF16
-          (generate_vs_plain_bfloat16); and of llama.cpp in float32, replies only, over
-          generate.py's with the likelihoods (generate_vs_llamacpp)
+          over generate.py's (generate_vs_plain, replies and likelihoods); and of llama.cpp in
+          float32, bfloat16 and Q8_0, replies only, over generate.py's with the likelihoods
+          (generate_vs_llamacpp and so on); and the tokens a second of one reply alone
+          (reply_tokens_per_second, and llama.cpp's)
 extract   messages a second out of a generated .tar.gz of 40,000, with the seconds a message
           against an archive half as large
 evaluate  seconds that evaluate.py takes for 215 replies with all intervals, format for 863 rows,
@@ -30,6 +32,7 @@ import logging
 import multiprocessing
 import os
 import random
+import re
 import resource
 import shutil
 import subprocess
@@ -68,7 +71,8 @@ def main(argv=None):
     if wanted in (None, "train", "generate"):
         install_rivals()
     file = ROOT / "runs" / "benchmark.json"
-    figures = json.loads(file.read_text()) if file.exists() else {}
+    figures = (json.loads(file.read_text()) if file.exists() else {}) | processor()
+    print(figures["cpu"], *figures["capabilities"])
     FOLDER.mkdir(parents=True, exist_ok=True)
     for part in [wanted] if wanted else parts:
         found = parts[part]()
@@ -77,6 +81,27 @@ def main(argv=None):
             print(f"{name:32}{value:12,.2f}", flush=True)
     file.write_text(json.dumps(figures, indent=1) + "\n")
     print(file.relative_to(ROOT))
+
+
+def processor():
+    """This machine's CPU by its name, and what torch says that it can do."""
+    import torch
+
+    names = re.findall(r"^model name\s*: (.+)", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    able = sorted(name for name, there in torch.cpu.get_capabilities().items() if there is True)
+    return {
+        "cpu": f"{len(names)} cores of {names[0] if names else 'unknown'}",
+        "capabilities": able,
+    }
+
+
+def native():
+    """The type of number that train.py and generate.py take by themselves here."""
+    import torch
+
+    import train
+
+    return getattr(torch, train.native_type())
 
 
 def install_rivals():
@@ -171,17 +196,18 @@ def bench_train():
     write_mail(TRAIN, LEARNED)
     flags = ["--base-model", EMBEDDED, "--train-data", TRAIN, "--output-dir", RUN]
     flags = [str(flag) for flag in [*flags, "--validation-fraction", 0, *ON_CPU]]
-    rates = matrix_rates()
+    rates = matrix_rates(dtype=native())
     script("train.py", *flags)
-    rates += matrix_rates()
+    rates += matrix_rates(dtype=native())
     facts = json.loads((RUN / "train.json").read_text())
     (work, plain), plain_gb = alone(plain_training, flags)
     trl, trl_gb = alone(trl_training, flags)
     ours, rate = facts["tokens_per_second"], len(rates) / sum(1 / each for each in rates)
     print(
         f"train.py {ours} tokens a second, {facts['peak_memory_gb']} GB; plain recipe {plain:.1f}, "
-        f"{plain_gb:.2f} GB; TRL {trl:.1f}, {trl_gb:.2f} GB; float32 matrices {rate / 1e9:.0f} "
-        f"GFLOP/s on {torch.get_num_threads()} cores, {max(rates) / 1e9:.0f} at best"
+        f"{plain_gb:.2f} GB; TRL {trl:.1f}, {trl_gb:.2f} GB; {facts['dtype']} "
+        f"matrices {rate / 1e9:.0f} GFLOP/s on {torch.get_num_threads()} cores, "
+        f"{max(rates) / 1e9:.0f} at best"
     )
     return {
         "train_vs_limit": ours * work / rate,
@@ -218,22 +244,14 @@ def prepare(flags):
     return settings, tokenizer, [train.make_example(tokenizer, row, settings) for row in rows]
 
 
-def nf4_model(bfloat16=False):
-    """The embedded model in NF4 layers, as the usual recipe has it.
-
-    Told to compute in float32; where the CPU has AVX512-BF16, bitsandbytes takes bfloat16 all the
-    same unless it is kept from it.
-    """
-    import torch
+def nf4_model():
+    """The embedded model in NF4 layers, as the usual recipe has it."""
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
     kind = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
-    nf4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.float32, **kind)
-    how = {"dtype": torch.float32, "quantization_config": nf4}
-    model = AutoModelForCausalLM.from_pretrained(EMBEDDED, **how)
-    for module in [] if bfloat16 else model.modules():
-        module.support_avx512bf16_for_cpu = False
-    return model
+    nf4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=native(), **kind)
+    how = {"dtype": native(), "quantization_config": nf4}
+    return AutoModelForCausalLM.from_pretrained(EMBEDDED, **how)
 
 
 def plain_training(flags):
@@ -319,30 +337,31 @@ def arguments(settings, kind=None, **more):
 
 
 def bench_generate():
-    import torch
-
     if not (RUN / "train.json").exists():
         bench_train()
     write_mail(TEST, ANSWERED)
     command = ["make", "--silent", "runs/benchmark/run/model.gguf"]
     subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
     (ours, written), gb = alone(our_answers)
-    plain, plain_gb = alone(plain_answers, written, False)
-    in_bfloat16 = torch.cpu._is_avx512_bf16_supported()
-    bfloat16 = alone(plain_answers, written, True)[0] if in_bfloat16 else plain
-    theirs, _ = alone(llamacpp_answers, written)
+    one = alone(our_reply)[0]
+    plain, plain_gb = alone(plain_answers, written)
     print(
-        f"generate.py {ours:.2f} seconds a mail, {gb:.2f} GB; plain recipe {plain:.2f}, "
-        f"{plain_gb:.2f} GB, in bfloat16 {bfloat16:.2f}; llama.cpp {theirs:.2f}; "
+        f"generate.py {ours:.2f} seconds a mail, {gb:.2f} GB, {one:.0f} tokens a second of one "
+        f"reply; plain recipe {plain:.2f}, {plain_gb:.2f} GB; "
         f"{sum(written) / len(written):.0f} tokens a reply"
     )
-    return {
+    figures = {
         "generate_vs_plain": plain / ours,
-        "generate_vs_plain_bfloat16": bfloat16 / ours,
-        "generate_vs_llamacpp": theirs / ours,
         "generate_peak_gb": gb,
         "generate_peak_vs_model": of_model(gb),
+        "reply_tokens_per_second": one,
     }
+    for kind in ("", "_bf16", "_q8_0"):
+        theirs, alike = alone(llamacpp_answers, written, kind)[0]
+        print(f"llama.cpp{kind or '_f32'} {theirs:.2f} seconds a mail")
+        figures[f"generate_vs_llamacpp{kind}"] = theirs / ours
+        figures[f"llamacpp{kind}_tokens_per_second"] = alike
+    return figures
 
 
 def questions(run=RUN, test=TEST):
@@ -374,14 +393,35 @@ def our_answers(run=RUN, test=TEST, **changes):
     return seconds, [len(generate.tokenize(tokenizer, text)) + 1 for text in texts]
 
 
-def plain_answers(written, bfloat16):
+def our_reply(tokens=64):
+    """Tokens a second of one reply, once its first is written."""
+    import torch
+
+    import generate
+
+    settings, examples = questions()
+    _, model = generate.load_run(settings["base_model"], settings, RUN)
+    ids = torch.tensor([examples[0]["prompt"]])
+
+    def seconds(length):
+        start = time.perf_counter()
+        how = {"min_new_tokens": length, "max_new_tokens": length}
+        with torch.inference_mode():
+            model.generate(ids, attention_mask=torch.ones_like(ids), **how)
+        return time.perf_counter() - start
+
+    seconds(1)
+    return tokens / (seconds(tokens + 1) - seconds(1))
+
+
+def plain_answers(written):
     """Seconds a mail of the usual recipe: a mail at a time, NF4 layers with a loose adapter, the
     likelihood by a second reading; of a few mails, from the shortest reply to the longest."""
     import torch
     from peft import PeftModel
 
     _, examples = questions()
-    model = PeftModel.from_pretrained(nf4_model(bfloat16), RUN / "adapter").eval()
+    model = PeftModel.from_pretrained(nf4_model(), RUN / "adapter").eval()
     order = sorted(range(len(examples)), key=written.__getitem__)
     some = [order[i * (len(order) - 1) // (PLAIN_ANSWERED - 1)] for i in range(PLAIN_ANSWERED)]
     with torch.inference_mode():
@@ -400,25 +440,38 @@ def plain_answers(written, bfloat16):
     return (time.perf_counter() - start) / len(some)
 
 
-def llamacpp_answers(written, parallel=16):
-    """Seconds a mail of llama.cpp's greedy replies, up to `parallel` mails at a time: who ends
-    makes room for the next."""
+def llamacpp_answers(written, kind, parallel=16, tokens=64):
+    """(seconds a mail of llama.cpp's greedy replies, up to `parallel` mails at a time; tokens a
+    second of one reply alone, once its first is written), its weights of a kind."""
+    import llama_cpp as cpp
+
+    whole, file = RUN / "model.gguf", RUN / f"model{kind}.other.gguf"
+    cpp.llama_log_set(silent := cpp.llama_log_callback(lambda *_: None), None)
+    how = cpp.llama_model_quantize_default_params()
+    kinds = {"_bf16": cpp.LLAMA_FTYPE_MOSTLY_BF16, "_q8_0": cpp.LLAMA_FTYPE_MOSTLY_Q8_0}
+    how.ftype = kinds.get(kind, cpp.LLAMA_FTYPE_ALL_F32)
+    if not file.exists() or file.stat().st_mtime < whole.stat().st_mtime:
+        failed = cpp.llama_model_quantize(str(whole).encode(), str(file).encode(), how)
+        assert not failed, "llama.cpp cannot write this kind"
+    settings, examples = questions()
+    model = cpp.llama_model_load_from_file(str(file).encode(), cpp.llama_model_default_params())
+    prompts = [example["prompt"] for example in examples]
+    room = 256 * -(-settings["max_length"] // 256)
+    llamacpp_seconds(model, prompts[:1], [1], 1, room)
+    one = [llamacpp_seconds(model, prompts[:1], [n], 1, room) for n in (tokens + 1, 1)]
+    seconds = llamacpp_seconds(model, prompts, written, parallel, room)
+    assert silent
+    return seconds / len(prompts), tokens / (one[0] - one[1])
+
+
+def llamacpp_seconds(model, prompts, lengths, parallel, room):
+    """Seconds for replies of these lengths in tokens: who ends makes room for the next."""
     import llama_cpp as cpp
     import numpy
 
-    whole, file = RUN / "model.gguf", RUN / "model.f32.gguf"
-    cpp.llama_log_set(silent := cpp.llama_log_callback(lambda *_: None), None)
-    how = cpp.llama_model_quantize_default_params()
-    how.ftype = cpp.LLAMA_FTYPE_ALL_F32
-    if not file.exists() or file.stat().st_mtime < whole.stat().st_mtime:
-        failed = cpp.llama_model_quantize(str(whole).encode(), str(file).encode(), how)
-        assert not failed, "llama.cpp cannot write float32"
-    settings, examples = questions()
-    model = cpp.llama_model_load_from_file(str(file).encode(), cpp.llama_model_default_params())
     context = cpp.llama_context_default_params()
     context.n_seq_max, context.n_batch = parallel, 2048
-    # Each mail has its share of the cache.
-    context.n_ctx = parallel * 256 * -(-settings["max_length"] // 256)
+    context.n_ctx = parallel * room  # each mail has its share of the cache
     context.n_threads = context.n_threads_batch = os.cpu_count()
     context = cpp.llama_init_from_model(model, context)
     words = cpp.llama_vocab_n_tokens(cpp.llama_model_get_vocab(model))
@@ -426,9 +479,7 @@ def llamacpp_answers(written, parallel=16):
     batch = cpp.llama_batch_init(2048, 0, 1)
 
     start = time.perf_counter()
-    prompts = [example["prompt"] for example in examples]
-    waiting, going, free = list(zip(prompts, written, strict=True)), {}, set(range(parallel))
-    done = 0
+    waiting, going, free = list(zip(prompts, lengths, strict=True)), {}, set(range(parallel))
     while waiting or going:
         # (sequence, position, token, whether its logits are wanted)
         new = [(sequence, *place, True) for sequence, (*place, _) in going.items()]
@@ -451,9 +502,9 @@ def llamacpp_answers(written, parallel=16):
                     del going[sequence]
                     free.add(sequence)
                     cpp.llama_memory_seq_rm(memory, sequence, -1, -1)
-                    done += 1
-    assert done == len(examples) and silent
-    return (time.perf_counter() - start) / done
+    seconds = time.perf_counter() - start
+    cpp.llama_free(context)
+    return seconds
 
 
 # --- extract and evaluate

@@ -29,6 +29,7 @@ from pathlib import Path
 
 import pandas
 import pytest
+import trial_mailbox
 from conftest import serve_mail
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -237,6 +238,17 @@ def test_every_form_of_archive_gives_the_same_replies(tmp_path, form, capsys):
 def test_rows_stand_in_the_order_of_the_archive(tmp_path):
     rows = extracted(write_archive("mbox", tmp_path / "mail", THREAD), tmp_path / "out.csv")
     assert [tuple(row[name] for name in FIELDS) for row in rows] == REPLIES
+
+
+def test_every_thread_of_the_trial_mailbox_gives_its_reply(tmp_path):
+    trial_mailbox.main(["30", str(tmp_path / "trial.mbox")])
+    author = trial_mailbox.AUTHOR
+    rows = extracted(tmp_path / "trial.mbox", tmp_path / "out.csv", author=author)
+    mails = {mail["Message-ID"]: mail.get_content() for mail in trial_mailbox.mails(30)}
+    sent = [mail for mail in trial_mailbox.mails(30) if mail["In-Reply-To"]]
+    own = [mail.get_content().partition("\n\nOn ")[0] for mail in sent]
+    answered = [mails[mail["In-Reply-To"]].strip() for mail in sent]
+    assert [(row["mail"], row["response"]) for row in rows] == list(zip(answered, own, strict=True))
 
 
 def test_blank_and_short_rows_of_a_csv_are_no_mail(tmp_path):
