@@ -172,6 +172,8 @@ def evaluate(args):
     """Score one run. Each measure is kept as its per-mail terms, an array (mails, terms), from
     which score() makes the value for any selection of the mails."""
     run, rows = args.run, read_predictions(args.run)
+    if sys.stderr.isatty():
+        print(f"measuring the {len(rows)} replies of {run}", file=sys.stderr)
     mails, references, replies = (
         [row[key] for row in rows] for key in ("mail", "reference", "prediction")
     )

@@ -710,6 +710,7 @@ def train(model, train_set, validation_set, settings, run):
     """(the Trainer's log, seconds of all parts), from the last checkpoint on."""
     import torch
     from datasets import Dataset
+    from peft.helpers import disable_input_dtype_casting
     from transformers import PrinterCallback, Trainer, TrainingArguments
 
     share = settings["batch_size"] // WORLD  # of each process
@@ -738,7 +739,7 @@ def train(model, train_set, validation_set, settings, run):
         logging_nan_inf_filter=False,
         report_to="tensorboard",
         optim="paged_adamw_8bit" if model.device.type == "cuda" else "adamw_torch",
-        bf16=model.dtype == torch.bfloat16 and model.device.type == "cuda",
+        bf16=model.dtype == torch.bfloat16,
         fp16=model.dtype == torch.float16,
         use_cpu=model.device.type == "cpu",
         disable_tqdm=True,  # Progress has a bar
@@ -759,7 +760,9 @@ def train(model, train_set, validation_set, settings, run):
     trainer.remove_callback(PrinterCallback)
     # The thread that writes the log hands its error on to this one: no second message of it.
     threading.excepthook = lambda failure: None
-    trainer.train(resume_from_checkpoint=last_checkpoint(run / "checkpoints"))
+    halves = arguments.bf16 or arguments.fp16  # then autocast casts the adapter's small matrices,
+    with disable_input_dtype_casting(model, active=halves):  # where PEFT would cast all inputs
+        trainer.train(resume_from_checkpoint=last_checkpoint(run / "checkpoints"))
     if trainer.state.global_step < trainer.state.max_steps:
         print("train.py: stopped; the same command continues", file=sys.stderr)
         sys.exit(143)  # as of SIGTERM
