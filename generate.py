@@ -100,7 +100,7 @@ def parse_args(argv):
     add = parser.add_argument_group("how").add_argument
     add("--max-new-tokens", type=positive, help="(default the run's --max-reply-length)")
     add("--batch-size", type=positive, default=16, help="replies at a time (default %(default)s)")
-    drawn = "take the best of N drawn replies: most words of the notes, then most like the others"
+    drawn = "take the best of N replies: most words of the notes, then most like the others"
     add(
         "--samples", metavar="N", type=positive, default=1, help=f"{drawn} (default: the likeliest)"
     )
@@ -565,7 +565,7 @@ def choose(drawn, notes):
         return 0
     from sacrebleu.metrics import CHRF
 
-    metric, noted = CHRF(), words_of(notes)
+    metric, noted = CHRF(beta=1), words_of(notes)  # the usual beta, 2, favours long replies
     texts = [answer["prediction"] for answer in drawn]
 
     def merit(place):
@@ -693,9 +693,14 @@ def write_replies(model, examples, cache, stop, samples=1, watch=None):
 
 
 def make_die(example, number):
-    """Random numbers for one reply to a mail: the same again, whatever else is drawn beside it."""
+    """Random numbers for one reply to a mail: the same again, whatever else is drawn beside it.
+
+    None for the first, the likeliest reply.
+    """
     import torch
 
+    if not number:
+        return None
     digest = hashlib.sha256(json.dumps([example["prompt"], number]).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:7]))
 
@@ -708,8 +713,10 @@ def throw(dice):
     import torch
 
     def add_noise(ids, logits):
-        waits = [torch.empty(logits.shape[1]).exponential_(generator=one) for one in dice]
-        return logits.float() / TEMPERATURE - torch.stack(waits).log().to(logits.device)
+        waits = torch.ones(logits.shape)  # without a die no noise: the logarithm is 0
+        for row, die in zip(waits, dice, strict=True):
+            row.exponential_(generator=die) if die else None
+        return logits.float() / TEMPERATURE - waits.log().to(logits.device)
 
     return add_noise
 

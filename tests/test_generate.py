@@ -176,8 +176,11 @@ def test_a_drawn_reply_is_the_same_again_whatever_else_is_drawn(stopping, tmp_pa
 def test_drawn_tokens_are_as_frequent_as_they_are_likely():
     """At temperature .7 the odds of tokens 0 and 1 are (3 / 1) ** (1 / .7), of 0 and 2 infinite."""
     logits = torch.log(torch.tensor([[3.0, 1.0, 0.0]]))
-    pick = generate.throw([torch.Generator().manual_seed(5)])
-    drawn = [pick(None, logits).argmax().item() for _ in range(4000)]
+    dice = [generate.make_die({"prompt": [1]}, 0), torch.Generator().manual_seed(5)]
+    pick = generate.throw(dice)  # the first reply is the likeliest
+    picked = [pick(None, logits.repeat(2, 1)).argmax(1).tolist() for _ in range(4000)]
+    likeliest, drawn = zip(*picked, strict=True)
+    assert {*likeliest} == {0}
     share = 3 ** (1 / 0.7) / (3 ** (1 / 0.7) + 1)
     assert drawn.count(0) / 4000 == pytest.approx(share, abs=0.02) and 2 not in drawn
 
@@ -188,6 +191,11 @@ def test_drawn_tokens_are_as_frequent_as_they_are_likely():
         (["No.", "Yes, tuesday.", "Yes, Tuesday at 10."], "yes, tuesday 10", 2),
         (["Out of wax!", "By six, Len.", "By six, Len."], "", 1),  # the closest to the others
         (["", "Thanks.", ""], "", 1),
+        (
+            ["yes, tuesday. Jo", "yes, tuesday, big pudding. Jo", "yes, tuesday, and the cat. Jo"],
+            "",
+            0,
+        ),
         (["yes yes yes yes yes", "perhaps"], "yes", 1),  # a loop
         (["yes, tuesday (", "perhaps"], "yes, tuesday", 1),  # "(": it did not end
         (["ok so so so so so"], "", 0),
