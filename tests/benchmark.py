@@ -195,7 +195,7 @@ def bench_train():
     shutil.rmtree(RUN, ignore_errors=True)
     write_mail(TRAIN, LEARNED)
     flags = ["--base-model", EMBEDDED, "--train-data", TRAIN, "--output-dir", RUN]
-    flags = [str(flag) for flag in [*flags, "--validation-fraction", 0, *ON_CPU]]
+    flags = [str(flag) for flag in [*flags, "--validation-fraction", 0, "--epochs", 1, *ON_CPU]]
     rates = matrix_rates(dtype=native())
     script("train.py", *flags)
     rates += matrix_rates(dtype=native())
