@@ -131,7 +131,8 @@ def mails(threads):
         time += timedelta(hours=draw.randrange(20, 60))
         address = f"{guest.split()[0].lower()}@guests.example"
         text = f"Hello Nell,\n\n{opening.format(ask=ask, **fill).format(**fill)}\n\n{guest}\n"
-        mail = message(number, f"{guest} <{address}>", AUTHOR, subject.format(**fill), time, text)
+        about = f"{subject.format(**fill)} (no. {len(said)})"
+        mail = message(number, f"{guest} <{address}>", AUTHOR, about, time, text)
         yield mail
         quoted = "".join(f"> {line}\n" for line in text.splitlines())
         head = f"On {time:%a, %d %b %Y at %H:%M}, {guest} <{address}> wrote:"
