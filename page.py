@@ -99,6 +99,8 @@ def parse_args(argv):
     add("--author", **several, help="who answers, by address or name, or `Name <address>`")
     add("--name", help="the author's name in the drafts")
     add("--archive", help="mail that was sent: what it answers is passed over")
+    port = os.environ.get("PORT", "7860")
+    add("--port", type=int, default=port, help="of the page on 127.0.0.1 (default PORT, or 7860)")
     parser.set_defaults(max_new_tokens=None, dtype=None)
     return parser.parse_args(argv)
 
@@ -496,8 +498,12 @@ def serve(desk):
         private = {"share": False, "run_history": False, "footer_links": [], "quiet": True}
         private |= {"app_kwargs": {"middleware": [own, Middleware(guard)]}}
         options = {"server_name": "127.0.0.1", "inbrowser": True, "prevent_thread_lock": True}
-        page = build(desk).launch(theme=look, css=STYLE, **options, **private)
-        print(f"{page[1]} until Ctrl-C", flush=True)
+        page, port = build(desk), desk["args"].port
+        try:
+            page.launch(theme=look, css=STYLE, server_port=port, **options, **private)
+        except (OSError, OverflowError):
+            die(f"port {port} is taken or not allowed: --port or PORT takes another, PORT=7861")
+        print(f"http://127.0.0.1:{port}/ until Ctrl-C", flush=True)
         while True:
             time.sleep(3600)
 

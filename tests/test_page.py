@@ -7,6 +7,7 @@ import mailbox
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -249,6 +250,19 @@ def test_refusals_are_one_line(run, tmp_path, capsys):
         assert stopped.value.code == 2 and error in shown and shown.count("\n") == 1
 
 
+def test_a_port_that_is_taken_ends_in_one_line(run, monkeypatch):
+    pytest.importorskip("gradio", reason="gradio is not installed; `make page` installs it")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        command = [sys.executable, ROOT / "page.py", "--run", run, "--port", str(port)]
+        done = subprocess.run(command, capture_output=True, text=True)
+    line = f"page.py: error: port {port} is taken or not allowed: --port or PORT takes another"
+    assert done.stderr.startswith(line) and done.stderr.count("\n") == 1
+    assert (done.returncode, done.stdout) == (2, "")
+    monkeypatch.setenv("PORT", "7999")
+    assert page.parse_args(["--run", "x"]).port == 7999
+
+
 # --- in Chromium, by the WebDriver protocol
 
 
@@ -333,7 +347,7 @@ def use_page(run, folder):
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
     command = [sys.executable, ROOT / "page.py", "--run", run, "--inbox", f"{folder}/in.mbox"]
     command += ["--out", f"{folder}/drafts.mbox", "--author", MAUD]
-    environment = os.environ | {"GRADIO_SERVER_PORT": "7861", "BROWSER": "true"}
+    environment = os.environ | {"PORT": "7861", "BROWSER": "true"}
     pipes = dict.fromkeys(("stdout", "stderr"), subprocess.PIPE)
     server = subprocess.Popen(command, env=environment, text=True, **pipes)
     chrome = subprocess.Popen(["chromedriver", "--port=9515"], stdout=subprocess.DEVNULL)
