@@ -15,7 +15,6 @@ import os
 import signal
 import sys
 import tempfile
-import threading
 import time
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from pathlib import Path
@@ -26,38 +25,30 @@ from prepare_data import NO_DATE, sent_at, turn, visible
 
 SAMPLES = 8  # a draft is the best of so many replies
 WRITER = ThreadPoolExecutor(1)  # there is one model: it writes one draft after the other
-SAVING = threading.Lock()
-MARKS = {"": "", "drafted": "✎ ", "saved": "✓ "}
-NO_NOTES = "Without notes the model can only guess what you want to say."
-CUT = "The mail is longer than what the model reads: it has not seen the end."
-UNFINISHED = "The draft has no end: it is as long as the model's replies can be."
 POLICY = (  # Gradio's page is made by scripts in it, which compile its templates
-    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; "
-    "style-src 'self' 'unsafe-inline'; img-src 'self' data:; font-src 'self' data:; "
-    "object-src 'none'; base-uri 'self'; form-action 'none'; frame-ancestors 'none'"
+    "default-src 'self' 'unsafe-inline' 'unsafe-eval'; img-src 'self' data:; object-src 'none'; "
+    "base-uri 'self'; form-action 'none'; frame-ancestors 'none'"
 )
+# The bold letters of Gradio's own font are only A and B.
 STYLE = """
-h1 { font-size: 1.4rem; margin: 0 }
-:root:has(.dark), .dark { color-scheme: dark }
-#list .wrap { max-height: 55vh; overflow-y: auto; gap: 0 }
-#list label { width: 100%; padding: 6px }
-#list label:not(.selected) { background: none }
-#list label span { overflow-wrap: anywhere; unicode-bidi: plaintext }
-#list label span { max-height: 3em; overflow: hidden }
-progress { width: 100%; height: 6px; appearance: none }
-::-webkit-progress-bar { background: var(--border-color-primary) }
-::-webkit-progress-value { background: var(--color-accent) }
-@media (max-width: 700px) { #list .wrap { max-height: 30vh } }
+.gradio-container { --font: sans-serif }
+.dark { color-scheme: dark }
+#list .wrap { max-height: 40vh; overflow-y: auto; gap: 0 }
+#list label { width: 100% }
+#list label span { max-height: 3em; overflow: hidden; overflow-wrap: anywhere }
 """
-KEYS = """() => addEventListener("keydown", event => {
-    if (event.key == "Enter" && (event.ctrlKey || event.metaKey))
-        document.querySelector("#write").click()
-})"""
-THIS_TAB = "() => sessionStorage.tab = sessionStorage.tab || crypto.randomUUID()"
-FOCUS = "() => document.querySelector('#{} textarea').focus({{preventScroll: {}}})"
-FOCUS_IF_FREE = """() => {
-    if (document.activeElement.tagName != "TEXTAREA")
-        document.querySelector("#reply textarea").focus()
+# Ctrl-Enter presses Draft. By its name a tab finds its mails again when it is loaded again.
+START = """() => {
+    addEventListener("keydown", event => {
+        if (event.key == "Enter" && (event.ctrlKey || event.metaKey))
+            document.querySelector("#draft").click()
+    })
+    return sessionStorage.tab ||= crypto.randomUUID()
+}"""
+# The next word is typed in the notes, or first of all in the mail.
+FOCUS = """mail => {
+    if (!document.activeElement.matches("textarea"))
+        document.querySelectorAll("textarea")[mail ? 1 : 0].focus({ preventScroll: true })
 }"""
 
 
@@ -70,20 +61,20 @@ def main(argv=None):
     settings = generate.read_settings(args)
     generate.skip_unused(settings)
     folder = generate.find_model(args.base_model or settings["base_model"])
-    rows, left_out = [], {}
+    # Without an inbox the only mail is an empty one, to be pasted.
+    rows, left_out = [read_eml(b"From:\n\n-", args) | {"prompt": [turn("user", "")]}], {}
     try:
         if args.out:
             mail.drafts_in(args.out)
         if args.inbox:
-            how = (args.inbox, args.author, args.archive, args.name)
-            rows, left_out = mail.mails_to_answer(*how)
+            rows, left_out = mail.mails_to_answer(args.inbox, args.author, args.archive, args.name)
     except OSError as error:
-        mail.stop(f"{error.filename}: {error.strerror}")
-    passed = ", ".join(f"{count} {reason}" for reason, count in left_out.items())
-    if args.inbox and not rows:
-        mail.stop(f"{args.inbox}: no mail wants a reply; passed over: {passed or 'none'}")
-    bench = (*generate.load_run(folder, settings, args.run), settings)
-    serve({"bench": bench, "rows": rows, "passed": passed, "args": args, "tabs": {}})
+        die(f"{error.filename}: {error.strerror}")
+    passed = ", ".join(f"{count} {reason}" for reason, count in left_out.items()) or "none"
+    if not rows:
+        die(f"{args.inbox}: no mail wants a reply; passed over: {passed}")
+    model = (*generate.load_run(folder, settings, args.run), settings)
+    serve({"args": args, "model": model, "rows": rows, "passed": passed, "tabs": {}})
 
 
 def parse_args(argv):
@@ -95,11 +86,13 @@ def parse_args(argv):
     add("--base-model", help="where the run's base model is now, if it has moved")
     add("--inbox", help=f"{mail.ARCHIVE}, or a single .eml")
     add("--out", help="where drafts are saved: an mbox, or a Maildir if a folder or ends in /")
-    several = {"nargs": "+", "action": "extend", "default": []}
-    add("--author", **several, help="who answers, by address or name, or `Name <address>`")
+    writer = "who answers, by address or name, or `Name <address>`"
+    add("--author", nargs="+", action="extend", default=[], help=writer)
     add("--name", help="the author's name in the drafts")
     add("--archive", help="mail that was sent: what it answers is passed over")
-    parser.set_defaults(max_new_tokens=None, dtype=None)
+    port = os.environ.get("PORT", "7860")
+    add("--port", type=int, default=port, help="of the page on 127.0.0.1 (default PORT, or 7860)")
+    parser.set_defaults(max_new_tokens=None, dtype=None)  # as in training
     return parser.parse_args(argv)
 
 
@@ -109,353 +102,239 @@ def die(message):
     sys.exit(2)
 
 
-# -------------------------------------------------------------------------------- mails and drafts
-
-
-def new_item(row, text="", saved=""):
-    """A mail with what is written about it; `saved` is the text of its draft, if it has one."""
-    item = {"row": row, "text": text, "notes": "", "draft": saved, "mark": "saved" if saved else ""}
-    item |= {"version": 0, "written": [], "busy": False, "stopped": False}
-    return item | {"cut": False, "told": ""}
-
-
-def tab_of(desk, key):
-    """What one tab of a browser works on: the place of the mail that it shows, and all mails."""
-    if key not in desk["tabs"]:
-        args = desk["args"]
-        there, items = mail.drafts_in(args.out) if args.out else {}, []
-        for row in desk["rows"]:
-            drafts = there.get(mail.digests(row)[0], {}).values()
-            parts = [mail.open_message(message.as_bytes()) for _, message in drafts]
-            saved = [mail.own_words(mail.text_of(*part))[0] for part in parts]
-            items.append(new_item(row, row["prompt"][-1]["content"], *saved[-1:]))
-        items = items or [read_eml(b"", args)]
-        desk["tabs"][key] = {"place": 0, "items": items, "todo": [], "all": []}
-    return desk["tabs"][key]
-
-
 def read_eml(data, args):
-    """The item of an .eml; of what is none, one without text."""
+    """The row of an .eml, as of `mail.py inbox`; None if it is no mail with a text."""
     fields, body = mail.open_message(data)
     subject = mail.decode_words(fields.get("subject", b""))
     who = (mail.keys_of_authors(args.author), args.name or mail.name_in(args.author))
-    row = fields.keys() & {"from", "date"} and mail.read_mail(fields, body, subject, *who)[0]
-    if row:
-        return new_item(row, row["prompt"][-1]["content"])
-    empty = new_item(mail.read_mail({}, b"-", "", *who)[0])
-    return empty | {"told": "That file is no mail with a text." if data else ""}
+    row, _ = mail.read_mail(fields, body, subject, *who)
+    return row if fields.keys() & {"from", "date"} else None
 
 
-def edit(item, draft):
-    item |= {"draft": draft, "mark": "drafted" if draft.strip() else "", "told": ""}
+def tab_of(desk, key):
+    """What one tab of a browser works on: all mails, and the place of the one that it shows."""
+    if key not in desk["tabs"]:
+        drafted = mail.drafts_in(desk["args"].out) if desk["args"].out else {}
+        items = [new_item(row, drafted) for row in desk["rows"]]
+        desk["tabs"][key] = {"items": items, "place": 0, "todo": [], "stops": 0}
+    return desk["tabs"][key]
 
 
-def asked(item):
-    """The row of a mail with its notes."""
-    return item["row"] | {"prompt": [turn("user", item["text"])], "notes": item["notes"].strip()}
+def new_item(row, drafted):
+    """The row of a mail with its notes and answer, at first that of `mail.drafts_in` a mailbox."""
+    item = row | {"mail": row["prompt"][-1]["content"], "notes": "", "prediction": ""}
+    for _, message in drafted.get(mail.digests(row)[0], {}).values():
+        text = mail.text_of(*mail.open_message(message.as_bytes()))
+        item["prediction"] = mail.own_words(text)[0]
+    saved = item["prediction"]
+    return item | {"saved": saved, "written": [], "busy": False, "cut": False, "told": ""}
 
 
-def order(bench, item, again=False):
-    """Have a draft written, or another one."""
-    if item["busy"]:
-        return
-    item |= {"told": "", "stopped": False, "busy": True}
-    if not item["text"].strip():
-        item |= {"told": "The mail is empty: there is nothing to answer.", "busy": False}
-    else:
-        WRITER.submit(write, bench, item, item["version"] + 1 if again else 0)
+def order(desk, tab, item, again=False):
+    """Have a draft written in its turn, or another one, unless the tab is told to stop."""
+    stops = tab["stops"]
+    item |= {"busy": True, "told": ""}
+    WRITER.submit(write, desk["model"], item, again, lambda: tab["stops"] > stops)
 
 
-def write_all(bench, tab):
-    """Write the next of the drafts that are to be written; what is asked for meanwhile is first."""
-    if todo := tab["todo"]:
-        item = tab["items"][todo.pop(0)]
-        if not item["draft"] and not item["busy"]:
-            item |= {"told": "", "stopped": False, "busy": True}
-            write(bench, item, 0)
-        WRITER.submit(write_all, bench, tab)
-
-
-def write(bench, item, version):
+def write(model, item, again, stopped):
     """Write a draft into its item: the first of several replies as it comes, then the best.
 
-    Another version is one that was not there before, if three attempts find one.
+    `again` asks for one that was not there before, if three attempts find one.
     """
-    tokenizer, model, settings = bench
-    before = {name: item[name] for name in ("draft", "mark")}
-    known = [*item["written"]]
-    item["written"].append(item["draft"])
+    tokenizer, model, settings = model
+    draft, told, known = item["prediction"], "", [item["prediction"], *item["written"]]
 
     def watch(replies):
-        if item["stopped"]:
+        if stopped():
             raise CancelledError
-        item["draft"] = tokenizer.decode(replies[0], skip_special_tokens=True).strip()
-        item["written"].append(item["draft"])
+        item["prediction"] = tokenizer.decode(replies[0], skip_special_tokens=True).strip()
 
     try:
-        example = generate.encode(tokenizer, asked(item), settings)
-        for item["version"] in range(version, version + 3):
-            example["version"] = item["version"]
+        row = item | {"prompt": [turn("user", item["mail"])]}
+        example = generate.encode(tokenizer, row, settings)
+        for _ in range(3):
+            example["version"] = len(item["written"]) if again else 0
             (best,) = generate.answer(tokenizer, model, [example], SAMPLES, watch)
-            if not version or best["prediction"] not in known:
+            item["written"].append(best["prediction"])
+            if not again or best["prediction"] not in known:
                 break
-        edit(item, best["prediction"])
-        item["written"].append(item["draft"])
-        item["cut"] = example["cut"]
-        if best["finish_reason"] == "length":
-            item["told"] = UNFINISHED
+        draft, item["cut"] = best["prediction"], example["cut"]
     except CancelledError:
-        item |= before
+        pass
     except SystemExit:  # of encode
-        item |= before | {"told": "There is no room for the mail beside such long notes."}
+        told = "There is no room for the mail beside such long notes."
     except Exception as error:  # each library has its own
         logging.exception("no draft")
-        item |= before | {"told": f"The model failed: {error}"}
-    finally:
-        item["busy"] = False
+        told = f"The model failed: {error}"
+    item |= {"prediction": draft, "told": told, "busy": False}
 
 
-def save(item, out):
-    if not item["draft"].strip():
-        item["told"] = "There is no draft to save."
-        return
-    row = asked(item) | {"mail": item["text"], "prediction": item["draft"]}
-    try:
-        with SAVING:
-            mail.save_drafts(out, [row], again=True)
-        item |= {"mark": "saved", "told": f"Saved in {out}."}
-    except OSError as error:
-        item["told"] = f"Not saved: {error.filename}: {error.strerror}"
+def mark(item):
+    if item["busy"] or not item["prediction"]:
+        return "… " if item["busy"] else ""
+    return "✓ " if item["prediction"] == item["saved"] else "✎ "
 
 
 def title(item):
-    row = item["row"]
-    date = f", {sent_at(row):%-d %b %Y}" if sent_at(row) > NO_DATE else ""
-    return visible(mail.titles(row)[0] + date) if row["From"] else "Mail"
-
-
-def choices(tab):
-    return [(MARKS[item["mark"]] + title(item), n) for n, item in enumerate(tab["items"])]
+    date = f", {sent_at(item):%-d %b %Y}" if sent_at(item) > NO_DATE else ""
+    return visible(mail.titles(item)[0] + date) if item["From"] else "Mail"
 
 
 def remarks(item):
     """What there is to say of a mail and its draft, as HTML."""
     lines = ["Writing …" if item["busy"] else item["told"]]
-    if item["mark"] == "drafted" and not item["busy"]:
-        missing = ", ".join(mail.missing_words(item["notes"], item["draft"]))
-        lines.append(f"The draft leaves out of the notes: {missing}." if missing else "")
-        lines.append("" if item["notes"].strip() else NO_NOTES)
-        lines.append(CUT if item["cut"] else "")
-    return paragraphs(*lines)
-
-
-def paragraphs(*lines):
+    if mark(item) == "✎ ":
+        if missing := mail.missing_words(item["notes"], item["prediction"]):
+            lines.append(f"The draft leaves out of the notes: {', '.join(missing)}.")
+        if not item["notes"]:
+            lines.append("Without notes the model can only guess what you want to say.")
+        if item["cut"]:
+            lines.append("The mail is longer than what the model reads: it has not seen the end.")
     return "".join(f"<p>{html.escape(line)}</p>" for line in lines if line)
 
 
-def at_work(tab):
-    return bool(tab["todo"]) or any(item["busy"] for item in tab["items"])
+def show(desk, key, turned=True, drafted=True):
+    """The page's fields; those that the author may be typing in only where they are others.
 
-
-def progress(tab):
-    """How far `Draft all` is, as HTML; nothing when it is not at work."""
-    if not tab["all"] or not at_work(tab):
-        return ""
-    mails = [tab["items"][place] for place in tab["all"]]
-    done, most = sum(bool(item["draft"]) and not item["busy"] for item in mails), len(mails)
-    return f"<progress max={most} value={done}></progress> {done} of {most} drafts"
-
-
-# ------------------------------------------- what the page asks for: its fields in, its fields out
-
-
-def show(desk, key):
-    """All fields of a tab, also when it is loaded again."""
+    That is mail and notes where the page has `turned` to a mail, and what has been `drafted`.
+    """
     import gradio
 
-    tab = tab_of(desk, key)
-    item = tab["items"][tab["place"]]
-    mails = gradio.Radio(choices(tab), value=tab["place"])
-    text = gradio.Textbox(item["text"], label=title(item))
-    return key, mails, tab["place"], text, item["notes"], item["draft"], remarks(item)
-
-
-def keep(desk, key, place, text, notes, draft):
-    """Take what is typed about the mail at a place: a draft that is on its way was not."""
-    tab = tab_of(desk, key)
-    item = tab["items"][place]
-    item["notes"] = notes
-    if not desk["rows"]:
-        item["text"] = text
-    if not item["busy"] and draft not in [item["draft"], *item["written"]]:
-        edit(item, draft)
-    return tab, item
-
-
-def keep_draft(desk, key, place, draft):
-    item = tab_of(desk, key)["items"][place]
-    if not item["busy"]:
-        edit(item, draft)
-    return remarks(item)
-
-
-def keep_others(desk, *fields):
-    return remarks(keep(desk, *fields)[1])
-
-
-def ask(desk, *fields):
-    order(desk["bench"], keep(desk, *fields)[1])
-
-
-def ask_again(desk, *fields):
-    order(desk["bench"], keep(desk, *fields)[1], again=True)
-
-
-def ask_all(desk, *fields):
-    tab, _ = keep(desk, *fields)
-    tab["all"] = [place for place, item in enumerate(tab["items"]) if not item["draft"]]
-    tab["todo"] = [*tab["all"]]
-    WRITER.submit(write_all, desk["bench"], tab)
-
-
-def ask_to_stop(desk, key):
-    tab = tab_of(desk, key)
-    tab["todo"] = []
-    for item in tab["items"]:
-        item["stopped"] = True
+    tab, skip = tab_of(desk, key), gradio.skip()
+    items, place = tab["items"], tab["place"]
+    done = sum(bool(item["prediction"]) and not item["busy"] for item in items)
+    choices = [(mark(item) + title(item), number) for number, item in enumerate(items)]
+    label = f"Mail to answer: {done} of {len(items)} have a draft"
+    item = items[place]
+    text = gradio.Textbox(item["mail"], label=title(item))
+    mails = gradio.Radio(choices, label=label, **({"value": place} if turned else {}))
+    about = (place, text, item["notes"]) if turned else (skip, skip, skip)
+    return mails, *about, item["prediction"] if drafted else skip, remarks(item)
 
 
 def follow(desk, key):
-    """Yield what changes while drafts are written; only a draft on its way takes its field."""
-    import gradio
-
-    tab, known, working = tab_of(desk, key), None, True
-    coming = tab["place"]
-    while working:
-        working, item, mails = at_work(tab), tab["items"][tab["place"]], choices(tab)
-        yield (
-            gradio.skip() if mails == known else gradio.Radio(mails),
-            item["draft"] if item["busy"] or coming == tab["place"] else gradio.skip(),
-            remarks(item),
-            progress(tab),
-        )
-        known, coming = mails, tab["place"] if item["busy"] else None
+    """Have the drafts that are to do written, and yield the page's fields until all are."""
+    tab, going = tab_of(desk, key), True
+    items, todo = tab["items"], tab["todo"]
+    coming = items[tab["place"]]
+    tab["follower"] = this = object()  # one is enough: the last that was called
+    while going and tab["follower"] is this:
+        if todo and not any(item["busy"] for item in items):
+            item = todo.pop(0)
+            if not item["prediction"]:
+                order(desk, tab, item)
+        going = bool(todo) or any(item["busy"] for item in items)
+        item = items[tab["place"]]
+        busy = item["busy"]
+        yield show(desk, key, turned=False, drafted=busy or item is coming)
+        coming = busy and item
         time.sleep(0.3)
 
 
-def save_one(desk, *fields):
-    import gradio
-
-    tab, item = keep(desk, *fields)
-    save(item, desk["args"].out)
-    return gradio.Radio(choices(tab)), remarks(item)
-
-
-def go_to(desk, chosen, *fields):
-    tab, _ = keep(desk, *fields)
-    tab["place"] = chosen
-    return show(desk, fields[0])
+def keep(desk, key, place, value, name):
+    """Take what is typed in a field, but not in a draft that is being written."""
+    item = tab_of(desk, key)["items"][place]
+    if name != "prediction" or not item["busy"]:
+        item |= {name: value, "told": ""}
+    return remarks(item)
 
 
-def go_on(desk, *fields):
-    """The next mail of the list or, without one, an empty page."""
-    tab, _ = keep(desk, *fields)
-    if not desk["rows"]:
-        tab["items"].append(read_eml(b"", desk["args"]))
-    tab["place"] = min(tab["place"] + 1, len(tab["items"]) - 1)
-    return show(desk, fields[0])
-
-
-def open_file(desk, path, *fields):
-    tab, item = keep(desk, *fields)
-    read = read_eml(Path(path).read_bytes(), desk["args"])
-    tab["items"][tab["place"]] = read | {"notes": item["notes"]}
-    os.remove(path)
-    return show(desk, fields[0])
-
-
-# ---------------------------------------------------------------------------------------- the page
+def press(desk, what, key, place, text, notes, draft):
+    """Do what a button says, or turn to the mail at a place of the list or in a file's bytes."""
+    tab, args = tab_of(desk, key), desk["args"]
+    items, item = tab["items"], tab["items"][place]
+    item |= {"notes": notes.strip(), "told": ""}
+    if not args.inbox:
+        item["mail"] = text
+    match what:
+        case "Draft" | "Another" if not item["mail"].strip():
+            item["told"] = "The mail is empty: there is nothing to answer."
+        case "Draft" | "Another" if not item["busy"]:
+            order(desk, tab, item, again=what == "Another")
+        case "Draft all":
+            tab["todo"][:] = [item for item in items if not item["prediction"]]
+        case "Stop":
+            tab["todo"].clear()
+            tab["stops"] += 1
+        case "Save" if item["busy"] or not draft.strip():
+            item["told"] = "There is no draft to save."
+        case "Save":
+            item["prediction"] = draft
+            try:
+                mail.save_drafts(args.out, [item], again=True)
+                item |= {"saved": draft, "told": f"Saved in {args.out}."}
+            except OSError as error:
+                item["told"] = f"Not saved: {error.filename}: {error.strerror}"
+        case "Next":
+            if not args.inbox:
+                items.append(new_item(*desk["rows"], {}))
+            tab["place"] = min(place + 1, len(items) - 1)
+        case int():
+            tab["place"] = what
+        case bytes():
+            if row := read_eml(what, args):
+                items[place] = new_item(row, {}) | {"notes": item["notes"]}
+            else:
+                item["told"] = "That file is no mail with a text."
+    turned = items[tab["place"]] is not item
+    return show(desk, key, turned, turned)
 
 
 def build(desk):
-    """The page: the fields of `lay_out`, and what happens when they are used."""
+    """The page: the list on the left, the chosen mail on the right, and what happens on it."""
     import gradio
 
-    def on(events, function, inputs, outputs=None, **how):
-        how = {"show_progress": "hidden", "api_visibility": "private", **how}
-        function = functools.partial(function, desk)
-        if callable(events):  # what follows another event
-            return events(function, inputs, outputs, **how)
-        return gradio.on(events, function, inputs, outputs, **how)
-
-    with gradio.Blocks(title="Drafts", analytics_enabled=False) as page:
-        at = lay_out(desk)
-        fields = [at["key"], at["place"], at["mail"], at["notes"], at["draft"]]
-        whole = [at["key"], at["list"], *fields[1:], at["said"]]
-        first = "notes" if desk["rows"] else "mail"
-        typing = {"trigger_mode": "always_last", "queue": False}
-        on([at["notes"].input, at["mail"].input], keep_others, fields, at["said"], **typing)
-        on(at["draft"].input, keep_draft, [*fields[:2], at["draft"]], at["said"], **typing)
-        page.load(js=KEYS)
-        loaded = on(page.load, show, at["key"], whole, js=THIS_TAB)
-        loaded.then(js=FOCUS.format(first, "true"))
-        changing = [at["list"], at["draft"], at["said"], at["bar"]]
-        on(loaded.then, follow, at["key"], changing)
-        for name, function in (("write", ask), ("again", ask_again), ("all", ask_all)):
-            asked = on(at[name].click, function, fields, trigger_mode="multiple")
-            done = on(asked.then, follow, at["key"], changing)
-            if name != "all":
-                done.then(js=FOCUS_IF_FREE)
-        on([at["stop"].click, at["stop_all"].click], ask_to_stop, at["key"])
-        on(at["save"].click, save_one, fields, [at["list"], at["said"]])
-        for event, function, more in (
-            (at["list"].input, go_to, [at["list"]]),
-            (at["next"].click, go_on, []),
-            (at["file"].upload, open_file, [at["file"]]),
-        ):
-            shown = on(event, function, [*more, *fields], whole)
-            shown.then(js=FOCUS.format(first, "false"))
-    page.queue(default_concurrency_limit=None)
-    return page
-
-
-def lay_out(desk):
-    """The fields of the page by name: the list on the left, the chosen mail on the right."""
-    import gradio
-
-    args, rows = desk["args"], desk["rows"]
+    args = desk["args"]
     author = args.name or mail.name_in(args.author) or ", ".join(args.author) or args.run.name
-    replies = desk["bench"][2]["train_rows"]
-    whose = f"By a model that learned from {replies} replies of {author}."
+    whose = f"By a model that learned from {desk['model'][2]['train_rows']} replies of {author}."
     private = "Nothing is sent, and nothing leaves this machine."
-    passed = [f"Passed over: {desk['passed']}."] if desk["passed"] else []
-    passed += [] if args.archive else [f"{mail.NO_ARCHIVE.capitalize()}."]
-    gradio.HTML(f"<h1>Drafts</h1>{paragraphs(f'{whose} {private}')}")
-    at = {"key": gradio.Textbox(visible=False), "place": gradio.Number(0, visible=False)}
+    passed = f"Passed over: {desk['passed']}."
+    passed += "" if args.archive else f" {mail.NO_ARCHIVE.capitalize()}."
+    inbox, single = bool(args.inbox), not args.inbox
     button = functools.partial(gradio.Button, min_width=80)
-    with gradio.Row():
-        with gradio.Column(scale=2, min_width=300, visible=bool(rows)):
-            at["list"] = gradio.Radio([], label="Mail that wants a reply", elem_id="list")
-            with gradio.Row():
-                at["all"], at["stop_all"] = button("Draft all"), button("Stop")
-            gradio.HTML(paragraphs(*passed))
-            at["bar"] = gradio.HTML()
-        with gradio.Column(scale=3, min_width=300):
-            size = {"lines": 6, "max_lines": 12}
-            at["mail"] = gradio.Textbox(label="Mail", interactive=not rows, elem_id="mail", **size)
-            kinds = [".eml", ".emlx"]
-            at["file"] = gradio.UploadButton("Open an .eml", file_types=kinds, visible=not rows)
-            says = "Notes: what the reply should say"
-            at["notes"] = gradio.Textbox(label=says, lines=2, elem_id="notes")
-            with gradio.Row():
-                at["write"] = button("Draft", variant="primary", elem_id="write")
-                at["again"], at["stop"] = button("Another"), button("Stop")
-            at["draft"] = gradio.Textbox(label="Draft", buttons=["copy"], elem_id="reply", **size)
-            at["said"] = gradio.HTML(elem_id="said")
-            with gradio.Row():
-                at["save"] = button("Save", visible=bool(args.out))
-                at["next"] = button("Next")
-    return at
+    tall = functools.partial(gradio.Textbox, lines=6, max_lines=12)
+    with gradio.Blocks(title="Drafts", analytics_enabled=False) as page:
+        gradio.HTML(f"<h1>Drafts</h1><p>{html.escape(f'{whose} {private}')}</p>")
+        key, place = gradio.Textbox(visible=False), gradio.Number(0, visible=False)
+        with gradio.Row():
+            with gradio.Column(scale=2, min_width=300, visible=inbox):
+                mails = gradio.Radio([], elem_id="list")
+                with gradio.Row():
+                    buttons = [button("Draft all"), button("Stop")]
+                gradio.HTML(f"<p>{html.escape(passed)}</p>")
+            with gradio.Column(scale=3, min_width=300):
+                text = tall(interactive=single, autoscroll=False)
+                kinds = {"file_types": [".eml", ".emlx"], "type": "binary"}
+                file = gradio.UploadButton("Open an .eml", visible=single, **kinds)
+                notes = gradio.Textbox(label="Notes: what the reply should say", lines=2)
+                with gradio.Row():
+                    buttons += [button("Draft", variant="primary", elem_id="draft")]
+                    buttons += [button("Another"), button("Stop")]
+                draft = tall(label="Draft", buttons=["copy"])
+                said = gradio.HTML(elem_id="said")
+                with gradio.Row():
+                    buttons += [button("Save", visible=bool(args.out)), button("Next")]
+
+        def on(event, function, inputs, outputs, **how):
+            function = functools.partial(function, desk)
+            return event(function, inputs, outputs, show_progress="hidden", **how)
+
+        fields = [key, place, text, notes, draft]
+        whole = [mails, place, text, notes, draft, said]
+        for name, field in (("mail", text), ("notes", notes), ("prediction", draft)):
+            typed = functools.partial(keep, name=name)
+            how = {"queue": False, "trigger_mode": "always_last"}
+            on(field.input, typed, [key, place, field], said, **how)
+        done = [on(page.load(js=START, outputs=key).then, show, key, whole)]
+        events = [(each, each.click) for each in buttons]
+        for what, event in [*events, (mails, mails.input), (file, file.upload)]:
+            how = {"trigger_mode": "multiple", "concurrency_id": "press"}  # one save at a time
+            done.append(on(event, press, [what, *fields], whole, **how))
+        for each in done:
+            each.then(None, text, js=FOCUS)
+            on(each.then, follow, key, whole, concurrency_limit=None)
+    return page
 
 
 def guard(app):
@@ -463,47 +342,44 @@ def guard(app):
 
     Gradio itself keeps them only from reading its answers, and from posting JSON.
     """
+    from starlette.responses import PlainTextResponse
 
     async def guarded(scope, receive, send):
-        head = dict(scope.get("headers", []))
-        own = b"http://" + head.get(b"host", b"")
-
         async def send_with_policy(message):
             if message["type"] == "http.response.start":
                 policy = (b"content-security-policy", POLICY.encode())
-                message = message | {"headers": [*message["headers"], policy]}
+                message["headers"] = [*message["headers"], policy]
             await send(message)
 
-        if head.get(b"origin", own) == own:
-            await app(scope, receive, send_with_policy)
-        else:
-            await send({"type": "http.response.start", "status": 403, "headers": []})
-            await send({"type": "http.response.body", "body": b"another page may not ask\n"})
+        head = dict(scope.get("headers", []))
+        host = head.get(b"host", b"")
+        known = host.partition(b":")[0] in (b"127.0.0.1", b"localhost")
+        own = known and head.get(b"origin", b"http://" + host) == b"http://" + host
+        refusal = PlainTextResponse("another page may not ask\n", 403)
+        answer = app if own or scope["type"] == "lifespan" else refusal
+        await answer(scope, receive, send_with_policy)
 
     return guarded
 
 
 def serve(desk):
     """Show the page until Ctrl-C; nothing is asked of another host."""
-    import gradio
     from starlette.middleware import Middleware
-    from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-    with tempfile.TemporaryDirectory() as folder:
-        os.environ["GRADIO_TEMP_DIR"] = folder
-        look = gradio.themes.Base(font=["sans-serif"], font_mono=["monospace"])  # not from a server
-        own = Middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost"])
-        private = {"share": False, "run_history": False, "footer_links": [], "quiet": True}
-        private |= {"app_kwargs": {"middleware": [own, Middleware(guard)]}}
-        options = {"server_name": "127.0.0.1", "inbrowser": True, "prevent_thread_lock": True}
-        page = build(desk).launch(theme=look, css=STYLE, **options, **private)
-        print(f"{page[1]} until Ctrl-C", flush=True)
-        while True:
-            time.sleep(3600)
+    page, port = build(desk), desk["args"].port
+    how = {"app_kwargs": {"middleware": [Middleware(guard)]}}
+    how |= {"server_name": "127.0.0.1", "server_port": port, "inbrowser": True, "css": STYLE}
+    how |= {"share": False, "run_history": False, "footer_links": [], "quiet": True}
+    with tempfile.TemporaryDirectory() as os.environ["GRADIO_TEMP_DIR"]:
+        try:
+            page.launch(prevent_thread_lock=True, **how)
+        except (OSError, OverflowError):
+            die(f"port {port} is taken or not allowed: --port or PORT takes another, PORT=7861")
+        print(f"http://127.0.0.1:{port}/ until Ctrl-C", flush=True)
+        signal.pause()
 
 
 if __name__ == "__main__":
-    sys.stdout.reconfigure(errors="backslashreplace")  # what the terminal cannot show
     try:
         main()
     except KeyboardInterrupt:
