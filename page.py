@@ -126,8 +126,8 @@ def new_item(row, drafted):
     for _, message in drafted.get(mail.digests(row)[0], {}).values():
         text = mail.text_of(*mail.open_message(message.as_bytes()))
         item["prediction"] = mail.own_words(text)[0]
-    saved = item["prediction"]
-    return item | {"saved": saved, "written": [], "busy": False, "cut": False, "told": ""}
+    item |= {"saved": item["prediction"], "written": [], "cut": False, "told": ""}
+    return item | {"busy": False, "fresh": False}
 
 
 def order(desk, tab, item, again=False):
@@ -167,7 +167,7 @@ def write(model, item, again, stopped):
     except Exception as error:  # each library has its own
         logging.exception("no draft")
         told = f"The model failed: {error}"
-    item |= {"prediction": draft, "told": told, "busy": False}
+    item |= {"prediction": draft, "told": told, "fresh": True, "busy": False}
 
 
 def mark(item):
@@ -217,7 +217,6 @@ def follow(desk, key):
     """Have the drafts that are to do written, and yield the page's fields until all are."""
     tab, going = tab_of(desk, key), True
     items, todo = tab["items"], tab["todo"]
-    coming = items[tab["place"]]
     tab["follower"] = this = object()  # one is enough: the last that was called
     while going and tab["follower"] is this:
         if todo and not any(item["busy"] for item in items):
@@ -226,9 +225,8 @@ def follow(desk, key):
                 order(desk, tab, item)
         going = bool(todo) or any(item["busy"] for item in items)
         item = items[tab["place"]]
-        busy = item["busy"]
-        yield show(desk, key, turned=False, drafted=busy or item is coming)
-        coming = busy and item
+        fresh, item["fresh"] = item["fresh"], False  # or it would undo what is typed since
+        yield show(desk, key, turned=False, drafted=fresh or item["busy"])
         time.sleep(0.3)
 
 

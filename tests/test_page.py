@@ -87,7 +87,10 @@ def press(desk, what, place, notes="", draft="", tab="a", text=None):
 
 def wait(desk, tab="a"):
     """The draft and the remarks that the page shows when all drafts are written."""
-    return list(page.follow(desk, tab))[-1][4:]
+    shown = list(page.follow(desk, tab))
+    drafts = [fields[4] for fields in shown if isinstance(fields[4], str)]
+    assert page.show(desk, tab)[4:] == (drafts[-1], shown[-1][5])
+    return drafts[-1], shown[-1][5]
 
 
 def values(fields):
@@ -161,8 +164,10 @@ def test_tabs_do_not_mix_and_keep_what_was_typed(desk):
         page.keep(desk, "a", 0, "later", "notes")
         if desk["tabs"]["a"]["items"][0]["busy"]:
             page.keep(desk, "a", 0, "too late", "prediction")
-        seen.append(fields[4])
+        seen += [fields[4]] if isinstance(fields[4], str) else []
     assert page.show(desk, "a")[3:5] == ("later", seen[-1]) and seen[-1] not in ("yes!", "too late")
+    (fields,) = page.follow(desk, "a")
+    assert not isinstance(fields[4], str)  # the draft is the author's now
     assert page.show(desk, "b")[4] == "no!"
 
 
@@ -185,7 +190,8 @@ def test_all_are_drafted_and_it_can_be_stopped(desk):
     following = page.follow(desk, "b")
     assert labels(next(following))[0][0] == "…"
     press(desk, "Stop", 0, tab="b")
-    assert list(following)[-1][4:] == ("", "") and labels(page.show(desk, "b")) == LISTED
+    assert list(following)[-1][5] == "" and page.show(desk, "b")[4] == ""
+    assert labels(page.show(desk, "b")) == LISTED
     press(desk, "Draft", 0, tab="b")  # and goes on
     assert wait(desk, "b")[0]
 
@@ -226,7 +232,8 @@ def test_what_cannot_be_done_is_said_on_the_page(desk, monkeypatch):
     assert said.startswith("<p>Not saved: ") and "another program has it open" in said
     monkeypatch.setattr(generate, "answer", None)
     press(desk, "Draft", 1, "wax", "Wax.")
-    assert wait(desk)[0] == "Wax." and wait(desk)[1].startswith("<p>The model failed: ")
+    draft, said = wait(desk)
+    assert draft == "Wax." and said.startswith("<p>The model failed: ")
 
 
 def test_other_pages_are_refused():
