@@ -37,10 +37,12 @@ STYLE = """
 #list label { width: 100% }
 #list label span { max-height: 3em; overflow: hidden; overflow-wrap: anywhere }
 """
-# Ctrl-Enter presses Draft. By its name a tab finds its mails again when it is loaded again.
+# Ctrl-Enter presses Draft, but not while the draft itself is edited. By its name a tab finds its
+# mails again when it is loaded again.
 START = """() => {
     addEventListener("keydown", event => {
-        if (event.key == "Enter" && (event.ctrlKey || event.metaKey))
+        const own = event.target == document.querySelectorAll("textarea")[2]  // the draft
+        if (event.key == "Enter" && (event.ctrlKey || event.metaKey) && !own)
             document.querySelector("#draft").click()
     })
     return sessionStorage.tab ||= crypto.randomUUID()
@@ -185,6 +187,8 @@ def remarks(item):
     """What there is to say of a mail and its draft, as HTML."""
     lines = ["Writing …" if item["busy"] else item["told"]]
     if mark(item) == "✎ ":
+        if item["saved"]:
+            lines.append("The draft has changed since it was saved.")
         if missing := mail.missing_words(item["notes"], item["prediction"]):
             lines.append(f"The draft leaves out of the notes: {', '.join(missing)}.")
         if not item["notes"]:
@@ -267,6 +271,8 @@ def press(desk, what, key, place, text, notes, draft):
         case "Next":
             if not args.inbox:
                 items.append(new_item(*desk["rows"], {}))
+            if place == len(items) - 1:
+                item["told"] = "That was the last mail."
             tab["place"] = min(place + 1, len(items) - 1)
         case int():
             tab["place"] = what
