@@ -715,7 +715,8 @@ def throw(dice):
     def add_noise(ids, logits):
         waits = torch.ones(logits.shape)  # without a die no noise: the logarithm is 0
         for row, die in zip(waits, dice, strict=True):
-            row.exponential_(generator=die) if die else None
+            if die:
+                row.exponential_(generator=die)
         return logits.float() / TEMPERATURE - waits.log().to(logits.device)
 
     return add_noise
