@@ -739,8 +739,8 @@ def train(model, train_set, validation_set, settings, run):
         logging_nan_inf_filter=False,
         report_to="tensorboard",
         optim="paged_adamw_8bit" if model.device.type == "cuda" else "adamw_torch",
-        bf16=model.dtype == torch.bfloat16,
-        fp16=model.dtype == torch.float16,
+        bf16=model.dtype == torch.bfloat16,  # autocast casts the adapter's small matrices, where
+        fp16=model.dtype == torch.float16,  # PEFT would cast the inputs of all layers
         use_cpu=model.device.type == "cpu",
         disable_tqdm=True,  # Progress has a bar
         remove_unused_columns=False,
@@ -760,8 +760,7 @@ def train(model, train_set, validation_set, settings, run):
     trainer.remove_callback(PrinterCallback)
     # The thread that writes the log hands its error on to this one: no second message of it.
     threading.excepthook = lambda failure: None
-    halves = arguments.bf16 or arguments.fp16  # then autocast casts the adapter's small matrices,
-    with disable_input_dtype_casting(model, active=halves):  # where PEFT would cast all inputs
+    with disable_input_dtype_casting(model, active=arguments.bf16 or arguments.fp16):
         trainer.train(resume_from_checkpoint=last_checkpoint(run / "checkpoints"))
     if trainer.state.global_step < trainer.state.max_steps:
         print("train.py: stopped; the same command continues", file=sys.stderr)

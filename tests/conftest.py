@@ -76,6 +76,21 @@ def tiny(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="session")
+def lively(tiny, tmp_path_factory):
+    """The folder of that model with larger weights: other mail, another reply; no two draws are
+    the same."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = tmp_path_factory.mktemp("lively", numbered=False)
+    model = AutoModelForCausalLM.from_pretrained(tiny)
+    for weight in model.parameters():
+        weight.data *= 8 if weight.dim() > 1 else 1
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(tiny).save_pretrained(folder)
+    return folder
+
+
 def write_llama(folder, tokenizer, **sizes):
     """A checkpoint of Llama-2-7b's exact shape, or of the sizes given, and its number of weights.
 

@@ -30,18 +30,11 @@ FAST += "--max-reply-length 24 --dtype float32 --quantization none".split()
 
 
 @pytest.fixture(scope="module")
-def run(tiny, tmp_path_factory):
-    """A finished training of the tiny model with larger weights: no two draws are the same."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
+def run(lively, tmp_path_factory):
+    """A finished training of the lively model."""
     folder = tmp_path_factory.mktemp("page")
-    data, base = write_jsonl(folder / "train.jsonl", some_rows(12)), folder / "lively"
-    model = AutoModelForCausalLM.from_pretrained(tiny)
-    for weight in model.parameters():
-        weight.data *= 8 if weight.dim() > 1 else 1
-    model.save_pretrained(base)
-    AutoTokenizer.from_pretrained(tiny).save_pretrained(base)
-    files = ["--base-model", base, "--train-data", data, "--output-dir", folder / "run"]
+    data = write_jsonl(folder / "train.jsonl", some_rows(12))
+    files = ["--base-model", lively, "--train-data", data, "--output-dir", folder / "run"]
     train.main([*map(str, files), *FAST])
     return folder / "run"
 
