@@ -208,7 +208,7 @@ def fill_defaults(args, rows):
         "instruction": instruction.removesuffix(f" In the reply: {plain.get('notes')}"),
     }
     if Path(args.base_model).is_dir():  # so that it is found from any folder
-        place = Path(args.base_model).resolve()
+        place = Path(os.path.abspath(args.base_model))  # models/ may be a link to another disk
         inside = place.is_relative_to(HERE)
         settings["base_model"] = str(place.relative_to(HERE) if inside else place)
     if args.dtype == "auto":

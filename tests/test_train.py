@@ -323,6 +323,12 @@ def test_a_base_model_beside_the_script_is_known_by_its_place_there(tiny, tmp_pa
     assert train.find_model(tiny.name) == str(tiny)
     config = read_json(tmp_path / "run" / "adapter" / "adapter_config.json")
     assert config["base_model_name_or_path"] == str(tiny)
+    (tmp_path / "models").symlink_to(tiny.parent)  # on another disk
+    monkeypatch.setattr(train, "HERE", tmp_path)
+    link = tmp_path / "models" / tiny.name
+    flags = ["--base-model", str(link), "--train-data", str(data), "--output-dir", "x"]
+    settings = train.fill_defaults(train.parse_args(flags), some_rows(4))
+    assert settings["base_model"] == f"models/{tiny.name}"
 
 
 def test_finished_is_finished_and_other_settings_are_refused(tiny, trained, capsys, refused):
