@@ -29,6 +29,7 @@ POLICY = (  # Gradio's page is made by scripts in it, which compile its template
     "default-src 'self' 'unsafe-inline' 'unsafe-eval'; img-src 'self' data:; object-src 'none'; "
     "base-uri 'self'; form-action 'none'; frame-ancestors 'none'"
 )
+CHANGES = "You have changed this draft: press again to replace it."
 # The bold letters of Gradio's own font are only A and B.
 STYLE = """
 .gradio-container { --font: sans-serif }
@@ -246,12 +247,16 @@ def press(desk, what, key, place, text, notes, draft):
     """Do what a button says, or turn to the mail at a place of the list or in a file's bytes."""
     tab, args = tab_of(desk, key), desk["args"]
     items, item = tab["items"], tab["items"][place]
+    edited = item["prediction"] not in ("", item["saved"], *item["written"])
+    warned = item["told"] == CHANGES
     item |= {"notes": notes.strip(), "told": ""}
     if not args.inbox:
         item["mail"] = text
     match what:
         case "Draft" | "Another" if not item["mail"].strip():
             item["told"] = "The mail is empty: there is nothing to answer."
+        case "Draft" | "Another" if edited and not warned and not item["busy"]:
+            item["told"] = CHANGES
         case "Draft" | "Another" if not item["busy"]:
             order(desk, tab, item, again=what == "Another")
         case "Draft all":
