@@ -144,7 +144,8 @@ def read_jsonl(path, answered=False):
         try:
             row = json.loads(line)
             turns = row["prompt"] + row.get("completion", [])
-            "".join(turn["content"] for turn in turns).encode()  # half a surrogate pair is no text
+            texts = [row.get("notes") or "", *(turn["content"] for turn in turns)]
+            "".join(texts).encode()  # half a surrogate pair is no text
             roles = [turn["role"] for turn in turns]  # a template writes them as they are
             known = {*roles} <= {"system", "user", "assistant"} and isinstance(row["id"], str)
             if not known or row["prompt"][-1]["role"] != "user":
@@ -182,6 +183,7 @@ def read_mail(name, notes):
         die(f"{name}: no text of a mail")
     if not text.strip():
         die(f"{name}: an empty mail")
+    notes = os.fsencode(notes).decode(errors="replace")  # a terminal may not write UTF-8
     return {"id": name, "prompt": [{"role": "user", "content": text}], "notes": notes}
 
 

@@ -157,7 +157,8 @@ def read_jsonl(path, answered=False):
         try:
             row = json.loads(line)
             turns = row["prompt"] + row.get("completion", [])
-            "".join(turn["content"] for turn in turns).encode()  # half a surrogate pair is no text
+            texts = [row.get("notes") or "", *(turn["content"] for turn in turns)]
+            "".join(texts).encode()  # half a surrogate pair is no text
             roles = [turn["role"] for turn in turns]  # a template writes them as they are
             known = {*roles} <= {"system", "user", "assistant"} and isinstance(row["id"], str)
             if not known or row["prompt"][-1]["role"] != "user":
@@ -208,13 +209,15 @@ def fill_defaults(args, rows):
         "instruction": instruction.removesuffix(f" In the reply: {plain.get('notes')}"),
     }
     if Path(args.base_model).is_dir():  # so that it is found from any folder
-        place = Path(os.path.abspath(args.base_model))  # models/ may be a link to another disk
-        inside = place.is_relative_to(HERE)
-        settings["base_model"] = str(place.relative_to(HERE) if inside else place)
+        # models/ may be a link to another disk
+        places = Path(os.path.abspath(args.base_model)), Path(args.base_model).resolve()
+        inside = [place.relative_to(HERE) for place in places if place.is_relative_to(HERE)]
+        settings["base_model"] = str((*inside, places[1])[0])
     if args.dtype == "auto":
         settings["dtype"] = native_type()
     if settings["dtype"] == "float16" and not torch.cuda.is_available():
         die("--dtype float16 wants a GPU: take bfloat16 or float32")
+    settings["start_from_sha256"] = None
     if args.start_from:
         settings |= read_start(args.start_from, settings)
     return settings

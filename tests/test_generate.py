@@ -276,6 +276,7 @@ def test_notes_join_the_instruction_and_stay_whole(run, tmp_path, one, capsys):
     (expected,) = predictions(run, tmp_path, [asked])
     flags = ("--run", run, "--mail", "-", "--notes", "no, Tuesday")
     assert one(MAIL.encode(), *flags).out.strip() == expected["prediction"]
+    assert one(MAIL.encode(), *flags[:-1], "f\udcfcnf").out.strip()  # typed in latin-1
     assert "lost" in one(MAIL.encode() * 40, *flags).err
     with pytest.raises(SystemExit):
         one(MAIL.encode(), *flags[:-1], "no " * 200)

@@ -329,6 +329,9 @@ def test_a_base_model_beside_the_script_is_known_by_its_place_there(tiny, tmp_pa
     flags = ["--base-model", str(link), "--train-data", str(data), "--output-dir", "x"]
     settings = train.fill_defaults(train.parse_args(flags), some_rows(4))
     assert settings["base_model"] == f"models/{tiny.name}"
+    monkeypatch.undo()
+    settings = train.fill_defaults(train.parse_args(flags), some_rows(4))
+    assert settings["base_model"] == str(tiny)
 
 
 def test_finished_is_finished_and_other_settings_are_refused(tiny, trained, capsys, refused):
@@ -393,6 +396,7 @@ def test_training_goes_on_from_another_runs_adapter(tiny, trained, tmp_path, cap
         assert torch.allclose(weight, new[name], atol=1e-6), name
     fit(tiny, data, on, *more)
     assert "nothing to be done" in capsys.readouterr().out
+    assert "start_from_sha256" in refused(fit, tiny, data, on, *more[2:])
     for says, flags in {
         "no finished training is there": ["--start-from", tmp_path],
         "its --rank is 4, not 8": [*more, "--rank", 8],
