@@ -13,7 +13,7 @@ FOR_GPU := Qwen/Qwen3-4B-Instruct-2507
 endif
 MODEL := $(if $(GPU),$(FOR_GPU),$(EMBEDDED))
 endif
-SMALL = $(filter $(EMBEDDED),$(MODEL))
+SMALL = $(filter $(EMBEDDED) ./$(EMBEDDED) $(CURDIR)/$(EMBEDDED),$(MODEL:/=))
 SKILL := models/notes
 STUDY := AndriamMiora/Personalized-Automatic-Emails-Responses
 DATA_SOURCE ?= https://raw.githubusercontent.com/$(STUDY)/HEAD
@@ -124,7 +124,7 @@ runs/experience2/comparison.md: $(E2:=/results_summary.txt)
 # Flags of single files
 data/experience1/random_train_625.jsonl: private FLAGS = --without-sender jeff.dasovich@enron.com
 data/experience2/%.jsonl: private FLAGS = --author-name "Jeff Dasovich"
-runs/demo/%: MODEL := $(EMBEDDED)
+runs/demo/%: override MODEL := $(EMBEDDED)
 DRAFT := --samples 8
 NEW = data/$(NAME)/inbox.jsonl
 ANSWERS = data/$(NAME)/answers.jsonl
@@ -136,7 +136,7 @@ data/%/train.jsonl: private FLAGS = $(NOTED)
 # The study's numbers are the same on any CPU; a person's model takes what the processor does best
 runs/%/train.json: private FLAGS = $(if $(GPU),--epochs 3,--epochs 1 --dtype float32)
 # Following notes is learned once, from the small model's fictional mail; then a person's voice
-$(SKILL)/train.json: MODEL := $(EMBEDDED)
+$(SKILL)/train.json: override MODEL := $(EMBEDDED)
 $(SKILL)/train.json: private FLAGS = --epochs 2
 runs/demo/notes/train.json runs/$(NAME)/train.json: private FLAGS = \
     $(if $(SMALL),--start-from $(SKILL))
@@ -220,6 +220,8 @@ data/%.jsonl: data/%.csv | .venv/installed
 data/sample/maud_okafor_notes_43.jsonl: data/sample/maud_okafor_train_43.csv $(TEST.demo).csv \
     | .venv/installed
 	$Q$(format) $(NOTED) $(BRIEF)
+data/notes/replies_624.jsonl: data/notes/replies_624.csv | .venv/installed
+	$Q$(format) $(BRIEF)
 data/%/train.jsonl: data/%/train.csv data/%/test.csv | .venv/installed
 	$Q$(format) $(FLAGS) $(BRIEF) $(FORMAT_FLAGS)
 

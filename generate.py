@@ -18,6 +18,7 @@ import datetime
 import fcntl
 import functools
 import gc
+import glob
 import hashlib
 import inspect
 import json
@@ -27,11 +28,16 @@ import re
 import shutil
 import sys
 import textwrap
+import unicodedata
 import warnings
 from pathlib import Path
 
 TEMPERATURE = 0.7  # of the replies that --samples draws
-LOOP = re.compile(r"(\S.{1,60}?)(?:\s*\1){3,}", re.DOTALL)  # the same four times in a row
+# The same in a row: a phrase four times, a word five times, two letters ("hahahaha") ten times
+LOOP = re.compile(
+    r"(\S.{5,60}?)(?:\s*\1){3,}|(\S.{2,4}?)(?:\s*\2){4,}|(\S.)(?:\s*\3){9,}", re.DOTALL
+)
+BLANKLESS = r"\u0e00-\u109f\u1780-\u17ff\u3040-\u9fff"
 CHUNK = 16  # tokens that a batch writes before the rows that have ended leave it
 NO_MODEL = "{}, the run's base model, is not there: say where it is by --base-model"
 FULL_DISK = ("No space left", "inline_container")  # in the errors of several libraries
@@ -115,6 +121,8 @@ def parse_args(argv):
         die("--run or --baseline is missing: whose replies?")
     if args.untuned and not (args.mail or args.data and args.output):
         die("--untuned wants --data with an --output of its own, or --mail")
+    if args.notes and not args.mail:
+        die("--notes wants --mail: the rows of --data have their own")
     args.output = args.output or args.run and args.run / "predictions.jsonl"
     return args
 
@@ -403,7 +411,8 @@ def encode_prompt(tokenizer, row, room):
         return rendered, ids, False
     length = bisect.bisect_right(range(len(text)), room, key=lambda n: len(prompt(n)[1])) - 1
     if length < 1:
-        die(f"row {row['id']}: no room for the mail in {room} tokens: raise --max-length")
+        more = "shorten its notes, or train with a larger --max-length"
+        die(f"row {row['id']}: no room for the mail in {room} tokens: {more}")
     return *prompt(length), True
 
 
@@ -461,7 +470,8 @@ def unfinished(args, settings, examples):
         if answers:
             print(f"{len(answers)} replies are there from before")
         yield file, answers
-        for part in () if RANK else args.output.parent.glob(f"{args.output.name}.*.part"):
+        parts = f"{glob.escape(args.output.name)}.*.part"
+        for part in () if RANK else args.output.parent.glob(parts):
             part.unlink()
 
 
@@ -580,7 +590,9 @@ def choose(drawn, notes):
 
 
 def words_of(text):
-    return set(re.findall(r"\w+", text.casefold()))
+    """Its words in lower case; of scripts without blanks, such as Thai or Chinese, its letters."""
+    text = unicodedata.normalize("NFC", text.casefold())
+    return set(re.findall(rf"[^\W{BLANKLESS}]+|\w", text))
 
 
 def read(model, examples):

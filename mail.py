@@ -1571,11 +1571,13 @@ def write_drafts(args):
 
 def missing_words(notes, reply):
     """The words of notes that a reply does not say, not even with another ending."""
-    wanted, said = (dict.fromkeys(re.findall(r"\w+", text.casefold())) for text in (notes, reply))
+    notes, reply = (unicodedata.normalize("NFC", text.casefold()) for text in (notes, reply))
+    wanted, said = (dict.fromkeys(re.findall(r"\w+", text)) for text in (notes, reply))
 
     def same(word, other):
         short, long = sorted((word, other), key=len)
-        return word == other or len(short) > 3 and long.startswith(short)
+        blankless = max(word) > "\u0e00" and word in other  # from Thai on few scripts have blanks
+        return word == other or blankless or len(short) > 3 and long.startswith(short)
 
     return [word for word in wanted if not any(same(word, other) for other in said)]
 

@@ -29,7 +29,7 @@ POLICY = (  # Gradio's page is made by scripts in it, which compile its template
     "default-src 'self' 'unsafe-inline' 'unsafe-eval'; img-src 'self' data:; object-src 'none'; "
     "base-uri 'self'; form-action 'none'; frame-ancestors 'none'"
 )
-CHANGES = "You have changed this draft: press again to replace it."
+CHANGES = "You have changed this draft. The same again to replace it."
 # The bold letters of Gradio's own font are only A and B.
 STYLE = """
 .gradio-container { --font: sans-serif }
@@ -43,7 +43,8 @@ STYLE = """
 START = """() => {
     addEventListener("keydown", event => {
         const own = event.target == document.querySelectorAll("textarea")[2]  // the draft
-        if (event.key == "Enter" && (event.ctrlKey || event.metaKey) && !own)
+        const again = event.repeat || own
+        if (event.key == "Enter" && (event.ctrlKey || event.metaKey) && !again)
             document.querySelector("#draft").click()
     })
     return sessionStorage.tab ||= crypto.randomUUID()
@@ -247,6 +248,8 @@ def press(desk, what, key, place, text, notes, draft):
     """Do what a button says, or turn to the mail at a place of the list or in a file's bytes."""
     tab, args = tab_of(desk, key), desk["args"]
     items, item = tab["items"], tab["items"][place]
+    if not item["busy"] and not item["fresh"]:  # or the page's is not all of it yet
+        item["prediction"] = draft
     edited = item["prediction"] not in ("", item["saved"], *item["written"])
     warned = item["told"] == CHANGES
     item |= {"notes": notes.strip(), "told": ""}
@@ -255,7 +258,7 @@ def press(desk, what, key, place, text, notes, draft):
     match what:
         case "Draft" | "Another" if not item["mail"].strip():
             item["told"] = "The mail is empty: there is nothing to answer."
-        case "Draft" | "Another" if edited and not warned and not item["busy"]:
+        case "Draft" | "Another" | bytes() if edited and not warned and not item["busy"]:
             item["told"] = CHANGES
         case "Draft" | "Another" if not item["busy"]:
             order(desk, tab, item, again=what == "Another")
@@ -264,13 +267,12 @@ def press(desk, what, key, place, text, notes, draft):
         case "Stop":
             tab["todo"].clear()
             tab["stops"] += 1
-        case "Save" if item["busy"] or not draft.strip():
+        case "Save" if item["busy"] or not item["prediction"].strip():
             item["told"] = "There is no draft to save."
         case "Save":
-            item["prediction"] = draft
             try:
                 mail.save_drafts(args.out, [item], again=True)
-                item |= {"saved": draft, "told": f"Saved in {args.out}."}
+                item |= {"saved": item["prediction"], "told": f"Saved in {args.out}."}
             except OSError as error:
                 item["told"] = f"Not saved: {error.filename}: {error.strerror}"
         case "Next":

@@ -206,7 +206,7 @@ def fill_defaults(args, rows):
         "max_prompt": room,  # the same in generation, whatever the reply
         "train_data": str(args.train_data),
         "train_data_sha256": hashlib.sha256(args.train_data.read_bytes()).hexdigest(),
-        "instruction": instruction.removesuffix(f" In the reply: {plain.get('notes')}"),
+        "instruction": instruction.removesuffix(f"In the reply: {plain.get('notes')}").rstrip(),
     }
     if Path(args.base_model).is_dir():  # so that it is found from any folder
         # models/ may be a link to another disk
@@ -233,7 +233,7 @@ def read_start(run, settings):
         die(f"--start-from {run}: no finished training is there")
     for name in ("base_model", "rank", "alpha"):
         if old.get(name) != settings[name]:
-            change = f"{old.get(name)!r}, not {settings[name]!r}"
+            change = f"{old.get(name)!r}, not {settings[name]!r}: give the same"
             die(f"--start-from {run}: its --{name.replace('_', '-')} is {change}")
     return {"start_from": str(run), "start_from_sha256": digest}
 
@@ -489,7 +489,8 @@ def encode_prompt(tokenizer, row, room):
         return rendered, ids, False
     length = bisect.bisect_right(range(len(text)), room, key=lambda n: len(prompt(n)[1])) - 1
     if length < 1:
-        die(f"row {row['id']}: no room for the mail in {room} tokens: raise --max-length")
+        more = "shorten its notes, or train with a larger --max-length"
+        die(f"row {row['id']}: no room for the mail in {room} tokens: {more}")
     return *prompt(length), True
 
 
@@ -589,6 +590,7 @@ def load_model(settings):
     )
     failure = f"{settings['base_model']} takes no adapter with these libraries"
     if settings["start_from"]:
+        failure = f"--start-from {settings['start_from']}: its adapter cannot be read"
         adapter, how = Path(settings["start_from"]) / "adapter", {"is_trainable": True}
         model = attempt(failure, PeftModel.from_pretrained, model, adapter, config=lora, **how)
     else:

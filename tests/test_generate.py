@@ -192,6 +192,9 @@ def test_drawn_tokens_are_as_frequent_as_they_are_likely():
         (["yes yes yes yes yes", "perhaps"], "yes", 1),  # a loop
         (["yes, tuesday (", "perhaps"], "yes, tuesday", 1),  # "(": it did not end
         (["ok so so so so so"], "", 0),
+        (["hahaha! Great!!!!!!!! 1,000,000,000,000 :) :) :) :)", "no", "no!"], "great", 0),
+        (["谢谢您的来信", "谢谢", "好的，我们周二十点见。"], "周二十点", 2),
+        (["Merci.", "Je\u0301ro\u0302me!", "Merci."], "J\u00e9r\u00f4me", 1),
     ],
 )
 def test_the_best_reply_says_the_notes_and_is_like_the_others(texts, notes, best):
@@ -280,7 +283,7 @@ def test_notes_join_the_instruction_and_stay_whole(run, tmp_path, one, capsys):
     assert "lost" in one(MAIL.encode() * 40, *flags).err
     with pytest.raises(SystemExit):
         one(MAIL.encode(), *flags[:-1], "no " * 200)
-    assert "raise --max-length" in capsys.readouterr().err
+    assert "shorten its notes" in capsys.readouterr().err
 
 
 def test_a_cut_mail_and_a_stopped_reply_are_told(run, one):

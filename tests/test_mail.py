@@ -2274,6 +2274,8 @@ def test_without_an_archive_one_line_says_so(tmp_path, capsys):
     # words of under four letters count whole
     no cat | nothing cats | no cat || no, no, no | "" | no || "" | Yes | ""
     Größe straße | GRÖSSE Strasse | ""
+    周二十点 화요일 | 好的，我们周二十点见。 화요일에 | "" || 周三 | 好的，我们周二十点见。 | 周三
+    Jérôme | J\u0065\u0301r\u006f\u0302me | ""
 """)
 def test_the_words_of_notes_that_a_draft_leaves_out(notes, reply, missing):
     assert mail.missing_words(notes, reply) == missing.split()

@@ -223,9 +223,15 @@ def test_a_name_reaches_the_script_as_it_was_given(clone, name):
 
 
 def test_own_mail_goes_on_from_the_notes_that_the_small_model_learned_once(clone):
-    own = ["mine", "MAILBOX=Sent.mbox", "AUTHOR=me@a.example"]
-    for model, start in (("models/SmolLM2-135M-Instruct", ["models/notes"]), ("other/model", None)):
+    own = ["mine", "MAILBOX=Sent.mbox", "AUTHOR=me@a.example", "FORMAT_FLAGS=--limit 9"]
+    small = "models/SmolLM2-135M-Instruct"
+    for model, start in (
+        *((name, ["models/notes"]) for name in (small, f"./{small}/", str(clone / small))),
+        ("other/model", None),
+    ):
         commands = method(clone, *own, f"MODEL={model}")
+        for formatted in calls(commands, "prepare_data.py"):  # all of the fictional mail
+            assert "data/notes/replies_624.csv" not in formatted[""] or "--limit" not in formatted
         *skill, training = calls(commands, "train.py")
         noted, _ = calls(commands, "prepare_data.py", "--notes")
         assert training.get("--start-from") == start and noted["--notes"] == ["0.7"]
@@ -235,7 +241,11 @@ def test_own_mail_goes_on_from_the_notes_that_the_small_model_learned_once(clone
 
 def test_the_demos_model_with_notes_is_made_like_ones_own(clone):
     made = []
-    for goal in (["runs/demo/notes/replies.txt"], ["mine", "MAILBOX=S", "AUTHOR=a@b.example"]):
+    # the demo is of the small model, whatever MODEL is
+    for goal in (
+        ["runs/demo/notes/replies.txt", "MODEL=other"],
+        ["mine", "MAILBOX=S", "AUTHOR=a@b.example"],
+    ):
         commands = method(clone, *goal)
         skill, training = calls(commands, "train.py")
         noted, *_ = calls(commands, "prepare_data.py", "--notes")

@@ -72,9 +72,11 @@ def desk(run, tmp_path):
     return {"args": args, "model": model, "rows": rows, "passed": "none", "tabs": {}}
 
 
-def press(desk, what, place, notes="", draft="", tab="a", text=None):
+def press(desk, what, place, notes="", draft=None, tab="a", text=None):
     """Press a button, or choose a mail, of the page that shows the mail at a place."""
-    text = desk["tabs"][tab]["items"][place]["mail"] if text is None else text
+    item = desk["tabs"][tab]["items"][place]
+    text = item["mail"] if text is None else text
+    draft = item["prediction"] if draft is None else draft
     return page.press(desk, what, tab, place, text, notes, draft)
 
 
@@ -122,7 +124,7 @@ def test_from_the_list_to_a_saved_draft(desk):
     assert len({*drafts}) == 4
     page.keep(desk, "a", 2, "My own words.", "prediction")
     fields = press(desk, "Draft", 2, "zanzibar, noon")
-    assert "press again" in fields[5] and page.show(desk, "a")[4] == "My own words."
+    assert "The same again" in fields[5] and page.show(desk, "a")[4] == "My own words."
     press(desk, "Draft", 2, "zanzibar, noon")
     assert wait(desk)[0] == drafts[0]  # the same again
 
@@ -154,7 +156,7 @@ def test_tabs_do_not_mix_and_keep_what_was_typed(desk):
     assert values(fields) == (1, desk["rows"][1]["prompt"][0]["content"], "", "")
     assert page.show(desk, "b")[1] == 0
     assert press(desk, 0, 1)[3:5] == ("yes, so", "yes!")
-    assert "press again" in press(desk, "Draft", 0, "yes, so")[5]
+    assert "The same again" in press(desk, "Draft", 0, "yes, so")[5]
     press(desk, "Draft", 0, "yes, so")
     seen = []
     for fields in page.follow(desk, "a"):
