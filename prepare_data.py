@@ -576,8 +576,9 @@ CLAUSE = regex.compile(rf"{WORD.pattern}(?:[^\S\n]*{WORD.pattern})*")  # no mark
 DECISIVE = regex.compile(  # what a note keeps, however often the author writes it
     r"""(?xi) .*n['’]t | yes | yep | yeah | no | nope | not | never | nothing | none | without
     | ja | nein | nicht | nie | kein(?:e[nmrs]?)? | ohne | nee | niet | geen | oui | non | pas
-    | jamais | s[ií] | nunca | não | да | нет | не | никогда | 是 | 好的 | [不没別别未].? | はい
-    | いい | ない"""
+    | jamais | s[ií] | nunca | não | nej | nei | ei | kyllä | nem | igen | hayır | evet | tidak
+    | không | да | нет | не | никогда | όχι | ναι | لا | نعم | 是 | 好的 | [不没別别未].? | はい
+    | いい | ない | 네 | 아니[요오]"""
 )
 CONDITION = re.compile(r"(?i)(?:if|falls|wenn|si|indien|если)(?: \S+){1,2}")  # if not
 GREETING = re.compile(r"(?i)(?:hi|hey|hello|dear|hallo|lieber?|bonjour|hola|olá|ciao|привет)\b")
@@ -633,9 +634,13 @@ def clauses_of(row):
         texts = [word.group().casefold() for word in words]
         named = not to.isdisjoint(texts) and SIGN_OFF.isdisjoint(texts) and follows not in ".?"
         greets = named or follows in (":", "：") or GREETING.match(text)
-        if CONDITION.fullmatch(text) or greets and not clauses and len(words) < 4:
+        greets = greets and not clauses and len(words) < 4 and not DECISIVE.fullmatch(text)
+        if CONDITION.fullmatch(text) or greets:
             continue
+        # The author's name, but not a will or a bill: it has a capital, or is behind a thanks.
         while texts and texts[-1] in author:
+            if words[len(texts) - 1].group().islower() and not SIGN_OFF.issuperset(texts[:-1]):
+                break
             texts.pop()
         if not signature.issuperset(texts):
             clauses.append(text[: words[len(texts) - 1].end()])

@@ -617,6 +617,32 @@ def test_no_note_is_a_fragment_that_tells_nothing(tmp_path, reply, notes):
         assert row.get("notes") == notes
 
 
+@pytest.mark.parametrize(
+    ("author", "reply", "clauses"),
+    [
+        ("Will May <will@tern.example>", "Yes, I will. Will", ["Yes", "I will"]),
+        (
+            "Bill Ott <b@tern.example>",
+            "Ann: send me the bill\nthanks bill",
+            ["send me the bill", "thanks"],
+        ),
+        (OKAFOR, "Yes: Tuesday. Maud", ["Yes", "Tuesday"]),
+    ],
+)
+def test_names_that_are_words_stay_words(author, reply, clauses):
+    row = {"From": author, "To": "ann@tern.example", "response": reply}
+    assert prepare_data.clauses_of(row) == clauses
+
+
+@pytest.mark.parametrize(
+    "no", "No Nej Nei Nee Nein Non Não Ei Nem Hayır Όχι Нет لا 아니요 Không".split()
+)
+def test_a_no_is_noted_in_any_language(tmp_path, no):
+    reply = f"{no}, the gannets fly over all of the lamps of the old pier"
+    *_, row = format_rows(tmp_path, [*PLAIN, ("30", reply, "And?")], "--notes", 1, "--as-shipped")
+    assert row["notes"].split(", ")[0] == no
+
+
 @given(st.text(alphabet="aM1.,:'@&%$ \n\t\x1c\x85\u2028是ไा\u0301İßnot"))
 def test_notes_are_made_of_any_text(reply):
     row = {"id": "1", "From": OKAFOR, "To": "a@tern.example", "mail": "", "response": reply}
