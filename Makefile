@@ -124,7 +124,7 @@ runs/experience2/comparison.md: $(E2:=/results_summary.txt)
 # Flags of single files
 data/experience1/random_train_625.jsonl: private FLAGS = --without-sender jeff.dasovich@enron.com
 data/experience2/%.jsonl: private FLAGS = --author-name "Jeff Dasovich"
-runs/demo/%: override MODEL := $(EMBEDDED)
+runs/demo/%: MODEL := $(EMBEDDED)
 DRAFT := --samples 8
 NEW = data/$(NAME)/inbox.jsonl
 ANSWERS = data/$(NAME)/answers.jsonl
@@ -140,7 +140,10 @@ $(SKILL)/train.json: override MODEL := $(EMBEDDED)
 $(SKILL)/train.json: private FLAGS = --epochs 2
 runs/demo/notes/train.json runs/$(NAME)/train.json: private FLAGS = \
     $(if $(SMALL),--start-from $(SKILL))
-runs/demo/notes/train.json $(if $(SMALL),runs/$(NAME)/train.json): | $(SKILL)/train.json
+# The demo's is the small one unless the command line says another
+$(if $(SMALL),runs/$(NAME)/train.json) \
+    $(if $(SMALL)$(filter-out command,$(firstword $(origin MODEL))),runs/demo/notes/train.json): \
+    | $(SKILL)/train.json
 
 .PHONY: demo experience1 experience2 all data mine drafts reply page export serve model \
     clean-private test test-slow bench gpu-check report help
@@ -242,7 +245,7 @@ runs/%/train.json: | .venv/installed $(BASE)
 runs/sizes/%/train.json: data/experience2/jeff_dasovich_train_863.jsonl | .venv/installed $(BASE)
 	$Q$(train) $(FLAGS) --limit $* $(BRIEF) $(TRAIN_FLAGS)
 $(SKILL)/train.json: data/notes/replies_624.jsonl | .venv/installed $(EMBEDDED)/model.safetensors
-	@echo "teaching the model to follow notes, once for all of yours: some ten minutes"
+	@echo "teaching the model to follow notes, once for all of yours: a quarter of an hour"
 	$Q$(train) $(FLAGS) $(BRIEF)
 $(patsubst %,runs/demo/%/train.json,exp1.M-M exp2.B-M notes): \
     | $(EMBEDDED)/model.safetensors

@@ -18,7 +18,9 @@ SHORT = (
     "--epochs 2 --batch-size 4 --micro-batch-size 2 --rank 4 --learning-rate 1e-2 "
     "--max-length 160 --max-reply-length 40"
 )
-FAST = f"{SHORT} --validation-fraction 0.05 --quantization none"  # a checkpoint each second update
+FAST = (  # a checkpoint each second update, and the same to the last bit in each run
+    f"{SHORT} --validation-fraction 0.05 --quantization none --dtype float32"
+)
 ADAPTER = "adapter/adapter_model.safetensors"
 RESULTS = (
     "replies.csv train.csv test.csv train.jsonl test.jsonl run/adapter/adapter_model.safetensors "

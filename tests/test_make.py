@@ -241,11 +241,9 @@ def test_own_mail_goes_on_from_the_notes_that_the_small_model_learned_once(clone
 
 def test_the_demos_model_with_notes_is_made_like_ones_own(clone):
     made = []
-    # the demo is of the small model, whatever MODEL is
-    for goal in (
-        ["runs/demo/notes/replies.txt", "MODEL=other"],
-        ["mine", "MAILBOX=S", "AUTHOR=a@b.example"],
-    ):
+    (training,) = calls(method(clone, "runs/demo/notes/train.json", "MODEL=other"), "train.py")
+    assert training["--base-model"] == ["other"] and "--start-from" not in training
+    for goal in (["runs/demo/notes/replies.txt"], ["mine", "MAILBOX=S", "AUTHOR=a@b.example"]):
         commands = method(clone, *goal)
         skill, training = calls(commands, "train.py")
         noted, *_ = calls(commands, "prepare_data.py", "--notes")
