@@ -456,6 +456,7 @@ def test_llama_cpp_gives_the_same_replies(tmp_path, monkeypatch):
 MISTAKES = [
     ("--data x.jsonl", "whose replies?"),
     ("--run RUN", "exactly one of"),
+    ("--run RUN --data x.jsonl --notes no", "--notes wants --mail"),
     ("--run RUN --data missing.jsonl", "missing.jsonl: no such file"),
     ("--run nowhere --data missing.jsonl", "`make mine` or train.py writes it"),
     ("--run RUN --untuned --data x.jsonl", "--output"),

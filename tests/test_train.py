@@ -315,6 +315,14 @@ def test_a_small_mailbox_is_read_more_often(rows, epochs, tiny, tmp_path):
     assert settings["epochs"] == 1
 
 
+@pytest.mark.parametrize("said", ["", "Answer kindly."])
+def test_the_instruction_of_a_run_is_without_notes(said, tiny, tmp_path):
+    told = row(1, system=f"{said} In the reply: brass".strip()) | {"notes": "brass"}
+    data = write_jsonl(tmp_path / "train.jsonl", [told])
+    settings = train.fill_defaults(train.parse_args(arguments(tiny, data, "x")), [told])
+    assert settings["instruction"] == said
+
+
 def test_a_base_model_beside_the_script_is_known_by_its_place_there(tiny, tmp_path, monkeypatch):
     """So that train.json names nobody's home."""
     monkeypatch.setattr(train, "HERE", tiny.parent)
@@ -403,6 +411,10 @@ def test_training_goes_on_from_another_runs_adapter(tiny, trained, tmp_path, cap
         "its --alpha is 32.0, not 9.0": [*more, "--alpha", 9],
     }.items():
         assert says in refused(fit, tiny, data, other, *flags)
+    torn = shutil.copytree(start, tmp_path / "torn")
+    (torn / ADAPTER).write_bytes(b"x" * 99)
+    error = refused(fit, tiny, data, other, "--start-from", torn)
+    assert f"--start-from {torn}: its adapter cannot be read" in error
     shutil.copytree(tiny, tmp_path / "tiny2")
     assert "its --base-model is" in refused(fit, tmp_path / "tiny2", data, other, *more)
 
