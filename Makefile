@@ -37,11 +37,13 @@ OWN := $(filter mine drafts reply page export serve,$(MAKECMDGOALS))
 TAKEN := sample notes experience1 experience2 small_dataset demo sizes small
 $(if $(OWN),$(if $(or $(findstring /,$(NAME)),$(filter $(TAKEN),$(NAME)),$(word 2,$(NAME))),\
     $(error NAME=$(NAME): take another word for the name of a model)))
-$(if $(filter mine,$(OWN)),$(foreach knob,MAILBOX AUTHOR MODEL,$(if $(call differs,$(knob)),$(error \
-    data/$(NAME) is of $(knob)=$(call kept,$(knob)): to start over, rm -r data/$(NAME) runs/$(NAME); \
+$(if $(filter mine,$(OWN)),$(foreach knob,MAILBOX AUTHOR MODEL,$(if $(call differs,$(knob)),\
+    $(error data/$(NAME) is of $(knob)=$(call kept,$(knob)): \
+    to start over, rm -r data/$(NAME) runs/$(NAME); \
     for another model beside it, make mine NAME=other))))
 $(foreach knob,$(if $(OWN),MAILBOX AUTHOR $(if $(filter mine,$(OWN)),MODEL)),\
-    $(if $(call given,$(knob)),,$(if $(call kept,$(knob)),$(eval $(knob) := $$(call kept,$(knob))))))
+    $(if $(call given,$(knob)),,\
+    $(if $(call kept,$(knob)),$(eval $(knob) := $$(call kept,$(knob))))))
 FINISHED := $(wildcard $(patsubst %,runs/%/*/train.json,\
     $(filter experience1 experience2,$(MAKECMDGOALS:all=experience1 experience2))))
 $(if $(and $(call given,MODEL),$(FINISHED)),$(foreach run,$(shell grep -LF -e '"$(MODEL)"' \
@@ -321,8 +323,8 @@ model: $(EMBEDDED)/model.safetensors ## make the small model
 $(EMBEDDED)/model.safetensors: | .venv/installed
 	$Q$(ALONE) python tests/embedded_model.py $(@D)
 clean-private: ## delete all mail but the sample's and the study's, and all models made of it
-	$Qfind -H $(wildcard data runs) -mindepth 1 -maxdepth 1 $(addprefix ! -name ,sample notes SHA256SUMS \
-	    mail_phrases.toml experience1 experience2 small_dataset demo sizes small) \
+	$Qfind -H $(wildcard data runs) -mindepth 1 -maxdepth 1 \
+	    $(addprefix ! -name ,$(TAKEN) SHA256SUMS mail_phrases.toml) \
 	    -print -exec rm -r {} +
 test: .venv/installed $(EMBEDDED)/model.safetensors ## all tests but the slow ones
 	$Qruff format --check --quiet . && ruff check --quiet .

@@ -43,8 +43,9 @@ STYLE = """
 START = """() => {
     addEventListener("keydown", event => {
         const own = event.target == document.querySelectorAll("textarea")[2]  // the draft
-        const again = event.repeat || own
-        if (event.key == "Enter" && (event.ctrlKey || event.metaKey) && !again)
+        if (own || event.repeat)
+            return
+        if (event.key == "Enter" && (event.ctrlKey || event.metaKey))
             document.querySelector("#draft").click()
     })
     return sessionStorage.tab ||= crypto.randomUUID()
