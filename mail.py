@@ -553,7 +553,8 @@ CITED = layout(  # how programs write a <blockquote> that is a quote, and one th
     re.IGNORECASE,
 )
 HIDDEN = re.compile(  # an element that is not shown, mostly a line for lists of mail
-    r"""<(\w+)\s[^<>]*\bstyle=["'][^"'<>]*(?:display:\s*none|mso-hide:\s*all|visibility:\s*hidden)"""
+    r"""<(\w+)\s[^<>]*\bstyle=["'][^"'<>]*"""
+    r"""(?:display:\s*none|mso-hide:\s*all|visibility:\s*hidden)"""
     r"[^<>]*>[^<]*(?:<(?!/?\1\b)[^<]*)*</\1\s*>",
     re.IGNORECASE,
 )
