@@ -560,7 +560,8 @@ def fit(train_set, validation_set, settings, run):
 def load_model(settings):
     """The base model with a fresh LoRA adapter on its linear layers."""
     import torch
-    from peft import LoraConfig, PeftModel, get_peft_model
+    from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+    from peft import set_peft_model_state_dict as read_back
     from transformers import set_seed
 
     model = load_base(settings)
@@ -595,6 +596,9 @@ def load_model(settings):
         model = attempt(failure, PeftModel.from_pretrained, model, adapter, config=lora, **how)
     else:
         model = attempt(failure, get_peft_model, model, lora)
+    lost = read_back(model, get_peft_model_state_dict(model)).missing_keys
+    if any("lora_" in name for name in lost):  # now, not after hours
+        die(f"{settings['base_model']} takes no adapter: PEFT does not read all of it back")
     model.print_trainable_parameters()
     return model
 
