@@ -155,7 +155,8 @@ def test_make_keeps_what_is_done_when_a_signal_comes_before_its_recipe_has_ended
         time.sleep(0.001)
     os.killpg(process.pid, number)
     output, _ = process.communicate()
-    assert process.returncode in (2, -number), output  # 0: the recipe was quicker
+    stopped = process.returncode == 2 and "interrupted" in output  # the recipe, or make itself
+    assert stopped or process.returncode == -number, output
     assert json.loads(done.read_text())["updates"], output
 
 
